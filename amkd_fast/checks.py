@@ -1,0 +1,90 @@
+"""Argument checks that every operation shares. Each error names the argument, the value and the rule."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
+def choice(name: str, value: object, options: Iterable[object]) -> None:
+    """``value`` must be one of ``options``."""
+    options = tuple(options)
+    if value not in options:
+        raise ValueError(f"{name}={value!r}: must be one of {', '.join(map(repr, options))}")
+
+
+def positive(name: str, value: float) -> float:
+    """``value`` must be a finite number above zero."""
+    value = _number(name, value)
+    if not (0.0 < value < math.inf):
+        raise ValueError(f"{name}={value!r}: must be a finite number above 0")
+    return value
+
+
+def non_negative(name: str, value: float) -> float:
+    """``value`` must be a finite number of at least zero."""
+    value = _number(name, value)
+    if not (0.0 <= value < math.inf):
+        raise ValueError(f"{name}={value!r}: must be a finite number of at least 0")
+    return value
+
+
+def finite(name: str, value: float) -> float:
+    """``value`` must be a finite number."""
+    value = _number(name, value)
+    if not math.isfinite(value):
+        raise ValueError(f"{name}={value!r}: must be a finite number")
+    return value
+
+
+def open_unit(name: str, value: float) -> float:
+    """``value`` must lie strictly between zero and one."""
+    value = _number(name, value)
+    if not (0.0 < value < 1.0):
+        raise ValueError(f"{name}={value!r}: must lie strictly between 0 and 1")
+    return value
+
+
+def tensor(name: str, value: object) -> None:
+    """``value`` must be a tensor."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} is a {type(value).__name__}: must be a torch.Tensor")
+
+
+def floating(name: str, value: object) -> None:
+    """``value`` must be a tensor of float32, float64, float16 or bfloat16."""
+    tensor(name, value)
+    if value.dtype not in FLOATING:
+        raise TypeError(f"{name}.dtype={value.dtype}: must be float32, float64, float16 or bfloat16")
+
+
+def integer(name: str, value: object) -> None:
+    """``value`` must be an int32 or int64 tensor (labels, indices)."""
+    tensor(name, value)
+    if value.dtype not in (torch.int64, torch.int32):
+        raise TypeError(f"{name}.dtype={value.dtype}: must be int64 or int32")
+
+
+def shape(name: str, value: Tensor, expected: tuple[int, ...], rule: str) -> None:
+    """``value.shape`` must equal ``expected``; ``rule`` says in words what that is."""
+    if tuple(value.shape) != tuple(expected):
+        raise ValueError(f"{name}.shape={tuple(value.shape)}: must be {tuple(expected)}, {rule}")
+
+
+def same_device(**tensors: Tensor | None) -> None:
+    """All tensors given (``None`` and non-tensors are passed over) must live on the first one's device."""
+    named = [(name, value) for name, value in tensors.items() if isinstance(value, Tensor)]
+    for name, value in named[1:]:
+        if value.device != named[0][1].device:
+            raise ValueError(f"{name}.device={value.device}: must be {named[0][1].device}, the device of {named[0][0]}")
+
+
+def _number(name: str, value: object) -> float:
+    if isinstance(value, Tensor) or isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} is a {type(value).__name__}: must be a number")
+    return float(value)
