@@ -29,12 +29,27 @@ WRITTEN = {
 
 try:
     from amkd_fast import _C
+
+    _BUILD: dict[str, object] | None = _C.build_info()
+    _BUILD_MISSING = ""
 except ImportError as error:
-    _C = None
-    _C_MISSING = (
-        f"the compiled extension is not there ({error}); build it with AMKD_FAST_BUILD=auto, cpu or cuda "
-        "and `pip install --no-build-isolation .`"
+    _BUILD = None
+    _BUILD_MISSING = (
+        f"the compiled extension is not there ({error}); AMKD_FAST_BUILD=auto (or cpu, cuda) and "
+        "`pip install --no-build-isolation .` build it"
     )
+
+# Triton reads this variable once, when it is imported, so a later change would not be honest.
+INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
+
+# Why a backend could run nowhere in this process. Plain data, so that torch.compile can trace `select`.
+_UNUSABLE = {
+    "reference": "",
+    "cpu": _BUILD_MISSING,
+    "triton": "" if importlib.util.find_spec("triton") else "triton is not installed",
+    "cuda": _BUILD_MISSING or ("" if _BUILD["cuda"] else "the extension was built without CUDA kernels"),
+}
+_AUTO = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
 
 _forced = "auto"
 _last: dict[str, str] = {}
@@ -43,7 +58,7 @@ _warned: set[str] = set()
 
 def build_info() -> dict[str, object] | None:
     """What the compiled extension holds (SIMD levels, CUDA architectures, decision), or None where there is none."""
-    return None if _C is None else _C.build_info()
+    return _BUILD
 
 
 def available() -> dict[str, dict[str, str]]:
@@ -57,7 +72,7 @@ def available() -> dict[str, dict[str, str]]:
         >>> af.backends.available()["kl"]["reference"]
         ''
     """
-    return {op: {name: _missing(op, name) for name in BACKENDS} for op in WRITTEN}
+    return {op: {name: _absent(op, name) for name in BACKENDS} for op in WRITTEN}
 
 
 def last(op: str) -> str | None:
@@ -92,19 +107,19 @@ def backend(name: str) -> Iterator[None]:
         _forced = before
 
 
-def select(op: str, device: torch.device) -> str:
-    """Choose the backend for a call of ``op`` on tensors of ``device`` and remember it for :func:`last`.
+def select(op: str, device: str) -> str:
+    """Choose the backend for a call of ``op`` on tensors of a device type (``"cpu"``, ``"cuda"``); :func:`last` tells.
 
     Raises:
         RuntimeError: A backend was asked for by name that cannot run here or not on this device.
     """
-    name = _select_auto(op, device.type) if _forced == "auto" else _select_named(op, device.type)
+    name = _select_auto(op, device) if _forced == "auto" else _select_named(op, device)
     _last[op] = name
     return name
 
 
 def _select_named(op: str, device: str) -> str:
-    reason = _missing(op, _forced)
+    reason = _unusable(op, _forced)
     if reason:
         raise RuntimeError(f"backend {_forced!r} was asked for by name, but for {op!r}: {reason}")
     if not _serves(_forced, device):
@@ -113,46 +128,31 @@ def _select_named(op: str, device: str) -> str:
 
 
 def _select_auto(op: str, device: str) -> str:
-    for name in ("cuda", "triton") if device == "cuda" else ("cpu",) if device == "cpu" else ():
-        if name not in WRITTEN[op]:
-            continue
-        reason = _missing(op, name)
-        if not reason:
-            return name
-        _warn_once(f"amkd_fast.{op}: backend {name!r} cannot run, using the next one: {reason}")
+    for name in _AUTO.get(device, ("reference",)):
+        if name in WRITTEN[op]:
+            reason = _unusable(op, name)
+            if not reason:
+                return name
+            _warn_once(f"amkd_fast {op}: backend {name!r} cannot run, taking the next one: {reason}")
     return "reference"
 
 
 def _serves(name: str, device: str) -> bool:
-    if name == "reference":
-        return True
     if name == "triton":
-        return device == "cuda" or (device == "cpu" and interpreting())
-    return name == device
+        return device == "cuda" or (device == "cpu" and INTERPRETING)
+    return name == device or name == "reference"
 
 
-def interpreting() -> bool:
-    """Triton runs its kernels in the interpreter, on the CPU (``TRITON_INTERPRET=1``)."""
-    return os.environ.get("TRITON_INTERPRET") == "1"
+def _unusable(op: str, name: str) -> str:
+    return _UNUSABLE[name] if name in WRITTEN[op] else "not written yet"
 
 
-def _missing(op: str, name: str) -> str:
-    """The reason why a backend cannot run here, empty when it can."""
-    if name not in WRITTEN[op]:
-        return "not written yet"
-    if name == "reference":
-        return ""
-    if name == "triton":
-        if importlib.util.find_spec("triton") is None:
-            return "triton is not installed"
-        return "" if torch.cuda.is_available() or interpreting() else "no CUDA device"
-    if _C is None:
-        return _C_MISSING
-    if name == "cuda":
-        if not _C.build_info()["cuda"]:
-            return "the extension was built without CUDA kernels"
-        return "" if torch.cuda.is_available() else "no CUDA device"
-    return ""
+def _absent(op: str, name: str) -> str:
+    """The reason why a backend cannot run on this machine, empty when it can."""
+    reason = _unusable(op, name)
+    if reason or name in ("reference", "cpu") or torch.cuda.is_available() or (name == "triton" and INTERPRETING):
+        return reason
+    return "no CUDA device"
 
 
 def _warn_once(message: str) -> None:

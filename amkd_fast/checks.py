@@ -85,6 +85,6 @@ def same_device(**tensors: Tensor | None) -> None:
 
 
 def _number(name: str, value: object) -> float:
-    if isinstance(value, Tensor) or isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, (Tensor, bool)) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} is a {type(value).__name__}: must be a number")
     return float(value)

@@ -1,0 +1,1 @@
+"""Fused operations for Adversarial Metric Knowledge Distillation, usable in any PyTorch trainer."""

@@ -1,0 +1,263 @@
+"""Temperature-scaled divergences between the logits of a student and a teacher, and CE + KL in one pass."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from amkd_fast import backends, checks
+from amkd_fast.ops.kl import function
+from amkd_fast.ops.kl.function import DIVERGENCES, FusedKL, Scalars
+from amkd_fast.ops.kl.reference import statistics_dtype
+
+_OPERATORS = {}  # backend → (forward, backward)
+if backends.build_info() is not None:
+    from amkd_fast.ops.kl import native
+
+    _OPERATORS["cpu"] = _OPERATORS["cuda"] = (native.forward_op, native.backward_op)
+
+
+class DistillationLoss(NamedTuple):
+    """What :func:`distillation_loss` returns; ``total`` has the graph, ``ce`` and ``kl`` are for logging."""
+
+    total: Tensor
+    ce: Tensor
+    kl: Tensor
+
+
+def kl_div(
+    student: Tensor,
+    teacher: Tensor,
+    temperature: float = 1.0,
+    *,
+    divergence: str = "forward",
+    beta: float = 0.5,
+    weight: float | Tensor | None = None,
+    scale_by_t2: bool = True,
+    reduction: str = "batchmean",
+) -> Tensor:
+    r"""Divergence between the softened distributions of student and teacher, straight from their logits.
+
+    With :math:`q = σ(z_s/T)` and :math:`p = σ(z_t/T)`: ``forward`` is :math:`KL(p‖q)`, ``reverse`` is
+    :math:`KL(q‖p)` and ``js`` is :math:`β KL(p‖m) + (1−β) KL(q‖m)` with :math:`m = βp + (1−β)q`.
+
+    A class whose logit is −inf in both networks is masked out and contributes 0; a row without any other class has no
+    distribution and is NaN. Where only the student's logit is −inf the forward divergence is +inf. A NaN or +inf logit
+    makes its own row NaN and no other.
+
+    Args:
+        student: Logits [..., K] of any strides, fp32, fp64, fp16 or bf16; K ≥ 1.
+        teacher: Logits [..., K]. Where the dtypes differ both are promoted to the common one.
+        temperature: T > 0 that divides both logits.
+        divergence: ``"forward"``, ``"reverse"`` or ``"js"``.
+        beta: Weight of the teacher in ``js``, strictly between 0 and 1.
+        weight: Factor on every row, a float or a tensor [...]; it does not enter the denominator of a mean.
+        scale_by_t2: Multiply by T², so that the gradient's size does not depend on the temperature.
+        reduction: ``"none"`` (one value a row, [...]), ``"sum"``, ``"mean"`` (over the rows) or ``"batchmean"`` (the
+            sum over the size of the first dimension). With no rows every sum and mean is 0.
+
+    Returns:
+        The loss in fp32 (fp64 for fp64 logits). Gradients flow to student, teacher and a weight tensor, any number of
+        times; those other than the student's first come from the reference.
+
+    Raises:
+        TypeError: An argument has the wrong type or dtype.
+        ValueError: A shape, device or value breaks the rules above.
+
+    Source:
+        Hinton, Vinyals and Dean, Distilling the Knowledge in a Neural Network (2015); Lin, Divergence measures based on
+        the Shannon entropy (1991).
+
+    Example:
+        >>> import torch, amkd_fast as af
+        >>> student = torch.tensor([[1.0, 0.0], [0.0, 2.0]], requires_grad=True)
+        >>> teacher = torch.tensor([[0.0, 1.0], [0.0, 2.0]])
+        >>> loss = af.kl_div(student, teacher, temperature=1.0)
+        >>> loss.backward()
+        >>> f"{loss.item():.4f}", f"{student.grad[0, 0].item():.4f}"
+        ('0.2311', '0.2311')
+    """
+    checks.choice("divergence", divergence, DIVERGENCES[:3])
+    beta = checks.open_unit("beta", beta)
+    return _divergence(student, teacher, temperature, divergence, beta, weight, scale_by_t2, reduction)
+
+
+def soft_cross_entropy(
+    student: Tensor,
+    teacher: Tensor,
+    temperature: float = 1.0,
+    *,
+    weight: float | Tensor | None = None,
+    scale_by_t2: bool = False,
+    reduction: str = "batchmean",
+) -> Tensor:
+    r"""Cross-entropy of the student's softened distribution under the teacher's, :math:`−Σ σ(z_t/T) \log σ(z_s/T)`.
+
+    Its gradient in the student is that of the forward KL divergence; its value keeps the teacher's entropy.
+
+    Args:
+        student: Logits [..., K], as in :func:`kl_div`.
+        teacher: Logits [..., K], as in :func:`kl_div`.
+        temperature: T > 0 that divides both logits.
+        weight: Factor on every row, a float or a tensor [...].
+        scale_by_t2: Multiply by T²; off, as in the public BSS code.
+        reduction: As in :func:`kl_div`.
+
+    Returns:
+        The loss in fp32 (fp64 for fp64 logits).
+
+    Raises:
+        TypeError: An argument has the wrong type or dtype.
+        ValueError: A shape, device or value breaks the rules.
+
+    Source:
+        Hinton, Vinyals and Dean, Distilling the Knowledge in a Neural Network (2015).
+
+    Example:
+        >>> import torch, amkd_fast as af
+        >>> f"{af.soft_cross_entropy(torch.zeros(4, 10), torch.zeros(4, 10)).item():.4f}"  # log 10
+        '2.3026'
+    """
+    return _divergence(student, teacher, temperature, "soft_cross_entropy", 0.5, weight, scale_by_t2, reduction)
+
+
+def distillation_loss(
+    student: Tensor,
+    teacher: Tensor,
+    labels: Tensor | None = None,
+    *,
+    temperature: float = 4.0,
+    ce_weight: float | Tensor = 0.1,
+    kl_weight: float | Tensor = 0.9,
+    divergence: str = "forward",
+    scale_by_t2: bool = True,
+    ignore_index: int = -100,
+) -> DistillationLoss:
+    r"""Hard-label cross-entropy and softened divergence in one pass over the logits.
+
+    ``total`` is the mean over the labelled rows of ``ce_weight`` · CE plus the mean over all rows of ``kl_weight`` ·
+    divergence. A row whose label is ``ignore_index`` takes no part in the cross-entropy and keeps its divergence, so
+    that unlabelled images can be mixed in.
+
+    Args:
+        student: Logits [..., K], as in :func:`kl_div`.
+        teacher: Logits [..., K], as in :func:`kl_div`.
+        labels: Classes [...], int64 or int32, from 0 to K − 1 or ``ignore_index``; without them there is no CE part.
+        temperature: T > 0 of the divergence; the cross-entropy is at temperature 1.
+        ce_weight: Weight of the cross-entropy, a float or a tensor [...].
+        kl_weight: Weight of the divergence, a float or a tensor [...].
+        divergence: ``"forward"``, ``"reverse"`` or ``"js"`` (β = ½).
+        scale_by_t2: Multiply the divergence by T².
+        ignore_index: The label that means «no label».
+
+    Returns:
+        ``DistillationLoss(total, ce, kl)`` of scalars in fp32 (fp64 for fp64 logits). ``ce`` and ``kl`` (with T²) are
+        the means before weighting and carry no graph; with float weights ``total = ce_weight·ce + kl_weight·kl``. A
+        part without rows is 0.
+
+    Raises:
+        TypeError: An argument has the wrong type or dtype.
+        ValueError: A shape, device or value breaks the rules. A label out of range is found on the CPU; on a GPU, where
+            looking would stall the device, it makes the loss NaN.
+
+    Source:
+        Hinton, Vinyals and Dean, Distilling the Knowledge in a Neural Network (2015). Public code disagrees on what a
+        bare ``alpha`` weighs, hence the two names.
+
+    Example:
+        >>> import torch, amkd_fast as af
+        >>> student, teacher = torch.zeros(4, 10, requires_grad=True), torch.zeros(4, 10)
+        >>> loss = af.distillation_loss(student, teacher, torch.tensor([0, 1, 2, -100]), temperature=4.0)
+        >>> loss.total.backward()
+        >>> f"{loss.ce.item():.4f} {loss.kl.item():.4f} {loss.total.item():.4f}"
+        '2.3026 0.0000 0.2303'
+    """
+    checks.choice("divergence", divergence, DIVERGENCES[:3])
+    shape, student, teacher = _logits(student, teacher)
+    temperature = checks.positive("temperature", temperature)
+    if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
+        raise TypeError(f"ignore_index is a {type(ignore_index).__name__}: must be an int")
+    if labels is not None:
+        checks.integer("labels", labels)
+        checks.shape("labels", labels, shape[:-1], "one label a row of student")
+        checks.same_device(student=student, labels=labels)
+        labels = labels.reshape(-1)
+    kl_factor, kl_weight = _weight("kl_weight", kl_weight, shape, student)
+    ce_factor, ce_weight = _weight("ce_weight", ce_weight, shape, student)
+    scalars = Scalars(
+        temperature,
+        DIVERGENCES.index(divergence),
+        0.5,
+        temperature * temperature if scale_by_t2 else 1.0,
+        kl_factor / max(student.shape[0], 1),
+        ce_factor,
+        ignore_index,
+        False,
+    )
+    return DistillationLoss(*_run(student, teacher, kl_weight, labels, ce_weight, scalars))
+
+
+def _divergence(student, teacher, temperature, divergence, beta, weight, scale_by_t2, reduction) -> Tensor:
+    shape, student, teacher = _logits(student, teacher)
+    temperature = checks.positive("temperature", temperature)
+    factor, weight = _weight("weight", weight, shape, student)
+    if reduction == "batchmean":
+        factor /= max(shape[0], 1) if len(shape) > 1 else 1
+    elif reduction == "mean":
+        factor /= max(student.shape[0], 1)
+    else:
+        checks.choice("reduction", reduction, ("none", "sum", "mean", "batchmean"))
+    row_scale = temperature * temperature if scale_by_t2 else 1.0
+    per_row = reduction == "none"
+    number = DIVERGENCES.index(divergence)
+    scalars = Scalars(temperature, number, beta, row_scale, factor, 0.0, -100, per_row)
+    loss = _run(student, teacher, weight, None, None, scalars)[0]
+    return loss.view(shape[:-1]) if per_row and len(shape) != 2 else loss
+
+
+def _logits(student: Tensor, teacher: Tensor) -> tuple[torch.Size, Tensor, Tensor]:
+    """Check both logits; return their shape and the two of them as [B, K] in one dtype."""
+    checks.floating("student", student)
+    checks.floating("teacher", teacher)
+    shape = student.shape
+    if len(shape) == 0 or shape[-1] == 0:
+        raise ValueError(f"student.shape={tuple(shape)}: must be [..., K] with at least one class")
+    if teacher.shape != shape:
+        checks.shape("teacher", teacher, tuple(shape), "the shape of student")
+    if teacher.device != student.device:
+        checks.same_device(student=student, teacher=teacher)
+    if student.dtype != teacher.dtype:
+        dtype = torch.promote_types(student.dtype, teacher.dtype)
+        student, teacher = student.to(dtype), teacher.to(dtype)
+    if len(shape) != 2:
+        student, teacher = student.reshape(-1, shape[-1]), teacher.reshape(-1, shape[-1])
+    return shape, student, teacher
+
+
+def _weight(
+    name: str, weight: float | Tensor | None, shape: torch.Size, student: Tensor
+) -> tuple[float, Tensor | None]:
+    """Split a weight into a number and a tensor [B] in the statistics' dtype."""
+    if weight is None:
+        return 1.0, None
+    if not isinstance(weight, Tensor):
+        return checks.finite(name, weight), None
+    checks.floating(name, weight)
+    checks.shape(name, weight, tuple(shape[:-1]), "one weight a row of student")
+    checks.same_device(student=student, **{name: weight})
+    return 1.0, weight.reshape(-1).to(statistics_dtype(student.dtype))
+
+
+def _run(student, teacher, weight, labels, ce_weight, scalars: Scalars) -> tuple[Tensor, Tensor, Tensor]:
+    name = backends.select("kl", student.device.type)
+    if name == "reference":
+        return function.compute(student, teacher, weight, labels, ce_weight, scalars)
+    if name not in _OPERATORS:
+        from amkd_fast.ops.kl import triton  # not at the top: importing amkd_fast does not import triton
+
+        _OPERATORS["triton"] = (triton.forward_op, triton.backward_op)
+    forward_op, backward_op = _OPERATORS[name]
+    loss, stats = FusedKL.apply(forward_op, backward_op, student, teacher, weight, labels, ce_weight, *scalars)
+    return loss, stats[-2], stats[-1]

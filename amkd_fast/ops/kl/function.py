@@ -1,0 +1,90 @@
+"""Autograd around the KL operators: one Function for every divergence, with or without a cross-entropy part."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from amkd_fast.ops.kl import reference
+
+DIVERGENCES = ("forward", "reverse", "js", "soft_cross_entropy")  # the position is the operators' `divergence` number
+
+# Statistics that the forward operator leaves for the backward one, field by field ([FIELDS, B], flat), then the
+# three TAIL scalars. csrc/kl/kl.h has the same list.
+FIELDS = 6  # student max, student log-sum, teacher max, teacher log-sum, inner, student log-sum at temperature 1
+TAIL = 3  # number of labelled rows, mean cross-entropy, mean divergence
+
+
+class Scalars(NamedTuple):
+    """The numbers of one call, in the order in which the operators take them."""
+
+    temperature: float
+    divergence: int
+    beta: float
+    row_scale: float  # T² or 1, part of every row's divergence
+    kl_factor: float  # weight and normaliser of the divergence
+    ce_factor: float  # weight of the mean cross-entropy
+    ignore_index: int
+    per_row: bool  # reduction "none"
+
+
+def compute(
+    student: Tensor, teacher: Tensor, weight: Tensor | None, labels: Tensor | None, ce_weight: Tensor | None, s: Scalars
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The loss by the reference: (loss, mean cross-entropy, mean divergence); the last two without a graph."""
+    rows = s.row_scale * reference.row_divergence(student, teacher, s.temperature, DIVERGENCES[s.divergence], s.beta)
+    weighted = s.kl_factor * (rows if weight is None else rows * weight)
+    if labels is None:
+        return (weighted if s.per_row else weighted.sum()), rows.new_zeros(()), rows.detach().sum() / max(len(rows), 1)
+    cross_entropy = reference.row_cross_entropy(student, labels, s.ignore_index)  # [B]
+    labelled = (labels != s.ignore_index).sum().clamp(min=1)
+    weighted_ce = (cross_entropy if ce_weight is None else cross_entropy * ce_weight).sum() / labelled
+    loss = weighted.sum() + s.ce_factor * weighted_ce
+    return loss, cross_entropy.detach().sum() / labelled, rows.detach().sum() / max(len(rows), 1)
+
+
+class FusedKL(torch.autograd.Function):
+    """(loss, statistics) of logits [B, K] from the operators of one backend.
+
+    The backward pass recomputes the probabilities from the statistics. Gradients other than the student's, and the
+    differentiable gradient that a double backward needs, come from the reference: they are rare, and one definition
+    of them is enough.
+    """
+
+    @staticmethod
+    def forward(ctx, forward_op, backward_op, student, teacher, weight, labels, ce_weight, *scalars):
+        loss, stats = forward_op(student, teacher, weight, labels, ce_weight, *scalars)
+        ctx.save_for_backward(student, teacher, weight, labels, ce_weight, stats)
+        ctx.backward_op, ctx.scalars = backward_op, scalars
+        ctx.mark_non_differentiable(stats)
+        ctx.set_materialize_grads(False)
+        return loss, stats
+
+    @staticmethod
+    def backward(ctx, grad_loss, _):
+        if grad_loss is None:
+            return (None,) * (7 + len(Scalars._fields))
+        student, teacher, weight, labels, ce_weight, stats = ctx.saved_tensors
+        _, _, *needed = ctx.needs_input_grad[:7]
+        grads = [None] * 5
+        differentiable = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        if needed[0] and not differentiable:
+            grads[0] = ctx.backward_op(grad_loss, student, teacher, weight, labels, ce_weight, stats, *ctx.scalars)
+            needed = (False, *needed[1:])
+        if any(needed):
+            inputs = (student, teacher, weight, labels, ce_weight)
+            for i, grad in _reference_grads(grad_loss, inputs, needed, ctx.scalars, differentiable):
+                grads[i] = grad
+        return (None, None, *grads, *(None,) * len(Scalars._fields))
+
+
+def _reference_grads(grad_loss, inputs, needed, scalars, differentiable):
+    with torch.enable_grad():
+        if not differentiable:
+            inputs = [x.detach().requires_grad_(need) if need else x for x, need in zip(inputs, needed, strict=True)]
+        loss, _, _ = compute(*inputs, Scalars(*scalars))
+        wanted = [i for i, need in enumerate(needed) if need]
+        grads = torch.autograd.grad(loss, [inputs[i] for i in wanted], grad_loss, create_graph=differentiable)
+    return zip(wanted, grads, strict=True)

@@ -1,0 +1,55 @@
+"""The KL family in plain PyTorch: the definition that every kernel is tested against (METHODS §1).
+
+Differentiable any number of times, in the student, the teacher and the weights.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def row_divergence(student: Tensor, teacher: Tensor, temperature: float, divergence: str, beta: float) -> Tensor:
+    """Divergence of every row, [..., K] and [..., K] → [...], without T² and weights."""
+    a = log_probabilities(student, temperature)  # [..., K]
+    c = log_probabilities(teacher, temperature)  # [..., K]
+    q, p = a.exp(), c.exp()
+    if divergence == "forward":
+        terms = _times(p, c - a)
+    elif divergence == "reverse":
+        terms = _times(q, a - c)
+    elif divergence == "soft_cross_entropy":
+        terms = _times(p, -a)
+    else:
+        # A class that both distributions exclude has no mixture to compare with; zeros keep its gradient finite.
+        excluded = (p == 0) & (q == 0)
+        a, c = a.masked_fill(excluded, 0.0), c.masked_fill(excluded, 0.0)
+        log_m = torch.logaddexp(c + math.log(beta), a + math.log1p(-beta))
+        terms = beta * _times(p, c - log_m) + (1.0 - beta) * _times(q, a - log_m)
+    return terms.sum(-1)
+
+
+def row_cross_entropy(student: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
+    """Cross-entropy of every row at temperature 1, [B, K] and [B] → [B]; 0 where the label is ignored."""
+    ignored = labels == ignore_index
+    chosen = labels.masked_fill(ignored, 0).unsqueeze(-1).long()
+    return -log_probabilities(student, 1.0).gather(-1, chosen).squeeze(-1).masked_fill(ignored, 0.0)
+
+
+def log_probabilities(logits: Tensor, temperature: float) -> Tensor:
+    """log σ(z/T) in at least fp32."""
+    z = logits.to(statistics_dtype(logits.dtype))
+    # Subtracting the maximum before dividing keeps the low digits of logits with a large common offset.
+    return ((z - z.detach().amax(-1, keepdim=True)) / temperature).log_softmax(-1)
+
+
+def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
+    """fp64 for fp64, else fp32: the dtype of row statistics and losses."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _times(probability: Tensor, factor: Tensor) -> Tensor:
+    """The product, with 0·inf = 0: a class of probability 0 contributes nothing."""
+    return probability * factor.masked_fill(probability == 0, 0.0)

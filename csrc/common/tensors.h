@@ -1,0 +1,34 @@
+// Checks and shapes that the operators of every device share. They guard the raw operators; the public Python
+// functions check first and say it more kindly.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <optional>
+
+namespace amkd {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+inline ScalarType statistics_type(ScalarType type) {
+  return type == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+// `tensor` with unit column stride: itself where it has that already.
+inline Tensor with_unit_columns(const Tensor& tensor) {
+  return tensor.size(1) <= 1 || tensor.stride(1) == 1 ? tensor : torch::stable::contiguous(tensor);
+}
+
+// The data of an optional [rows] tensor, checked, or null. `hold` keeps a contiguous copy alive where one is needed.
+inline const void* row_data(const std::optional<Tensor>& tensor, const char* name, int64_t rows, ScalarType type,
+                            Tensor& hold) {
+  if (!tensor.has_value()) return nullptr;
+  STD_TORCH_CHECK(tensor->dim() == 1 && tensor->size(0) == rows, name, ": must have one element a row");
+  STD_TORCH_CHECK(tensor->scalar_type() == type, name, ": wrong dtype");
+  hold = tensor->is_contiguous() ? *tensor : torch::stable::contiguous(*tensor);
+  return hold.const_data_ptr();
+}
+
+}  // namespace amkd

@@ -1,0 +1,219 @@
+// The KL operators on CPU tensors: checks, outputs, threads, and the sums over the rows.
+#include "kl_cpu.h"
+
+#include <torch/csrc/stable/library.h>
+
+#include <algorithm>
+#include <memory>
+#include <vector>
+
+#include "../common/cpu_level.h"
+#include "../common/tensors.h"
+
+namespace amkd::kl {
+namespace {
+
+constexpr int64_t kGrain = 8192;  // elements that are worth a thread
+constexpr int64_t kSplit = 16384;  // classes above which threads share a row, where there are fewer rows than threads
+
+Element element_of(ScalarType type) {
+  switch (type) {
+    case ScalarType::Float:
+      return Element::kFloat;
+    case ScalarType::Double:
+      return Element::kDouble;
+    case ScalarType::Half:
+      return Element::kHalf;
+    case ScalarType::BFloat16:
+      return Element::kBFloat16;
+    default:
+      STD_TORCH_CHECK(false, "student: must be float32, float64, float16 or bfloat16");
+  }
+}
+
+const Kernels& kernels_of(Element element) {
+#ifdef AMKD_X86
+  switch (cpu_level()) {
+    case CpuLevel::kAvx512:
+      return avx512::kernels[static_cast<int>(element)];
+    case CpuLevel::kAvx2:
+      return avx2::kernels[static_cast<int>(element)];
+    case CpuLevel::kBaseline:
+      break;
+  }
+#endif
+  return baseline::kernels[static_cast<int>(element)];
+}
+
+// A problem with everything that its pointers point to.
+template <class Direction>
+struct Call {
+  Direction problem{};
+  Element element;
+  const Kernels& kernels;
+  Tensor student, teacher, labels, weight, ce_weight;
+
+  Call(const Tensor& student_in, const Tensor& teacher_in, const std::optional<Tensor>& weight_in,
+       const std::optional<Tensor>& labels_in, const std::optional<Tensor>& ce_weight_in, const Scalars& scalars)
+      : element(element_of(student_in.scalar_type())),
+        kernels(kernels_of(element)),
+        student(with_unit_columns(student_in)),
+        teacher(with_unit_columns(teacher_in)) {
+    STD_TORCH_CHECK(student.dim() == 2 && teacher.dim() == 2, "student, teacher: must be [B, K]");
+    STD_TORCH_CHECK(student.size(0) == teacher.size(0) && student.size(1) == teacher.size(1) && student.size(1) > 0,
+                    "teacher: must have the shape of student, with at least one class");
+    STD_TORCH_CHECK(student.scalar_type() == teacher.scalar_type(), "teacher: must have the dtype of student");
+    Problem& p = problem;
+    p.scalars = scalars;
+    p.rows = student.size(0);
+    p.classes = student.size(1);
+    p.student = student.const_data_ptr();
+    p.teacher = teacher.const_data_ptr();
+    p.student_stride = student.stride(0);
+    p.teacher_stride = teacher.stride(0);
+    p.labels_are_int64 = labels_in.has_value() && labels_in->scalar_type() == ScalarType::Long;
+    p.labels = row_data(labels_in, "labels", p.rows, p.labels_are_int64 ? ScalarType::Long : ScalarType::Int, labels);
+    const ScalarType stat = statistics_type(student.scalar_type());
+    p.weight = row_data(weight_in, "weight", p.rows, stat, weight);
+    p.ce_weight = row_data(ce_weight_in, "ce_weight", p.rows, stat, ce_weight);
+  }
+
+  // Calls body(row, begin, end) so that every column of every row is covered once, and tells how many ranges a row has.
+  int64_t ranges_a_row() const {
+    const int64_t threads = torch::stable::get_num_threads();
+    return problem.rows < threads && problem.classes > kSplit ? threads : 1;
+  }
+
+  template <class Body>
+  void for_each_range(int64_t ranges, Body body) const {
+    const int64_t width = (problem.classes + ranges - 1) / ranges;
+    torch::stable::parallel_for(0, problem.rows * ranges, std::max<int64_t>(1, kGrain / width),
+                                [&](int64_t first, int64_t last) {
+                                  for (int64_t i = first; i < last; ++i) {
+                                    const int64_t begin = i % ranges * width;
+                                    body(i / ranges, i % ranges, begin, std::min(begin + width, problem.classes));
+                                  }
+                                });
+  }
+};
+
+void forward_shared_rows(Call<Forward>& call, int64_t ranges) {
+  Forward& p = call.problem;
+  std::vector<Partial> partials(p.rows * ranges);
+  call.for_each_range(ranges, [&](int64_t row, int64_t range, int64_t begin, int64_t end) {
+    partials[row * ranges + range] = call.kernels.sweep(p, row, begin, end);
+  });
+  for (int64_t row = 0; row < p.rows; ++row) {
+    Partial sums = partials[row * ranges];
+    for (int64_t i = 1; i < ranges; ++i) sums = call.kernels.merge(p, sums, partials[row * ranges + i]);
+    call.kernels.finish(p, row, sums);
+  }
+  if (p.scalars.divergence != Divergence::kJs) return;
+  std::vector<Kernels::Mixture> mixtures(p.rows * ranges);
+  call.for_each_range(ranges, [&](int64_t row, int64_t range, int64_t begin, int64_t end) {
+    mixtures[row * ranges + range] = call.kernels.sweep_mixture(p, row, begin, end);
+  });
+  for (int64_t row = 0; row < p.rows; ++row) {
+    Kernels::Mixture sums{};
+    for (int64_t i = 0; i < ranges; ++i) {
+      sums.teacher += mixtures[row * ranges + i].teacher;
+      sums.student += mixtures[row * ranges + i].student;
+    }
+    call.kernels.finish_mixture(p, row, sums);
+  }
+}
+
+// Reduces the rows in their order, so that the result does not depend on the threads.
+template <class Stat>
+void reduce(const Forward& p, Stat* loss) {
+  const auto* weight = static_cast<const Stat*>(p.weight);
+  const auto* ce_weight = static_cast<const Stat*>(p.ce_weight);
+  double weighted = 0.0, divergence = 0.0, weighted_ce = 0.0, ce = 0.0;
+  int64_t labelled = 0;
+  for (int64_t row = 0; row < p.rows; ++row) {
+    const double value = p.divergence[row], w = weight ? weight[row] : 1.0;
+    divergence += value;
+    weighted += value * w;
+    if (p.scalars.per_row) loss[row] = p.scalars.kl_factor * value * w;
+    if (p.labels == nullptr) continue;
+    const int64_t label = p.labels_are_int64 ? static_cast<const int64_t*>(p.labels)[row]
+                                             : static_cast<const int32_t*>(p.labels)[row];
+    if (label == p.scalars.ignore_index) continue;
+    ++labelled;
+    ce += p.cross_entropy[row];
+    weighted_ce += p.cross_entropy[row] * (ce_weight ? ce_weight[row] : 1.0);
+  }
+  const double per_label = 1.0 / std::max<int64_t>(labelled, 1);
+  if (!p.scalars.per_row) *loss = p.scalars.kl_factor * weighted + p.scalars.ce_factor * weighted_ce * per_label;
+  Stat* tail = static_cast<Stat*>(p.stats) + kFields * p.rows;
+  tail[kLabelled] = labelled;
+  tail[kCrossEntropy] = ce * per_label;
+  tail[kDivergence] = divergence / std::max<int64_t>(p.rows, 1);
+}
+
+std::tuple<Tensor, Tensor> forward(const Tensor& student, const Tensor& teacher, const std::optional<Tensor>& weight,
+                                   const std::optional<Tensor>& labels, const std::optional<Tensor>& ce_weight,
+                                   double temperature, int64_t divergence, double beta, double row_scale,
+                                   double kl_factor, double ce_factor, int64_t ignore_index, bool per_row) {
+  Call<Forward> call(student, teacher, weight, labels, ce_weight,
+                     {temperature, static_cast<Divergence>(divergence), beta, row_scale, kl_factor, ce_factor,
+                      ignore_index, per_row});
+  Forward& p = call.problem;
+  const ScalarType stat = statistics_type(student.scalar_type());
+  const std::vector<int64_t> one_a_row = {p.rows};
+  Tensor loss = per_row ? torch::stable::new_empty(student, one_a_row, stat)
+                        : torch::stable::new_empty(student, std::vector<int64_t>{}, stat);
+  Tensor stats = torch::stable::new_empty(student, std::vector<int64_t>{kFields * p.rows + kTail}, stat);
+  p.stats = stats.mutable_data_ptr();
+  const std::unique_ptr<double[]> values(new double[(p.labels ? 2 : 1) * p.rows]);
+  p.divergence = values.get();
+  p.cross_entropy = p.labels ? values.get() + p.rows : nullptr;
+  p.bad_row = -1;
+
+  const int64_t ranges = call.ranges_a_row();
+  if (ranges > 1) {
+    forward_shared_rows(call, ranges);
+  } else {
+    torch::stable::parallel_for(0, p.rows, std::max<int64_t>(1, kGrain / p.classes),
+                                [&](int64_t first, int64_t last) { call.kernels.forward_rows(p, first, last); });
+  }
+  STD_TORCH_CHECK(p.bad_row < 0, "labels[", p.bad_row, "]: must be from 0 to ", p.classes - 1, " or ignore_index=",
+                  ignore_index);
+  if (stat == ScalarType::Double) {
+    reduce(p, static_cast<double*>(loss.mutable_data_ptr()));
+  } else {
+    reduce(p, static_cast<float*>(loss.mutable_data_ptr()));
+  }
+  return {loss, stats};
+}
+
+Tensor backward(const Tensor& grad_loss, const Tensor& student, const Tensor& teacher,
+                const std::optional<Tensor>& weight, const std::optional<Tensor>& labels,
+                const std::optional<Tensor>& ce_weight, const Tensor& stats, double temperature, int64_t divergence,
+                double beta, double row_scale, double kl_factor, double ce_factor, int64_t ignore_index, bool per_row) {
+  Call<Backward> call(student, teacher, weight, labels, ce_weight,
+                      {temperature, static_cast<Divergence>(divergence), beta, row_scale, kl_factor, ce_factor,
+                       ignore_index, per_row});
+  Backward& p = call.problem;
+  const ScalarType stat = statistics_type(student.scalar_type());
+  STD_TORCH_CHECK(grad_loss.scalar_type() == stat && stats.scalar_type() == stat, "grad_loss, stats: wrong dtype");
+  STD_TORCH_CHECK(grad_loss.numel() == (per_row ? p.rows : 1), "grad_loss: must have the shape of the loss");
+  STD_TORCH_CHECK(stats.numel() == kFields * p.rows + kTail && stats.is_contiguous(), "stats: wrong size");
+  const Tensor upstream = grad_loss.is_contiguous() ? grad_loss : torch::stable::contiguous(grad_loss);
+  Tensor grad = torch::stable::new_empty(student, std::vector<int64_t>{p.rows, p.classes});
+  p.grad_loss = upstream.const_data_ptr();
+  p.stats = stats.data_ptr();
+  p.grad_student = grad.mutable_data_ptr();
+  call.for_each_range(call.ranges_a_row(), [&](int64_t row, int64_t, int64_t begin, int64_t end) {
+    call.kernels.backward(p, row, begin, end);
+  });
+  return grad;
+}
+
+}  // namespace
+}  // namespace amkd::kl
+
+STABLE_TORCH_LIBRARY_IMPL(amkd_fast, CPU, m) {
+  m.impl("kl_forward", TORCH_BOX(&amkd::kl::forward));
+  m.impl("kl_backward", TORCH_BOX(&amkd::kl::backward));
+}

@@ -1,0 +1,76 @@
+// Between kl_cpu.cpp, which speaks with torch and shares the work among threads, and kl_cpu_kernels.cpp, which is
+// compiled once per SIMD level and knows nothing of torch.
+#pragma once
+
+#include <cstdint>
+
+#include "kl.h"
+
+namespace amkd::kl {
+
+enum class Element : int { kFloat = 0, kDouble = 1, kHalf = 2, kBFloat16 = 3 };
+constexpr int kElements = 4;
+
+struct Problem {
+  Scalars scalars;
+  int64_t rows;
+  int64_t classes;
+  const void* student;  // [rows, classes], unit column stride
+  const void* teacher;
+  int64_t student_stride;  // of a row, in elements
+  int64_t teacher_stride;
+  const void* labels;     // [rows] or null
+  bool labels_are_int64;  // else int32
+  const void* weight;     // [rows] in the statistics' dtype, or null
+  const void* ce_weight;
+  void* stats;  // csrc/kl/kl.h
+};
+
+struct Forward : Problem {
+  double* divergence;     // [rows], with row_scale and before weights
+  double* cross_entropy;  // [rows], 0 where the label is ignored; null without labels
+  int64_t bad_row;        // a row whose label is out of range, or -1
+};
+
+struct Backward : Problem {
+  const void* grad_loss;  // [] or [rows]
+  void* grad_student;     // [rows, classes], contiguous
+};
+
+// Sums over a range of columns, relative to the range's own maxima; ranges merge in any grouping.
+struct Partial {
+  double student_max, student_sum, student_sum_at_one;
+  double teacher_max, teacher_sum;
+  double inner;  // forward Σ e^y (y - x), reverse Σ e^x (x - y), soft cross-entropy Σ e^y x
+};
+
+// The same steps serve a row on one thread (one range) and a row that several threads share.
+struct Kernels {
+  Partial (*sweep)(const Problem&, int64_t row, int64_t begin, int64_t end);
+  Partial (*merge)(const Problem&, const Partial&, const Partial&);
+  // Writes the row's statistics and its results; of the js divergence only what the mixture does not enter.
+  void (*finish)(Forward&, int64_t row, const Partial&);
+  // js: Σ p (c - log m) and Σ q (a - log m) over the range, once the row's statistics are known.
+  struct Mixture {
+    double teacher, student;
+  };
+  Mixture (*sweep_mixture)(const Problem&, int64_t row, int64_t begin, int64_t end);
+  void (*finish_mixture)(Forward&, int64_t row, Mixture);
+  // Whole rows from first to last.
+  void (*forward_rows)(Forward&, int64_t first, int64_t last);
+  void (*backward)(const Backward&, int64_t row, int64_t begin, int64_t end);
+};
+
+using KernelTable = const Kernels[kElements];
+
+namespace baseline {
+extern KernelTable kernels;
+}
+namespace avx2 {
+extern KernelTable kernels;
+}
+namespace avx512 {
+extern KernelTable kernels;
+}
+
+}  // namespace amkd::kl

@@ -1,0 +1,361 @@
+// The arithmetic of the KL family on a CPU, compiled once per SIMD level (see common/simd.h for the rules that follow
+// from that). Logits are read from memory once a pass: the maximum and the sums of a block both find it in L1.
+#include "kl_cpu.h"
+
+#include "../common/simd.h"
+
+namespace amkd::kl::AMKD_SIMD {
+
+using namespace amkd::AMKD_SIMD;
+
+namespace {
+
+constexpr double kInfinity = __builtin_huge_val();
+constexpr int64_t kBlock = 2048;  // two networks' fp32 logits: 16 KiB
+
+template <class T>
+struct ElementTraits;
+template <>
+struct ElementTraits<float> {
+  using Stat = float;
+  static float excluded() { return static_cast<float>(-kInfinity); }
+};
+template <>
+struct ElementTraits<double> {
+  using Stat = double;
+  static double excluded() { return -kInfinity; }
+};
+template <>
+struct ElementTraits<Half> {
+  using Stat = float;
+  static Half excluded() { return {0xfc00}; }
+};
+template <>
+struct ElementTraits<BFloat16> {
+  using Stat = float;
+  static BFloat16 excluded() { return {0xff80}; }
+};
+template <class T>
+using Stat = typename ElementTraits<T>::Stat;
+
+// Calls body(student, teacher, column, count) for vectors that cover [begin, end). The last vector is filled up with
+// classes that both networks exclude: they contribute 0 to every sum.
+template <class T, class Body>
+inline void for_each_vector(const T* student, const T* teacher, int64_t begin, int64_t end, Body body) {
+  constexpr int64_t kStep = lanes<Vector<T>>;
+  int64_t i = begin;
+  for (; i + kStep <= end; i += kStep) body(load(student + i), load(teacher + i), i, kStep);
+  if (i < end) {
+    const T excluded = ElementTraits<T>::excluded();
+    body(load_some(student + i, end - i, excluded), load_some(teacher + i, end - i, excluded), i, end - i);
+  }
+}
+
+template <class T>
+struct Row {
+  const T* student;
+  const T* teacher;
+  Row(const Problem& p, int64_t row)
+      : student(static_cast<const T*>(p.student) + row * p.student_stride),
+        teacher(static_cast<const T*>(p.teacher) + row * p.teacher_stride) {}
+};
+
+template <class T>
+Stat<T>& stat(const Problem& p, Field field, int64_t row) {
+  return static_cast<Stat<T>*>(p.stats)[field * p.rows + row];
+}
+
+int64_t label_of(const Problem& p, int64_t row) {
+  return p.labels_are_int64 ? static_cast<const int64_t*>(p.labels)[row] : static_cast<const int32_t*>(p.labels)[row];
+}
+
+template <class T>
+double weight_of(const void* weight, int64_t row) {
+  return weight ? static_cast<const Stat<T>*>(weight)[row] : 1.0;
+}
+
+// What to subtract for a maximum: a range without any class has none, and its terms must stay e^-inf = 0.
+inline double shift_of(double max) { return max == -kInfinity ? 0.0 : max; }
+
+template <class V>
+inline V product_or_zero(V probability, V factor) {
+  return probability == V{} ? V{} : probability * factor;
+}
+
+// ---- forward ----------------------------------------------------------------------------------------------------
+
+Partial merge(const Problem& p, const Partial& a, const Partial& b) {
+  const double per_t = 1.0 / p.scalars.temperature;
+  Partial out{};
+  out.student_max = a.student_max > b.student_max ? a.student_max : b.student_max;
+  out.teacher_max = a.teacher_max > b.teacher_max ? a.teacher_max : b.teacher_max;
+  const double student_shift = shift_of(out.student_max), teacher_shift = shift_of(out.teacher_max);
+  const Partial* const parts[] = {&a, &b};
+  for (const Partial* part : parts) {
+    const double down_s = shift_of(part->student_max) - student_shift;
+    const double down_t = shift_of(part->teacher_max) - teacher_shift;
+    const bool has_student = part->student_max != -kInfinity, has_teacher = part->teacher_max != -kInfinity;
+    const double scale_s = !has_student ? 0.0 : down_s == 0.0 ? 1.0 : ::exp(down_s * per_t);
+    const double scale_t = !has_teacher ? 0.0 : down_t == 0.0 ? 1.0 : ::exp(down_t * per_t);
+    out.student_sum += part->student_sum * scale_s;
+    out.teacher_sum += part->teacher_sum * scale_t;
+    if (p.labels && has_student) out.student_sum_at_one += part->student_sum_at_one * ::exp(down_s);
+    switch (p.scalars.divergence) {
+      case Divergence::kForward:
+        if (scale_t != 0.0) out.inner += scale_t * (part->inner + part->teacher_sum * (down_t - down_s) * per_t);
+        break;
+      case Divergence::kReverse:
+        if (scale_s != 0.0) out.inner += scale_s * (part->inner + part->student_sum * (down_s - down_t) * per_t);
+        break;
+      case Divergence::kSoftCrossEntropy:
+        if (scale_t != 0.0) out.inner += scale_t * (part->inner + part->teacher_sum * down_s * per_t);
+        break;
+      case Divergence::kJs:
+        break;
+    }
+  }
+  return out;
+}
+
+template <class T, Divergence kDivergence, bool kLabels>
+Partial sweep_block(const Problem& p, const Row<T>& row, int64_t begin, int64_t end) {
+  using V = Vector<T>;
+  V student_max = splat<V>(-kInfinity), teacher_max = student_max;
+  for_each_vector(row.student, row.teacher, begin, end, [&](V s, V t, int64_t, int64_t) {
+    student_max = larger(student_max, s);
+    teacher_max = larger(teacher_max, t);
+  });
+  Partial out{};
+  out.student_max = max_lanes(student_max);
+  out.teacher_max = max_lanes(teacher_max);
+  const V s_shift = splat<V>(shift_of(out.student_max)), t_shift = splat<V>(shift_of(out.teacher_max));
+  const V per_t = splat<V>(1.0 / p.scalars.temperature);
+  V s_sum{}, t_sum{}, inner{}, s_sum_at_one{};
+  for_each_vector(row.student, row.teacher, begin, end, [&](V s, V t, int64_t, int64_t) {
+    const V x = (s - s_shift) * per_t, y = (t - t_shift) * per_t;
+    const V ex = exp_nonpositive(x), ey = exp_nonpositive(y);
+    s_sum += ex;
+    t_sum += ey;
+    if constexpr (kDivergence == Divergence::kForward) inner += product_or_zero(ey, y - x);
+    if constexpr (kDivergence == Divergence::kReverse) inner += product_or_zero(ex, x - y);
+    if constexpr (kDivergence == Divergence::kSoftCrossEntropy) inner += product_or_zero(ey, x);
+    if constexpr (kLabels) s_sum_at_one += exp_nonpositive(s - s_shift);
+  });
+  out.student_sum = sum_lanes(s_sum);
+  out.teacher_sum = sum_lanes(t_sum);
+  out.inner = sum_lanes(inner);
+  if constexpr (kLabels) out.student_sum_at_one = sum_lanes(s_sum_at_one);
+  return out;
+}
+
+template <class T, Divergence kDivergence, bool kLabels>
+Partial sweep_as(const Problem& p, int64_t row, int64_t begin, int64_t end) {
+  const Row<T> r(p, row);
+  const int64_t first = begin + kBlock < end ? begin + kBlock : end;
+  Partial out = sweep_block<T, kDivergence, kLabels>(p, r, begin, first);
+  for (int64_t i = first; i < end; i += kBlock) {
+    out = merge(p, out, sweep_block<T, kDivergence, kLabels>(p, r, i, i + kBlock < end ? i + kBlock : end));
+  }
+  return out;
+}
+
+template <class T, bool kLabels>
+Partial sweep_with(const Problem& p, int64_t row, int64_t begin, int64_t end) {
+  switch (p.scalars.divergence) {
+    case Divergence::kForward:
+      return sweep_as<T, Divergence::kForward, kLabels>(p, row, begin, end);
+    case Divergence::kReverse:
+      return sweep_as<T, Divergence::kReverse, kLabels>(p, row, begin, end);
+    case Divergence::kSoftCrossEntropy:
+      return sweep_as<T, Divergence::kSoftCrossEntropy, kLabels>(p, row, begin, end);
+    case Divergence::kJs:
+      break;
+  }
+  return sweep_as<T, Divergence::kJs, kLabels>(p, row, begin, end);
+}
+
+template <class T>
+Partial sweep(const Problem& p, int64_t row, int64_t begin, int64_t end) {
+  return p.labels ? sweep_with<T, true>(p, row, begin, end) : sweep_with<T, false>(p, row, begin, end);
+}
+
+template <class T>
+void finish_label(Forward& p, int64_t row, const Partial& sums, double log_sum_at_one) {
+  const int64_t label = label_of(p, row);
+  if (label == p.scalars.ignore_index) {
+    p.cross_entropy[row] = 0.0;
+  } else if (label < 0 || label >= p.classes) {
+    __atomic_store_n(&p.bad_row, row, __ATOMIC_RELAXED);
+    p.cross_entropy[row] = kInfinity - kInfinity;
+  } else {
+    const Vector<T> chosen = load_some(Row<T>(p, row).student + label, 1, ElementTraits<T>::excluded());
+    p.cross_entropy[row] = log_sum_at_one - (max_lanes(chosen) - sums.student_max);
+  }
+}
+
+template <class T>
+void finish(Forward& p, int64_t row, const Partial& sums) {
+  const double student_log = ::log(sums.student_sum), teacher_log = ::log(sums.teacher_sum);
+  stat<T>(p, kStudentMax, row) = sums.student_max;
+  stat<T>(p, kStudentLogSum, row) = student_log;
+  stat<T>(p, kTeacherMax, row) = sums.teacher_max;
+  stat<T>(p, kTeacherLogSum, row) = teacher_log;
+  double divergence = 0.0, inner = 0.0;
+  switch (p.scalars.divergence) {
+    case Divergence::kForward:
+      divergence = sums.inner / sums.teacher_sum - teacher_log + student_log;
+      break;
+    case Divergence::kReverse:
+      divergence = inner = sums.inner / sums.student_sum - student_log + teacher_log;
+      break;
+    case Divergence::kSoftCrossEntropy:
+      divergence = student_log - sums.inner / sums.teacher_sum;
+      break;
+    case Divergence::kJs:
+      break;
+  }
+  stat<T>(p, kInner, row) = inner;
+  p.divergence[row] = p.scalars.row_scale * divergence;
+  const double log_sum_at_one = p.labels ? ::log(sums.student_sum_at_one) : 0.0;
+  stat<T>(p, kStudentLogSumAtOne, row) = log_sum_at_one;
+  if (p.labels) finish_label<T>(p, row, sums, log_sum_at_one);
+}
+
+// log σ of a vector of logits, from the row's statistics.
+template <class V>
+struct LogProbability {
+  V max, log_sum, per_t;
+  V operator()(V logits) const { return (logits - max) * per_t - log_sum; }
+};
+
+template <class T>
+auto log_probability(const Problem& p, int64_t row, Field max, Field log_sum, double temperature) {
+  using V = Vector<T>;
+  return LogProbability<V>{splat<V>(stat<T>(p, max, row)), splat<V>(stat<T>(p, log_sum, row)),
+                           splat<V>(1.0 / temperature)};
+}
+
+// log m = log(β p + (1-β) q)
+template <class V>
+struct LogMixture {
+  V log_beta, log_rest;
+  explicit LogMixture(double beta) : log_beta(splat<V>(::log(beta))), log_rest(splat<V>(::log1p(-beta))) {}
+  V operator()(V a, V c) const {
+    const V u = c + log_beta, v = a + log_rest;
+    const V high = larger(u, v), low = u > v ? v : u;
+    return high + log1p_unit(exp_nonpositive(low - high));
+  }
+};
+
+template <class T>
+Kernels::Mixture sweep_mixture(const Problem& p, int64_t row, int64_t begin, int64_t end) {
+  using V = Vector<T>;
+  const auto log_q = log_probability<T>(p, row, kStudentMax, kStudentLogSum, p.scalars.temperature);
+  const auto log_p = log_probability<T>(p, row, kTeacherMax, kTeacherLogSum, p.scalars.temperature);
+  const LogMixture<V> log_mixture(p.scalars.beta);
+  const Row<T> r(p, row);
+  Kernels::Mixture out{};
+  for (int64_t i = begin; i < end; i += kBlock) {
+    V teacher{}, student{};
+    for_each_vector(r.student, r.teacher, i, i + kBlock < end ? i + kBlock : end, [&](V s, V t, int64_t, int64_t) {
+      const V a = log_q(s), c = log_p(t), log_m = log_mixture(a, c);
+      teacher += product_or_zero(exp_nonpositive(c), c - log_m);
+      student += product_or_zero(exp_nonpositive(a), a - log_m);
+    });
+    out.teacher += sum_lanes(teacher);
+    out.student += sum_lanes(student);
+  }
+  return out;
+}
+
+template <class T>
+void finish_mixture(Forward& p, int64_t row, Kernels::Mixture sums) {
+  stat<T>(p, kInner, row) = sums.student;
+  p.divergence[row] = p.scalars.row_scale * (p.scalars.beta * sums.teacher + (1.0 - p.scalars.beta) * sums.student);
+}
+
+template <class T>
+void forward_rows(Forward& p, int64_t first, int64_t last) {
+  for (int64_t row = first; row < last; ++row) {
+    finish<T>(p, row, sweep<T>(p, row, 0, p.classes));
+    if (p.scalars.divergence == Divergence::kJs) finish_mixture<T>(p, row, sweep_mixture<T>(p, row, 0, p.classes));
+  }
+}
+
+// ---- backward ---------------------------------------------------------------------------------------------------
+
+template <class T, Divergence kDivergence, bool kLabels>
+void backward_as(const Backward& p, int64_t row, int64_t begin, int64_t end) {
+  using V = Vector<T>;
+  const Scalars& s = p.scalars;
+  const double upstream = static_cast<const Stat<T>*>(p.grad_loss)[s.per_row ? row : 0];
+  const double side = kDivergence == Divergence::kJs ? 1.0 - s.beta : 1.0;
+  const V scale = splat<V>(upstream * s.kl_factor * weight_of<T>(p.weight, row) * s.row_scale * side / s.temperature);
+  const V inner = splat<V>(stat<T>(p, kInner, row));
+  const auto log_q = log_probability<T>(p, row, kStudentMax, kStudentLogSum, s.temperature);
+  const auto log_p = log_probability<T>(p, row, kTeacherMax, kTeacherLogSum, s.temperature);
+  const auto log_q1 = log_probability<T>(p, row, kStudentMax, kStudentLogSumAtOne, 1.0);
+  const LogMixture<V> log_mixture(s.beta);
+  const int64_t label = kLabels ? label_of(p, row) : s.ignore_index;
+  const double labelled = static_cast<const Stat<T>*>(p.stats)[kFields * p.rows + kLabelled];
+  const double ce_scale =
+      label == s.ignore_index ? 0.0 : upstream * s.ce_factor * weight_of<T>(p.ce_weight, row) / labelled;
+  const V ce = splat<V>(ce_scale);
+  const Row<T> r(p, row);
+  T* out = static_cast<T*>(p.grad_student) + row * p.classes;
+  for_each_vector(r.student, r.teacher, begin, end, [&](V student, V teacher, int64_t i, int64_t count) {
+    const V a = log_q(student), c = log_p(teacher), q = exp_nonpositive(a);
+    V grad;
+    if constexpr (kDivergence == Divergence::kReverse) {
+      grad = scale * product_or_zero(q, a - c - inner);
+    } else if constexpr (kDivergence == Divergence::kJs) {
+      grad = scale * product_or_zero(q, a - log_mixture(a, c) - inner);
+    } else {
+      grad = scale * (q - exp_nonpositive(c));
+    }
+    if constexpr (kLabels) {
+      grad += ce * exp_nonpositive(log_q1(student));
+      if (label >= i && label < i + count) {
+        Stat<T> lane[lanes<V>];
+        store(lane, grad);
+        lane[label - i] -= static_cast<Stat<T>>(ce_scale);
+        grad = load(lane);
+      }
+    }
+    if (count == lanes<V>) {
+      store(out + i, grad);
+    } else {
+      store_some(out + i, count, grad);
+    }
+  });
+}
+
+template <class T, bool kLabels>
+void backward_with(const Backward& p, int64_t row, int64_t begin, int64_t end) {
+  switch (p.scalars.divergence) {
+    case Divergence::kForward:
+    case Divergence::kSoftCrossEntropy:
+      return backward_as<T, Divergence::kForward, kLabels>(p, row, begin, end);
+    case Divergence::kReverse:
+      return backward_as<T, Divergence::kReverse, kLabels>(p, row, begin, end);
+    case Divergence::kJs:
+      return backward_as<T, Divergence::kJs, kLabels>(p, row, begin, end);
+  }
+}
+
+template <class T>
+void backward(const Backward& p, int64_t row, int64_t begin, int64_t end) {
+  p.labels ? backward_with<T, true>(p, row, begin, end) : backward_with<T, false>(p, row, begin, end);
+}
+
+template <class T>
+constexpr Kernels kernels_for = {sweep<T>,          merge,           finish<T>,  sweep_mixture<T>,
+                                 finish_mixture<T>, forward_rows<T>, backward<T>};
+
+}  // namespace
+
+// In the order of Element.
+extern const Kernels kernels[kElements] = {kernels_for<float>, kernels_for<double>, kernels_for<Half>,
+                                           kernels_for<BFloat16>};
+
+}  // namespace amkd::kl::AMKD_SIMD
