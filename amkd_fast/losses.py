@@ -335,7 +335,9 @@ class AMKDLoss(nn.Module):
             kl_weight=self.kl_weight if kl_weight is None else kl_weight,
             scale_by_t2=self.scale_by_t2,
         )
-        beta = self.boundary_weight if boundary_weight is None else checks.non_negative("boundary_weight", boundary_weight)
+        beta = (
+            self.boundary_weight if boundary_weight is None else checks.non_negative("boundary_weight", boundary_weight)
+        )
         if adversarial is None or adversarial.student.shape[0] == 0 or beta == 0.0:
             zero = torch.zeros_like(clean.ce)
             return AMKDTerms(clean.total, clean.ce, clean.kl, zero, zero)
@@ -438,8 +440,8 @@ class AMKDLoss(nn.Module):
 
     def extra_repr(self) -> str:
         return (
-            f"variant={self.variant!r}, negatives={self.negatives!r}, selector={self.selector!r}, space={self.space!r}, "
-            f"triplet_weight={self.triplet_weight}, margin={self.margin}"
+            f"variant={self.variant!r}, negatives={self.negatives!r}, selector={self.selector!r}, "
+            f"space={self.space!r}, triplet_weight={self.triplet_weight}, margin={self.margin}"
         )
 
 

@@ -87,7 +87,7 @@ def uniform(seed: int | Tensor, counter: Tensor, *, stream: int = 0, dtype: torc
 
 def unit(high: Tensor, low: Tensor) -> Tensor:
     """Make float64 numbers in [0, 1) of 53 bits from two tensors of 32-bit words."""
-    return ((high >> 5) * 2**26 + (low >> 6)).to(torch.float64) * 2.0**-53
+    return ((high << 21) + (low >> 11)).to(torch.float64) * 2.0**-53
 
 
 def check_seed(seed: object, device: torch.device) -> int | Tensor:

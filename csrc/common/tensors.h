@@ -5,6 +5,8 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
+#include <initializer_list>
 #include <optional>
 
 namespace amkd {
@@ -19,6 +21,19 @@ inline ScalarType statistics_type(ScalarType type) {
 // `tensor` with unit column stride: itself where it has that already.
 inline Tensor with_unit_columns(const Tensor& tensor) {
   return tensor.size(1) <= 1 || tensor.stride(1) == 1 ? tensor : torch::stable::contiguous(tensor);
+}
+
+// A new contiguous tensor beside `like`. The C call costs a tenth of what `new_empty` through the dispatcher does.
+inline Tensor new_empty(const Tensor& like, std::initializer_list<int64_t> sizes, ScalarType type) {
+  int64_t strides[2] = {1, 1};
+  if (sizes.size() == 2) strides[0] = std::max<int64_t>(sizes.begin()[1], 1);
+  int32_t device_type = 0;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+  const auto dtype = torch::stable::detail::to<int32_t>(torch::stable::detail::from(type));
+  AtenTensorHandle handle = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(sizes.size(), sizes.begin(), strides, dtype, device_type,
+                                                         like.get_device_index(), &handle));
+  return Tensor(handle);
 }
 
 // The data of an optional [rows] tensor, checked, or null. `hold` keeps a contiguous copy alive where one is needed.

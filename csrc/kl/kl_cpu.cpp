@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
+#include <cmath>
 #include <memory>
 #include <vector>
 
@@ -65,6 +66,9 @@ struct Call {
     STD_TORCH_CHECK(student.scalar_type() == teacher.scalar_type(), "teacher: must have the dtype of student");
     Problem& p = problem;
     p.scalars = scalars;
+    p.per_t = 1.0 / scalars.temperature;
+    p.log_beta = std::log(scalars.beta);
+    p.log_rest = std::log1p(-scalars.beta);
     p.rows = student.size(0);
     p.classes = student.size(1);
     p.student = student.const_data_ptr();
@@ -160,10 +164,8 @@ std::tuple<Tensor, Tensor> forward(const Tensor& student, const Tensor& teacher,
                       ignore_index, per_row});
   Forward& p = call.problem;
   const ScalarType stat = statistics_type(student.scalar_type());
-  const std::vector<int64_t> one_a_row = {p.rows};
-  Tensor loss = per_row ? torch::stable::new_empty(student, one_a_row, stat)
-                        : torch::stable::new_empty(student, std::vector<int64_t>{}, stat);
-  Tensor stats = torch::stable::new_empty(student, std::vector<int64_t>{kFields * p.rows + kTail}, stat);
+  Tensor loss = per_row ? new_empty(student, {p.rows}, stat) : new_empty(student, {}, stat);
+  Tensor stats = new_empty(student, {kFields * p.rows + kTail}, stat);
   p.stats = stats.mutable_data_ptr();
   const std::unique_ptr<double[]> values(new double[(p.labels ? 2 : 1) * p.rows]);
   p.divergence = values.get();
@@ -200,7 +202,7 @@ Tensor backward(const Tensor& grad_loss, const Tensor& student, const Tensor& te
   STD_TORCH_CHECK(grad_loss.numel() == (per_row ? p.rows : 1), "grad_loss: must have the shape of the loss");
   STD_TORCH_CHECK(stats.numel() == kFields * p.rows + kTail && stats.is_contiguous(), "stats: wrong size");
   const Tensor upstream = grad_loss.is_contiguous() ? grad_loss : torch::stable::contiguous(grad_loss);
-  Tensor grad = torch::stable::new_empty(student, std::vector<int64_t>{p.rows, p.classes});
+  Tensor grad = new_empty(student, {p.rows, p.classes}, student.scalar_type());
   p.grad_loss = upstream.const_data_ptr();
   p.stats = stats.data_ptr();
   p.grad_student = grad.mutable_data_ptr();

@@ -13,6 +13,9 @@ constexpr int kElements = 4;
 
 struct Problem {
   Scalars scalars;
+  double per_t;  // 1 / temperature
+  double log_beta;
+  double log_rest;  // log(1 - beta)
   int64_t rows;
   int64_t classes;
   const void* student;  // [rows, classes], unit column stride

@@ -35,17 +35,38 @@ struct ElementTraits<BFloat16> {
   using Stat = float;
   static BFloat16 excluded() { return {0xff80}; }
 };
+inline Floats exclude_first(Floats v, int64_t count) {
+  Ints lane;
+  for (int i = 0; i < kLanes; ++i) lane[i] = i;
+  return lane < static_cast<int32_t>(count) ? splat<Floats>(-kInfinity) : v;
+}
+inline double exclude_first(double v, int64_t) { return v; }
+
 template <class T>
 using Stat = typename ElementTraits<T>::Stat;
 
-// Calls body(student, teacher, column, count) for vectors that cover [begin, end). The last vector is filled up with
-// classes that both networks exclude: they contribute 0 to every sum.
-template <class T, class Body>
+// What a last, shorter vector does about the elements that the vector before it has covered already.
+enum class Overlap { kExclude, kRepeat };
+
+// Calls body(student, teacher, column, count) for vectors that cover [begin, end). The last vector starts early enough
+// to be a full one: a full load is several times faster than one through a buffer. For sums the elements seen before
+// become classes that both networks exclude, which contribute 0; an elementwise body just computes them again.
+template <class T, Overlap kOverlap, class Body>
 inline void for_each_vector(const T* student, const T* teacher, int64_t begin, int64_t end, Body body) {
-  constexpr int64_t kStep = lanes<Vector<T>>;
+  using V = Vector<T>;
+  constexpr int64_t kStep = lanes<V>;
   int64_t i = begin;
   for (; i + kStep <= end; i += kStep) body(load(student + i), load(teacher + i), i, kStep);
-  if (i < end) {
+  if (i == end) return;
+  if (end - begin >= kStep) {
+    const int64_t last = end - kStep;
+    V s = load(student + last), t = load(teacher + last);
+    if constexpr (kOverlap == Overlap::kExclude) {
+      s = exclude_first(s, i - last);
+      t = exclude_first(t, i - last);
+    }
+    body(s, t, last, kStep);
+  } else {
     const T excluded = ElementTraits<T>::excluded();
     body(load_some(student + i, end - i, excluded), load_some(teacher + i, end - i, excluded), i, end - i);
   }
@@ -85,7 +106,7 @@ inline V product_or_zero(V probability, V factor) {
 // ---- forward ----------------------------------------------------------------------------------------------------
 
 Partial merge(const Problem& p, const Partial& a, const Partial& b) {
-  const double per_t = 1.0 / p.scalars.temperature;
+  const double per_t = p.per_t;
   Partial out{};
   out.student_max = a.student_max > b.student_max ? a.student_max : b.student_max;
   out.teacher_max = a.teacher_max > b.teacher_max ? a.teacher_max : b.teacher_max;
@@ -121,7 +142,7 @@ template <class T, Divergence kDivergence, bool kLabels>
 Partial sweep_block(const Problem& p, const Row<T>& row, int64_t begin, int64_t end) {
   using V = Vector<T>;
   V student_max = splat<V>(-kInfinity), teacher_max = student_max;
-  for_each_vector(row.student, row.teacher, begin, end, [&](V s, V t, int64_t, int64_t) {
+  for_each_vector<T, Overlap::kExclude>(row.student, row.teacher, begin, end, [&](V s, V t, int64_t, int64_t) {
     student_max = larger(student_max, s);
     teacher_max = larger(teacher_max, t);
   });
@@ -129,9 +150,9 @@ Partial sweep_block(const Problem& p, const Row<T>& row, int64_t begin, int64_t 
   out.student_max = max_lanes(student_max);
   out.teacher_max = max_lanes(teacher_max);
   const V s_shift = splat<V>(shift_of(out.student_max)), t_shift = splat<V>(shift_of(out.teacher_max));
-  const V per_t = splat<V>(1.0 / p.scalars.temperature);
+  const V per_t = splat<V>(p.per_t);
   V s_sum{}, t_sum{}, inner{}, s_sum_at_one{};
-  for_each_vector(row.student, row.teacher, begin, end, [&](V s, V t, int64_t, int64_t) {
+  for_each_vector<T, Overlap::kExclude>(row.student, row.teacher, begin, end, [&](V s, V t, int64_t, int64_t) {
     const V x = (s - s_shift) * per_t, y = (t - t_shift) * per_t;
     const V ex = exp_nonpositive(x), ey = exp_nonpositive(y);
     s_sum += ex;
@@ -229,17 +250,17 @@ struct LogProbability {
 };
 
 template <class T>
-auto log_probability(const Problem& p, int64_t row, Field max, Field log_sum, double temperature) {
+auto log_probability(const Problem& p, int64_t row, Field max, Field log_sum, double per_t) {
   using V = Vector<T>;
   return LogProbability<V>{splat<V>(stat<T>(p, max, row)), splat<V>(stat<T>(p, log_sum, row)),
-                           splat<V>(1.0 / temperature)};
+                           splat<V>(per_t)};
 }
 
 // log m = log(β p + (1-β) q)
 template <class V>
 struct LogMixture {
   V log_beta, log_rest;
-  explicit LogMixture(double beta) : log_beta(splat<V>(::log(beta))), log_rest(splat<V>(::log1p(-beta))) {}
+  explicit LogMixture(const Problem& p) : log_beta(splat<V>(p.log_beta)), log_rest(splat<V>(p.log_rest)) {}
   V operator()(V a, V c) const {
     const V u = c + log_beta, v = a + log_rest;
     const V high = larger(u, v), low = u > v ? v : u;
@@ -250,14 +271,14 @@ struct LogMixture {
 template <class T>
 Kernels::Mixture sweep_mixture(const Problem& p, int64_t row, int64_t begin, int64_t end) {
   using V = Vector<T>;
-  const auto log_q = log_probability<T>(p, row, kStudentMax, kStudentLogSum, p.scalars.temperature);
-  const auto log_p = log_probability<T>(p, row, kTeacherMax, kTeacherLogSum, p.scalars.temperature);
-  const LogMixture<V> log_mixture(p.scalars.beta);
+  const auto log_q = log_probability<T>(p, row, kStudentMax, kStudentLogSum, p.per_t);
+  const auto log_p = log_probability<T>(p, row, kTeacherMax, kTeacherLogSum, p.per_t);
+  const LogMixture<V> log_mixture(p);
   const Row<T> r(p, row);
   Kernels::Mixture out{};
   for (int64_t i = begin; i < end; i += kBlock) {
     V teacher{}, student{};
-    for_each_vector(r.student, r.teacher, i, i + kBlock < end ? i + kBlock : end, [&](V s, V t, int64_t, int64_t) {
+    for_each_vector<T, Overlap::kExclude>(r.student, r.teacher, i, i + kBlock < end ? i + kBlock : end, [&](V s, V t, int64_t, int64_t) {
       const V a = log_q(s), c = log_p(t), log_m = log_mixture(a, c);
       teacher += product_or_zero(exp_nonpositive(c), c - log_m);
       student += product_or_zero(exp_nonpositive(a), a - log_m);
@@ -290,12 +311,12 @@ void backward_as(const Backward& p, int64_t row, int64_t begin, int64_t end) {
   const Scalars& s = p.scalars;
   const double upstream = static_cast<const Stat<T>*>(p.grad_loss)[s.per_row ? row : 0];
   const double side = kDivergence == Divergence::kJs ? 1.0 - s.beta : 1.0;
-  const V scale = splat<V>(upstream * s.kl_factor * weight_of<T>(p.weight, row) * s.row_scale * side / s.temperature);
+  const V scale = splat<V>(upstream * s.kl_factor * weight_of<T>(p.weight, row) * s.row_scale * side * p.per_t);
   const V inner = splat<V>(stat<T>(p, kInner, row));
-  const auto log_q = log_probability<T>(p, row, kStudentMax, kStudentLogSum, s.temperature);
-  const auto log_p = log_probability<T>(p, row, kTeacherMax, kTeacherLogSum, s.temperature);
+  const auto log_q = log_probability<T>(p, row, kStudentMax, kStudentLogSum, p.per_t);
+  const auto log_p = log_probability<T>(p, row, kTeacherMax, kTeacherLogSum, p.per_t);
   const auto log_q1 = log_probability<T>(p, row, kStudentMax, kStudentLogSumAtOne, 1.0);
-  const LogMixture<V> log_mixture(s.beta);
+  const LogMixture<V> log_mixture(p);
   const int64_t label = kLabels ? label_of(p, row) : s.ignore_index;
   const double labelled = static_cast<const Stat<T>*>(p.stats)[kFields * p.rows + kLabelled];
   const double ce_scale =
@@ -303,7 +324,7 @@ void backward_as(const Backward& p, int64_t row, int64_t begin, int64_t end) {
   const V ce = splat<V>(ce_scale);
   const Row<T> r(p, row);
   T* out = static_cast<T*>(p.grad_student) + row * p.classes;
-  for_each_vector(r.student, r.teacher, begin, end, [&](V student, V teacher, int64_t i, int64_t count) {
+  for_each_vector<T, Overlap::kRepeat>(r.student, r.teacher, begin, end, [&](V student, V teacher, int64_t i, int64_t count) {
     const V a = log_q(student), c = log_p(teacher), q = exp_nonpositive(a);
     V grad;
     if constexpr (kDivergence == Divergence::kReverse) {

@@ -196,7 +196,7 @@ def distillation_loss(
         ignore_index,
         False,
     )
-    return DistillationLoss(*_run(student, teacher, kl_weight, labels, ce_weight, scalars))
+    return DistillationLoss(*_run(student, teacher, kl_weight, labels, ce_weight, scalars, True))
 
 
 def _divergence(student, teacher, temperature, divergence, beta, weight, scale_by_t2, reduction) -> Tensor:
@@ -213,7 +213,7 @@ def _divergence(student, teacher, temperature, divergence, beta, weight, scale_b
     per_row = reduction == "none"
     number = DIVERGENCES.index(divergence)
     scalars = Scalars(temperature, number, beta, row_scale, factor, 0.0, -100, per_row)
-    loss = _run(student, teacher, weight, None, None, scalars)[0]
+    loss = _run(student, teacher, weight, None, None, scalars, False)
     return loss.view(shape[:-1]) if per_row and len(shape) != 2 else loss
 
 
@@ -250,14 +250,15 @@ def _weight(
     return 1.0, weight.reshape(-1).to(statistics_dtype(student.dtype))
 
 
-def _run(student, teacher, weight, labels, ce_weight, scalars: Scalars) -> tuple[Tensor, Tensor, Tensor]:
+def _run(student, teacher, weight, labels, ce_weight, scalars: Scalars, with_parts: bool):
+    """The loss, or with ``with_parts`` (loss, mean cross-entropy, mean divergence)."""
     name = backends.select("kl", student.device.type)
     if name == "reference":
-        return function.compute(student, teacher, weight, labels, ce_weight, scalars)
+        outputs = function.compute(student, teacher, weight, labels, ce_weight, scalars)
+        return outputs if with_parts else outputs[0]
     if name not in _OPERATORS:
         from amkd_fast.ops.kl import triton  # not at the top: importing amkd_fast does not import triton
 
         _OPERATORS["triton"] = (triton.forward_op, triton.backward_op)
-    forward_op, backward_op = _OPERATORS[name]
-    loss, stats = FusedKL.apply(forward_op, backward_op, student, teacher, weight, labels, ce_weight, *scalars)
-    return loss, stats[-2], stats[-1]
+    outputs = FusedKL.apply(student, teacher, weight, labels, ce_weight, _OPERATORS[name], tuple(scalars), with_parts)
+    return (outputs[0], outputs[1][-2], outputs[1][-1]) if with_parts else outputs

@@ -46,7 +46,7 @@ def compute(
 
 
 class FusedKL(torch.autograd.Function):
-    """(loss, statistics) of logits [B, K] from the operators of one backend.
+    """The loss of logits [B, K] from the operators of one backend; with ``with_parts`` (loss, statistics).
 
     The backward pass recomputes the probabilities from the statistics. Gradients other than the student's, and the
     differentiable gradient that a double backward needs, come from the reference: they are rare, and one definition
@@ -54,30 +54,29 @@ class FusedKL(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, forward_op, backward_op, student, teacher, weight, labels, ce_weight, *scalars):
-        loss, stats = forward_op(student, teacher, weight, labels, ce_weight, *scalars)
+    def forward(ctx, student, teacher, weight, labels, ce_weight, operators, scalars, with_parts):
+        loss, stats = operators[0](student, teacher, weight, labels, ce_weight, *scalars)
         ctx.save_for_backward(student, teacher, weight, labels, ce_weight, stats)
-        ctx.backward_op, ctx.scalars = backward_op, scalars
+        ctx.backward_op, ctx.scalars = operators[1], scalars
+        if not with_parts:
+            return loss
         ctx.mark_non_differentiable(stats)
-        ctx.set_materialize_grads(False)
         return loss, stats
 
     @staticmethod
-    def backward(ctx, grad_loss, _):
-        if grad_loss is None:
-            return (None,) * (7 + len(Scalars._fields))
+    def backward(ctx, grad_loss, *_):
         student, teacher, weight, labels, ce_weight, stats = ctx.saved_tensors
-        _, _, *needed = ctx.needs_input_grad[:7]
+        needed = ctx.needs_input_grad[:5]
         grads = [None] * 5
         differentiable = torch.is_grad_enabled() and not torch.compiler.is_compiling()
         if needed[0] and not differentiable:
             grads[0] = ctx.backward_op(grad_loss, student, teacher, weight, labels, ce_weight, stats, *ctx.scalars)
             needed = (False, *needed[1:])
-        if any(needed):
+        if True in needed:
             inputs = (student, teacher, weight, labels, ce_weight)
             for i, grad in _reference_grads(grad_loss, inputs, needed, ctx.scalars, differentiable):
                 grads[i] = grad
-        return (None, None, *grads, *(None,) * len(Scalars._fields))
+        return (*grads, None, None, None)
 
 
 def _reference_grads(grad_loss, inputs, needed, scalars, differentiable):

@@ -1,27 +1,12 @@
-"""The compiled operators `amkd_fast::kl_forward` and `kl_backward`, and their shapes for torch.compile."""
+"""The compiled operators `amkd_fast::kl_forward` and `kl_backward`."""
 
 from __future__ import annotations
 
 import torch
 
-from amkd_fast.ops.kl.function import FIELDS, TAIL
-from amkd_fast.ops.kl.reference import statistics_dtype
-
-
-def fake_forward(student, teacher, weight, labels, ce_weight, *scalars):
-    """Shapes and dtypes of the forward operator's outputs."""
-    rows, per_row = student.shape[0], scalars[-1]
-    dtype = statistics_dtype(student.dtype)
-    loss = student.new_empty((rows,) if per_row else (), dtype=dtype)
-    return loss, student.new_empty(FIELDS * rows + TAIL, dtype=dtype)
-
-
-def fake_backward(grad_loss, student, *_):
-    """Shape and dtype of the backward operator's output."""
-    return student.new_empty(student.shape)
-
+from amkd_fast.ops.kl import fake
 
 forward_op = torch.ops.amkd_fast.kl_forward.default
 backward_op = torch.ops.amkd_fast.kl_backward.default
-torch.library.register_fake("amkd_fast::kl_forward", fake_forward)
-torch.library.register_fake("amkd_fast::kl_backward", fake_backward)
+torch.library.register_fake("amkd_fast::kl_forward", fake.fake_forward)
+torch.library.register_fake("amkd_fast::kl_backward", fake.fake_backward)
