@@ -1,0 +1,103 @@
+"""What the attacks share: checks, evaluation of the network, gradients with respect to images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from amkd_fast import checks
+from amkd_fast.attacks.frozen import FrozenModel, frozen
+from amkd_fast.ops.attack.arguments import check_bound
+
+LogitsOf = Callable[[object], Tensor]
+
+
+def as_frozen(model: nn.Module | FrozenModel) -> FrozenModel:
+    """Take a view as it is; make the default one of a module."""
+    return model if isinstance(model, FrozenModel) else frozen(model)
+
+
+def check_capture(capture: object) -> None:
+    """``capture`` must be "auto" or False: there are no CUDA graphs in this version."""
+    if capture is True:
+        raise NotImplementedError("capture=True: this version runs attacks eagerly; use capture='auto' or False")
+    if capture is not False:
+        checks.choice("capture", capture, ("auto", False, True))
+
+
+def check_switch(name: str, value: object, *others: object) -> None:
+    """``value`` must be True, False or one of ``others``."""
+    if not isinstance(value, bool) and value not in others:
+        raise ValueError(f"{name}={value!r}: must be True, False or {' or '.join(map(repr, others))}")
+
+
+def check_count(name: str, value: object, least: int) -> None:
+    """``value`` must be an int of at least ``least``."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} is a {type(value).__name__}: must be an int")
+    if value < least:
+        raise ValueError(f"{name}={value}: must be at least {least}")
+
+
+def check_images(images: object, lower: object, upper: object) -> None:
+    """``images`` must be floating [M, ...]; bounds must fit their channels."""
+    checks.floating("images", images)
+    if images.dim() < 2:
+        raise ValueError(f"images.shape={tuple(images.shape)}: must have a batch dimension and at least one more")
+    check_bound("lower", lower, images)
+    check_bound("upper", upper, images)
+
+
+def check_rows(name: str, value: object, images: Tensor, *, flags: bool = False) -> None:
+    """``value`` must be None or one class (one flag) for every image."""
+    if value is None:
+        return
+    if not flags:
+        checks.integer(name, value)
+    else:
+        checks.tensor(name, value)
+        if value.dtype != torch.bool:
+            raise TypeError(f"{name}.dtype={value.dtype}: must be bool")
+    checks.shape(name, value, (images.shape[0],), f"one {'flag' if flags else 'class'} per image")
+    checks.same_device(images=images, **{name: value})
+
+
+def to_device(bound: float | Tensor | None, device: torch.device) -> float | Tensor | None:
+    """Bring a per-channel bound to the images."""
+    return bound.to(device) if isinstance(bound, Tensor) else bound
+
+
+def own(images: Tensor) -> Tensor:
+    """A private, detached copy that autograd accepts."""
+    return images.detach().clone()
+
+
+def evaluate(network: Callable, logits_of: LogitsOf | None, x: Tensor, *, grad: bool) -> tuple[Tensor, Tensor]:
+    """Logits [B, K] of ``x`` and the leaf they hang on.
+
+    The leaf is float32 at least: a gradient rounded to half precision loses its small entries.
+    """
+    leaf = x.detach().to(torch.promote_types(x.dtype, torch.float32))
+    with torch.set_grad_enabled(grad):
+        leaf.requires_grad_(grad)
+        outputs = network(leaf)
+        logits = outputs if logits_of is None else logits_of(outputs)
+    if not isinstance(logits, Tensor) or logits.dim() != 2 or logits.shape[0] != x.shape[0]:
+        what = f"of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+        raise ValueError(f"model: its output is {what}, must be logits [B, K]; logits_of can pick them")
+    return logits, leaf
+
+
+def input_gradient(logits: Tensor, leaf: Tensor, grad_logits: Tensor) -> Tensor:
+    """Pull ``grad_logits`` back to the images; nothing is accumulated anywhere."""
+    if not logits.requires_grad:
+        raise ValueError("model: its logits carry no graph to the images, so there is no direction to step in")
+    return torch.autograd.grad(logits, leaf, grad_logits)[0]
+
+
+def count_classes(network: Callable, logits_of: LogitsOf | None, images: Tensor) -> int:
+    """K, where no image is left to ask."""
+    blank = images.new_zeros((1, *images.shape[1:]))
+    return evaluate(network, logits_of, blank, grad=False)[0].shape[1]

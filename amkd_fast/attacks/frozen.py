@@ -1,0 +1,236 @@
+"""The attack-ready view of a network: eval mode, no parameter gradients, BatchNorm folded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils import _pytree as pytree
+
+from amkd_fast import checks
+from amkd_fast.attacks.folding import FoldedNetwork, UnfoldableError, has_hooks, tensors
+from amkd_fast.attacks.surroundings import undisturbed
+
+# How far a folded network may be from the original on the batch it is first tried on, relative to the largest output.
+_AGREEMENT = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 2e-1}
+
+
+class FrozenModel:
+    """What :func:`frozen` returns. Call it like the model; its outputs have a graph to the input alone.
+
+    Attributes:
+        model: The network it shows; never changed.
+        folded: Whether BatchNorm is folded. Decided when a batch is first seen, False before.
+        reason: Why it is not folded although it was asked for; empty otherwise.
+    """
+
+    def __init__(self, model: nn.Module, fold_batchnorm: bool, channels_last: bool, dtype: torch.dtype | None) -> None:
+        self.model = model
+        self.folded = False
+        self.reason = ""
+        self._fold_batchnorm = fold_batchnorm
+        self._channels_last = channels_last
+        self._dtype = dtype
+        self._run: FoldedNetwork | _PlainNetwork | None = None
+        self._run_channels_last = False
+        self._native: torch.dtype | None = None
+        self._structure = self._versions = None
+
+    def __call__(self, x: Tensor):
+        """Evaluate the network on images [B, ...]; the outputs are those of the model in eval mode."""
+        return self.network(x)(x)
+
+    def network(self, x: Tensor) -> Callable[[Tensor], object]:
+        """Bring the view up to date and return it without the checks, for a loop that leaves the model alone."""
+        structure, versions = _state(self.model)
+        if structure != self._structure:
+            with undisturbed(x.device), torch.no_grad():
+                self._build(x)
+        elif versions != self._versions:
+            with torch.inference_mode(False):
+                self._run.update()
+        self._versions = versions
+        self._structure = structure if x.shape[0] else None  # an empty batch proves nothing: build again next time
+        return self._evaluate
+
+    def refresh(self) -> None:
+        """Build the view anew on the next call: for changes that leave no trace in tensor versions (``p.data.mul_()``,
+        a plain Python attribute that ``forward`` reads)."""
+        self._structure = None
+
+    def _evaluate(self, x: Tensor):
+        return _evaluate(self._run, x, self._run_channels_last, self._native, self._dtype)
+
+    def _build(self, x: Tensor) -> None:
+        self.folded, self.reason = False, ""
+        self._native = next((value.dtype for value in tensors(self.model).values() if value.is_floating_point()), None)
+        plain = _PlainNetwork(self.model)
+        # Whatever the model itself raises comes out here, before anything is tried on it.
+        expected = _evaluate(plain, x.detach(), False, self._native, None) if x.shape[0] else None
+        if self._fold_batchnorm and expected is not None:
+            try:
+                self._run = self._verified(FoldedNetwork(self.model), x, expected)
+                self.folded = True
+                return
+            except UnfoldableError as error:
+                self.reason = str(error)
+        try:
+            self._run = plain if expected is None else self._verified(plain, x, expected)
+        except UnfoldableError:  # a model with random outputs differs from itself
+            self._run, self._run_channels_last = plain, False
+        if expected is None:
+            self._run_channels_last = False
+        self._run.convert(dtype=self._dtype, channels_last=self._run_channels_last)
+
+    def _verified(self, run: FoldedNetwork | _PlainNetwork, x: Tensor, expected: object):
+        """Accept ``run`` in the memory format in which it gives the expected outputs on ``x``."""
+        reason = ""
+        for channels_last in (True, False) if self._channels_last else (False,):
+            run.convert(dtype=None, channels_last=channels_last)
+            try:
+                outputs = _evaluate(run, x.detach(), channels_last, self._native, None)
+            except RuntimeError as error:  # .view() on a channels_last tensor
+                reason = str(error)
+                continue
+            if _agree(outputs, expected):
+                self._run_channels_last = channels_last
+                run.convert(dtype=self._dtype, channels_last=channels_last)
+                return run
+            reason = "its outputs differ from the model's"
+        raise UnfoldableError(f"the folded copy was tried and dropped: {reason}")
+
+
+def frozen(
+    model: nn.Module, *, fold_batchnorm: bool = True, channels_last: bool = True, dtype: torch.dtype | None = None
+) -> FrozenModel:
+    """Make the attack-ready view of a network.
+
+    The view computes what ``model.eval()`` would, whatever mode the model is in. Only inputs get gradients. The
+    model's parameters, gradients, modes, buffers and hooks stay as they are, also when it raises. BatchNorms that
+    alone follow a convolution are folded into a private copy, which is refolded when a parameter's or buffer's version
+    changes. A model that cannot be folded (hooks, data-dependent ``forward``, a copy that does not give the model's own
+    outputs on the first batch) runs unfolded; :attr:`FrozenModel.reason` says why.
+
+    Args:
+        model: The network. Its ``forward`` takes one tensor of images.
+        fold_batchnorm: Fold BatchNorm into convolutions, in float64 arithmetic.
+        channels_last: Run images [B, C, H, W] in the channels_last memory format where the model allows it.
+        dtype: Run in this dtype; outputs come back in float32 at least. None keeps the model's. Images are cast to
+            the network's dtype in any case.
+
+    Returns:
+        A callable view of the model.
+
+    Raises:
+        TypeError: ``model`` is not a ``torch.nn.Module`` or is a TorchScript module, or ``dtype`` is no dtype.
+        ValueError: ``dtype`` is not float32, float64, float16 or bfloat16.
+
+    Example:
+        >>> import torch, amkd_fast as af
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.BatchNorm2d(2), torch.nn.Flatten())
+        >>> view = af.attacks.frozen(model)
+        >>> view(torch.zeros(4, 1, 5, 5)).requires_grad, view.folded, model.training
+        (False, True, True)
+    """
+    if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
+        raise TypeError(f"model is a {type(model).__name__}: must be a torch.nn.Module that is not scripted")
+    if dtype is not None:
+        if not isinstance(dtype, torch.dtype):
+            raise TypeError(f"dtype is a {type(dtype).__name__}: must be a torch.dtype or None")
+        checks.choice("dtype", dtype, checks.FLOATING)
+    return FrozenModel(model, fold_batchnorm, channels_last, dtype)
+
+
+class _PlainNetwork:
+    """The user's own modules with detached parameters, set to eval mode for the length of a call."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._dtype = None
+        self._channels_last = False
+        self.update()
+
+    def convert(self, *, dtype: torch.dtype | None, channels_last: bool) -> None:
+        self._dtype, self._channels_last = dtype, channels_last
+        self.update()
+
+    @torch.no_grad()
+    def update(self) -> None:
+        own = {}
+        for name, value in tensors(self._model).items():
+            detached = value.detach()
+            if isinstance(value, nn.Parameter) and not value.is_inference():
+                own[name] = detached
+            else:
+                own[name] = detached.clone()  # forward may write into a buffer
+            if own[name].is_floating_point():
+                own[name] = own[name].to(self._dtype or value.dtype)
+            if self._channels_last and own[name].dim() == 4:
+                own[name] = own[name].contiguous(memory_format=torch.channels_last)
+        self._tensors = own
+
+    def __call__(self, x: Tensor):
+        with _evaluating(self._model):
+            return functional_call(self._model, self._tensors, (x,))
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode by setting the flags alone, so that an overridden ``train()`` cannot interfere with their return."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        for module, _ in modes:
+            module.training = False
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _evaluate(run, x: Tensor, channels_last: bool, native: torch.dtype | None, dtype: torch.dtype | None):
+    x = x.to(dtype or native or x.dtype)
+    if channels_last and x.dim() == 4:
+        x = x.contiguous(memory_format=torch.channels_last)
+    outputs = run(x)
+    if dtype is None:
+        return outputs
+    return pytree.tree_map_only(Tensor, _at_least_float32, outputs)
+
+
+def _at_least_float32(output: Tensor) -> Tensor:
+    return output.to(torch.promote_types(output.dtype, torch.float32)) if output.is_floating_point() else output
+
+
+def _agree(outputs: object, expected: object) -> bool:
+    outputs, form = pytree.tree_flatten(outputs)
+    expected, expected_form = pytree.tree_flatten(expected)
+    if form != expected_form:
+        return False
+    for output, wanted in zip(outputs, expected, strict=True):
+        if not isinstance(wanted, Tensor):
+            if output != wanted:
+                return False
+        elif output.shape != wanted.shape or output.dtype != wanted.dtype:
+            return False
+        elif wanted.is_floating_point():
+            largest = torch.nan_to_num(wanted.abs(), 0, 0, 0).amax().item() if wanted.numel() else 0.0
+            allowed = _AGREEMENT.get(wanted.dtype, 1e-3) * max(largest, 1e-6)
+            if not torch.allclose(output, wanted, rtol=0.0, atol=allowed, equal_nan=True):
+                return False
+        elif not torch.equal(output, wanted):
+            return False
+    return True
+
+
+def _state(model: nn.Module) -> tuple[tuple, tuple]:
+    """What a view depends on: the structure that it was built for, and the versions of the numbers in it."""
+    named = tensors(model).items()
+    structure = (
+        has_hooks(model),
+        *((name, id(value), value.dtype, value.device, value.shape) for name, value in named),
+    )
+    versions = tuple((0 if value.is_inference() else value._version, value.data_ptr()) for _, value in named)
+    return structure, versions

@@ -1,0 +1,37 @@
+"""Random starting points in a ball, from counter-based draws."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from amkd_fast import philox
+
+
+def random_start(x0: Tensor, eps: float | Tensor, norm: str, rows: Tensor, seed: int | Tensor, restart: int) -> Tensor:
+    """Points drawn evenly from the ``eps``-balls around ``x0`` [m, ...]; row i of the batch has draws of its own.
+
+    linf: every coordinate evenly in ±ε. l2: a normal direction (Box and Muller) of length ε u^(1/n). l1: a Laplace
+    direction of length ε u^(1/n).
+    """
+    size = x0[0].numel() if x0.shape[0] else 1
+    element = torch.arange(size, device=x0.device)
+    counter = rows[:, None] * (size + 1) + element  # [m, n]; number n of a row is its length
+    w0, w1, w2, w3 = philox.words(seed, counter, stream=restart)
+    first, second = philox.unit(w0, w1), philox.unit(w2, w3)
+    radius = eps.double()[:, None] if isinstance(eps, Tensor) else eps
+    if norm == "linf":
+        offset = radius * (2.0 * first - 1.0)
+    else:
+        distance = -torch.log1p(-first)  # exponential, finite
+        if norm == "l2":
+            direction = (2.0 * distance).sqrt() * torch.cos(2.0 * math.pi * second)
+            length = torch.linalg.vector_norm(direction, dim=1, keepdim=True)
+        else:
+            direction = torch.where(second < 0.5, -distance, distance)
+            length = direction.abs().sum(1, keepdim=True)
+        share = philox.uniform(seed, rows * (size + 1) + size, stream=restart, dtype=torch.float64) ** (1.0 / size)
+        offset = direction * (radius * share[:, None] / torch.where(length > 0, length, 1.0))
+    return (x0.double() + offset.view_as(x0)).to(x0.dtype)

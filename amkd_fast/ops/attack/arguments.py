@@ -1,0 +1,112 @@
+"""Argument checks of the attack family."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from amkd_fast import checks
+
+NORMS = ("linf", "l2", "l1", "boundary")
+LOSSES = ("ce", "boundary", "dlr")
+SCORES = ("logits", "softmax")
+
+
+def check_step(x, grad, x0, eps, norm, norm_power, gap, momentum, lower, upper, active, out) -> None:
+    """What :func:`amkd_fast.attack_step` asks of its tensors and of their combination."""
+    checks.floating("x", x)
+    if x.dim() < 2:
+        raise ValueError(f"x.shape={tuple(x.shape)}: must have a batch dimension and at least one more")
+    work = torch.promote_types(x.dtype, torch.float32)
+    for name, value in (("grad", grad), ("x0", x0), ("out", out)):
+        if value is not None or name == "grad":
+            checks.floating(name, value)
+            checks.shape(name, value, tuple(x.shape), "the shape of x")
+            if value.dtype != x.dtype and not (name == "grad" and value.dtype == work):
+                raise TypeError(f"{name}.dtype={value.dtype}: must be {x.dtype}, the dtype of x")
+    checks.choice("norm", norm, NORMS)
+    checks.choice("norm_power", norm_power, (1, 2))
+    if norm != "boundary" and norm_power != 1:
+        raise ValueError(f"norm_power={norm_power}: must be 1 unless norm is 'boundary'")
+    if (norm == "boundary") != (gap is not None):
+        raise ValueError(f"gap is {'None' if gap is None else 'given'} and norm={norm!r}: gap must go with 'boundary'")
+    if gap is not None:
+        checks.floating("gap", gap)
+        checks.shape("gap", gap, (x.shape[0],), "one gap per sample")
+    if eps is not None:
+        if norm == "boundary":
+            raise ValueError(f"eps={eps!r}: must be None for norm='boundary', which has no ball")
+        if x0 is None:
+            raise ValueError("x0=None: must be given with eps")
+        check_per_sample("eps", eps, x)
+        if not isinstance(eps, Tensor) and not eps >= 0:
+            raise ValueError(f"eps={eps!r}: must be at least 0")
+    if momentum is not None:
+        _check_momentum(momentum, x, norm)
+    for name, value in (("lower", lower), ("upper", upper)):
+        check_bound(name, value, x)
+    if active is not None:
+        checks.tensor("active", active)
+        if active.dtype != torch.bool:
+            raise TypeError(f"active.dtype={active.dtype}: must be bool")
+        checks.shape("active", active, (x.shape[0],), "one flag per sample")
+    checks.same_device(
+        x=x, grad=grad, x0=x0, gap=gap, momentum=momentum, lower=lower, upper=upper, active=active, out=out, eps=eps
+    )
+    if out is not None and torch.is_grad_enabled() and (x.requires_grad or grad.requires_grad):
+        raise ValueError("out: must be None where autograd follows x or grad")
+
+
+def _check_momentum(momentum: Tensor, x: Tensor, norm: str) -> None:
+    if norm == "boundary":
+        raise ValueError("momentum: must be None for norm='boundary'")
+    checks.floating("momentum", momentum)
+    checks.shape("momentum", momentum, tuple(x.shape), "the shape of x")
+    work = torch.promote_types(x.dtype, torch.float32)
+    if momentum.dtype != work:
+        raise TypeError(f"momentum.dtype={momentum.dtype}: must be {work} for x.dtype={x.dtype}")
+    if momentum.requires_grad:
+        raise ValueError("momentum.requires_grad=True: must be False, it is changed in place")
+
+
+def check_per_sample(name: str, value: object, x: Tensor) -> None:
+    """``value`` must be a number or a floating tensor [B]."""
+    if isinstance(value, Tensor):
+        checks.floating(name, value)
+        checks.shape(name, value, (x.shape[0],), "one number per sample")
+        checks.same_device(x=x, **{name: value})
+    elif isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} is a {type(value).__name__}: must be a number or a tensor [B]")
+    elif math.isnan(value) or (name == "step_size" and math.isinf(value)):
+        raise ValueError(f"{name}={value!r}: must be {'finite' if name == 'step_size' else 'no NaN'}")
+
+
+def check_bound(name: str, value: object, x: Tensor) -> None:
+    """``value`` must be None, a number or a floating tensor [C] with C = ``x.shape[1]``."""
+    if isinstance(value, Tensor):
+        checks.floating(name, value)
+        checks.shape(name, value, (x.shape[1],), "one number per channel of x")
+    elif value is not None:
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise TypeError(f"{name} is a {type(value).__name__}: must be a number, a tensor [C] or None")
+        if math.isnan(value):
+            raise ValueError(f"{name}={value!r}: must be no NaN")
+
+
+def check_logits(name: str, value: object) -> None:
+    """``value`` must be floating [B, K]."""
+    checks.floating(name, value)
+    if value.dim() != 2:
+        raise ValueError(f"{name}.shape={tuple(value.shape)}: must be [B, K]")
+
+
+def check_classes(name: str, value: object, logits: Tensor) -> None:
+    """``value`` must be one class in [0, K) for every row of ``logits``."""
+    checks.integer(name, value)
+    checks.shape(name, value, (logits.shape[0],), "one class per row")
+    if value.device.type == "cpu" and value.numel() and not torch.compiler.is_compiling():
+        low, high = (int(bound) for bound in torch.aminmax(value))
+        if low < 0 or high >= logits.shape[1]:
+            raise ValueError(f"{name} holds {low if low < 0 else high}: must lie in [0, {logits.shape[1]})")

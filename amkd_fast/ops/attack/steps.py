@@ -1,0 +1,155 @@
+"""Specification of the attack step: where a sample goes, and when it stays."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+GAP_MARGIN = 1e-4  # the public BSS code adds it to the gap, so that a step from the boundary itself is not zero
+
+
+def attack_step(
+    x: Tensor,
+    grad: Tensor,
+    *,
+    x0: Tensor | None,
+    step_size: float | Tensor,
+    eps: float | Tensor | None,
+    norm: str,
+    norm_power: int,
+    gap: Tensor | None,
+    velocity: Tensor | None,
+    decay: float,
+    lower: float | Tensor | None,
+    upper: float | Tensor | None,
+    active: Tensor | None,
+    project: bool,
+    top: float,
+) -> tuple[Tensor, Tensor | None]:
+    """One step for every sample of ``x`` [B, ...]; returns the new samples and the new velocity."""
+    work = torch.promote_types(x.dtype, torch.float32)
+    wide, g = x.to(work), grad.to(work)
+    eta, radius = _per_sample(step_size, wide), _per_sample(eps, wide)
+    low, high = _per_channel(lower, wide), _per_channel(upper, wide)
+
+    reach = eta if gap is None else eta * (_per_sample(gap, wide) + GAP_MARGIN)  # [B, 1, ...]
+    moves = torch.isfinite(reach) & _all(torch.isfinite(g)) & _any(g != 0)
+    if active is not None:
+        moves = moves & _per_sample(active, wide, torch.bool)
+    if radius is not None:
+        moves = moves & (radius >= 0)
+
+    # A sample that stays is computed on ones: neither its result nor its derivative can meet a NaN.
+    g = torch.where(moves, g, 1.0)
+    if velocity is not None:
+        relative = g / _peak(g)
+        fresh = decay * velocity + relative / relative.abs().mean(_sample_dims(g), keepdim=True)
+        moves = moves & _all(torch.isfinite(fresh))
+        velocity = torch.where(moves, fresh, velocity)
+        g = torch.where(moves, fresh, 1.0)
+    if project:
+        g = _without_blocked(wide, g, g * reach.sign(), low, high)
+
+    peak = _peak(g)
+    moves = moves & (peak > 0)
+    if norm_power == 2:
+        moves = moves & torch.isfinite(reach / peak)
+    g, peak = torch.where(moves, g, 1.0), torch.where(moves, peak, 1.0)
+
+    moved = wide + torch.where(moves, reach, 0.0) * _heading(g / peak, peak, norm, norm_power, top)
+    if radius is not None:
+        moved = _into_ball(moved, x0.to(work), radius, norm)
+    # fmax and fmin let a NaN bound pass by instead of handing it on.
+    moved = moved if low is None else torch.fmax(moved, low)
+    moved = moved if high is None else torch.fmin(moved, high)
+    limit = torch.finfo(x.dtype).max
+    moved = moved.clamp(-limit, limit).to(x.dtype)
+    if radius is not None:
+        moved = torch.where(radius == 0, x0, moved)
+    return torch.where(moves, moved, x), velocity
+
+
+def project_l1(difference: Tensor, radius: Tensor) -> Tensor:
+    """Exact Euclidean projection of the rows of [B, n] on the l1 ball of ``radius`` [B, 1]."""
+    size = difference.abs()
+    ordered = size.sort(dim=1, descending=True).values
+    count = torch.arange(1, size.shape[1] + 1, device=size.device, dtype=size.dtype)
+    threshold = (ordered.cumsum(1) - radius) / count
+    support = (ordered > threshold).sum(1, keepdim=True).clamp_min(1)
+    shrunk = (size - threshold.gather(1, support - 1).clamp_min(0)).clamp_min(0)
+    return torch.where(size.sum(1, keepdim=True) > radius, difference.sign() * shrunk, difference)
+
+
+def _heading(unit: Tensor, peak: Tensor, norm: str, norm_power: int, top: float) -> Tensor:
+    """Direction of ascent for g = ``peak`` x ``unit``; the largest entry of ``unit`` is 1: no norm overflows."""
+    if norm == "linf":
+        return unit.sign()
+    if norm == "l1":
+        size = unit.abs().flatten(1)  # [B, n]
+        largest = size.topk(max(1, math.ceil(top * size.shape[1])), dim=1).values[:, -1]
+        chosen = (unit.abs() >= _per_sample(largest, unit)) & (unit != 0)
+        return torch.where(chosen, unit.sign(), 0.0) / chosen.sum(_sample_dims(unit), keepdim=True)
+    length = torch.linalg.vector_norm(unit, dim=_sample_dims(unit), keepdim=True)
+    return unit / length if norm_power == 1 else unit / (length.square() * peak)
+
+
+def _into_ball(moved: Tensor, x0: Tensor, radius: Tensor, norm: str) -> Tensor:
+    if norm == "linf":
+        return torch.fmin(torch.fmax(moved, x0 - radius), x0 + radius)
+    difference = moved - x0
+    if norm == "l1":
+        inside = project_l1(difference.flatten(1), radius.flatten(1)).view_as(difference)
+        outside = difference.abs().sum(_sample_dims(moved), keepdim=True) > radius
+        return torch.where(outside, x0 + inside, moved)
+    peak = _peak(difference)
+    peak = torch.where(peak > 0, peak, 1.0)
+    length = peak * torch.linalg.vector_norm(difference / peak, dim=_sample_dims(moved), keepdim=True)
+    return torch.where(length > radius, x0 + difference * (radius / length), moved)
+
+
+def _without_blocked(x: Tensor, g: Tensor, direction: Tensor, low: Tensor | None, high: Tensor | None) -> Tensor:
+    """Take out the coordinates that stand at a bound and would leave through it."""
+    if low is not None:
+        g = torch.where((x <= low) & (direction < 0), 0.0, g)
+    if high is not None:
+        g = torch.where((x >= high) & (direction > 0), 0.0, g)
+    return g
+
+
+def _sample_dims(x: Tensor) -> tuple[int, ...]:
+    return tuple(range(1, x.dim()))
+
+
+def _peak(g: Tensor) -> Tensor:
+    # Detached: every use divides by it and multiplies it back, so the result does not depend on it.
+    return g.detach().abs().amax(_sample_dims(g), keepdim=True)
+
+
+def _all(flags: Tensor) -> Tensor:
+    return flags.flatten(1).all(1).view(-1, *[1] * (flags.dim() - 1))
+
+
+def _any(flags: Tensor) -> Tensor:
+    return flags.flatten(1).any(1).view(-1, *[1] * (flags.dim() - 1))
+
+
+def _per_sample(value: float | Tensor | None, like: Tensor, dtype: torch.dtype | None = None) -> Tensor | None:
+    """A number or [B] as a tensor that broadcasts along the samples, [B or 1, 1, ...]."""
+    if value is None:
+        return None
+    ones = [1] * (like.dim() - 1)
+    if isinstance(value, Tensor):
+        return value.to(dtype or like.dtype).reshape(-1, *ones)
+    return torch.full((1, *ones), value, dtype=dtype or like.dtype, device=like.device)
+
+
+def _per_channel(value: float | Tensor | None, like: Tensor) -> Tensor | None:
+    """A number or [C] as a tensor that broadcasts along the channels, [1, C or 1, 1, ...]."""
+    if value is None:
+        return None
+    ones = [1] * (like.dim() - 2)
+    if isinstance(value, Tensor):
+        return value.to(like.dtype).reshape(1, -1, *ones)
+    return torch.full((1, 1, *ones), value, dtype=like.dtype, device=like.device)
