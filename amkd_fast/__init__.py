@@ -1,1 +1,27 @@
 """Fused operations for Adversarial Metric Knowledge Distillation, usable in any PyTorch trainer."""
+
+from amkd_fast import attacks, backends
+from amkd_fast.losses import AMKDLoss, DistillationLoss, KLDivLoss, TripletMarginLoss
+from amkd_fast.ops.attack import attack_objective, attack_step, select_boundary_bases
+from amkd_fast.ops.kl import distillation_loss, kl_div, soft_cross_entropy
+from amkd_fast.ops.triplet import mine_triplets, nearest_negatives, triplet_margin_loss
+from amkd_fast.version import __version__
+
+__all__ = [
+    "AMKDLoss",
+    "DistillationLoss",
+    "KLDivLoss",
+    "TripletMarginLoss",
+    "__version__",
+    "attack_objective",
+    "attack_step",
+    "attacks",
+    "backends",
+    "distillation_loss",
+    "kl_div",
+    "mine_triplets",
+    "nearest_negatives",
+    "select_boundary_bases",
+    "soft_cross_entropy",
+    "triplet_margin_loss",
+]

@@ -37,7 +37,7 @@ def non_negative(name: str, value: float) -> float:
 def finite(name: str, value: float) -> float:
     """``value`` must be a finite number."""
     value = _number(name, value)
-    if not math.isfinite(value):
+    if not (-math.inf < value < math.inf):  # a comparison can be traced with a symbolic number, math.isfinite cannot
         raise ValueError(f"{name}={value!r}: must be a finite number")
     return value
 

@@ -17,7 +17,8 @@ from amkd_fast import backends
 OPERATION = "kl"
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 # One shape for every launch plan: below a vector, a few rows a block, a row a block, many columns, shared rows.
-SHAPES = ((1, 1), (5, 3), (16, 10), (128, 100), (33, 1000), (7, 4097), (2, 40000))
+# The narrow ones have many rows, because few give errors that luck decides.
+SHAPES = ((500, 3), (500, 10), (128, 100), (33, 1000), (7, 4097), (2, 40000))
 INF = math.inf
 
 
@@ -48,7 +49,7 @@ def rows_and_grad(student, teacher, temperature, divergence, beta=0.5):
 
 @pytest.mark.parametrize("divergence", oracle.DIVERGENCES)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", SHAPES[1:], ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_error_is_within_that_of_eager(backend, device, shape, dtype, divergence):
     student, teacher = logits(shape, dtype)
     truth = oracle.rows_and_grad(student.double(), teacher.double(), 3.0, divergence, 0.3)
@@ -57,8 +58,8 @@ def test_error_is_within_that_of_eager(backend, device, shape, dtype, divergence
     assert ours[0].dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     assert ours[1].dtype == dtype
     for value, rival, exact, factor in zip(ours, eager, truth, (2.0, 3.0), strict=True):
-        # In fp64 the truth is no better than its rivals; the floor is a few roundings of the longest sum.
-        floor = 1e-13 if dtype == torch.float64 else 2e-7
+        # In fp64 the truth is no better than its rivals; one rounding of a statistic is the least that fp32 can show.
+        floor = 1e-13 if dtype == torch.float64 else 6e-8
         assert oracle.relative_error(value, exact) <= max(factor * oracle.relative_error(rival, exact), floor)
 
 
@@ -169,7 +170,7 @@ def test_distillation_error_is_within_that_of_eager(backend, device, dtype):
     leaf = student.to(device).requires_grad_()
     loss = af.distillation_loss(leaf, teacher.to(device), labels.to(device)).total
     loss.backward()
-    floor = 1e-13 if dtype == torch.float64 else 2e-7
+    floor = 1e-13 if dtype == torch.float64 else 6e-8
     for value, other, exact, factor in zip((loss, leaf.grad), rival, truth, (2.0, 3.0), strict=True):
         assert oracle.relative_error(value, exact) <= max(factor * oracle.relative_error(other, exact), floor)
 
@@ -222,7 +223,7 @@ def test_mixed_dtypes_meet_in_the_common_one(backend, device):
     torch.testing.assert_close(loss, af.kl_div(student.detach().float(), teacher.float()))
 
 
-# ---- masks and values that are no numbers -----------------------------------------------------------------------------
+# ---- masks and values that are no numbers ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("divergence", oracle.DIVERGENCES)
@@ -288,7 +289,7 @@ def test_second_backward_of_one_graph_gives_the_same(backend, device):
     loss = af.distillation_loss(student, teacher, torch.arange(8, device=device)).total
     (first,) = torch.autograd.grad(loss, student, retain_graph=True)
     (second,) = torch.autograd.grad(loss, student, 3.0 * torch.ones_like(loss))
-    torch.testing.assert_close(second, 3.0 * first, rtol=1e-6, atol=0)
+    torch.testing.assert_close(second, 3.0 * first, rtol=1e-5, atol=1e-8)
 
 
 def test_double_backward(backend, device):
@@ -411,7 +412,7 @@ def test_operators_keep_the_rules_of_torch(backend, device):
         torch.library.opcheck(backward, (upstream, student, teacher, *extras, stats, *scalars), test_utils=tests)
 
 
-# ---- any input that keeps the rules -----------------------------------------------------------------------------------
+# ---- any input that keeps the rules ---------------------------------------------------------------------------------
 
 
 @st.composite

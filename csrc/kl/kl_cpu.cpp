@@ -140,9 +140,7 @@ void reduce(const Forward& p, Stat* loss) {
     weighted += value * w;
     if (p.scalars.per_row) loss[row] = p.scalars.kl_factor * value * w;
     if (p.labels == nullptr) continue;
-    const int64_t label = p.labels_are_int64 ? static_cast<const int64_t*>(p.labels)[row]
-                                             : static_cast<const int32_t*>(p.labels)[row];
-    if (label == p.scalars.ignore_index) continue;
+    if (label_of(p, row) == p.scalars.ignore_index) continue;
     ++labelled;
     ce += p.cross_entropy[row];
     weighted_ce += p.cross_entropy[row] * (ce_weight ? ce_weight[row] : 1.0);
@@ -179,8 +177,9 @@ std::tuple<Tensor, Tensor> forward(const Tensor& student, const Tensor& teacher,
     torch::stable::parallel_for(0, p.rows, std::max<int64_t>(1, kGrain / p.classes),
                                 [&](int64_t first, int64_t last) { call.kernels.forward_rows(p, first, last); });
   }
-  STD_TORCH_CHECK(p.bad_row < 0, "labels[", p.bad_row, "]: must be from 0 to ", p.classes - 1, " or ignore_index=",
-                  ignore_index);
+  // ops/kl/__init__.py makes a ValueError of the part of this message that begins with its name.
+  STD_TORCH_CHECK(p.bad_row < 0, "labels[", p.bad_row, "]=", label_of(p, p.bad_row), ": must be from 0 to ",
+                  p.classes - 1, " or ignore_index=", ignore_index);
   if (stat == ScalarType::Double) {
     reduce(p, static_cast<double*>(loss.mutable_data_ptr()));
   } else {

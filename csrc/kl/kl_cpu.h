@@ -29,6 +29,10 @@ struct Problem {
   void* stats;  // csrc/kl/kl.h
 };
 
+static inline int64_t label_of(const Problem& p, int64_t row) {
+  return p.labels_are_int64 ? static_cast<const int64_t*>(p.labels)[row] : static_cast<const int32_t*>(p.labels)[row];
+}
+
 struct Forward : Problem {
   double* divergence;     // [rows], with row_scale and before weights
   double* cross_entropy;  // [rows], 0 where the label is ignored; null without labels

@@ -86,10 +86,6 @@ Stat<T>& stat(const Problem& p, Field field, int64_t row) {
   return static_cast<Stat<T>*>(p.stats)[field * p.rows + row];
 }
 
-int64_t label_of(const Problem& p, int64_t row) {
-  return p.labels_are_int64 ? static_cast<const int64_t*>(p.labels)[row] : static_cast<const int32_t*>(p.labels)[row];
-}
-
 template <class T>
 double weight_of(const void* weight, int64_t row) {
   return weight ? static_cast<const Stat<T>*>(weight)[row] : 1.0;

@@ -254,11 +254,36 @@ def _run(student, teacher, weight, labels, ce_weight, scalars: Scalars, with_par
     """The loss, or with ``with_parts`` (loss, mean cross-entropy, mean divergence)."""
     name = backends.select("kl", student.device.type)
     if name == "reference":
+        if labels is not None:
+            _check_labels(labels, student.shape[1], scalars.ignore_index)
         outputs = function.compute(student, teacher, weight, labels, ce_weight, scalars)
         return outputs if with_parts else outputs[0]
     if name not in _OPERATORS:
         from amkd_fast.ops.kl import triton  # not at the top: importing amkd_fast does not import triton
 
         _OPERATORS["triton"] = (triton.forward_op, triton.backward_op)
-    outputs = FusedKL.apply(student, teacher, weight, labels, ce_weight, _OPERATORS[name], tuple(scalars), with_parts)
-    return (outputs[0], outputs[1][-2], outputs[1][-1]) if with_parts else outputs
+    tensors = (student, teacher, weight, labels, ce_weight)
+    if not with_parts:
+        return FusedKL.apply(*tensors, _OPERATORS[name], tuple(scalars), False)
+    try:
+        loss, stats = FusedKL.apply(*tensors, _OPERATORS[name], tuple(scalars), True)
+    except RuntimeError as error:
+        raise _named(error) from None
+    return loss, stats[-2], stats[-1]
+
+
+def _named(error: RuntimeError) -> Exception:
+    """The ValueError in what the CPU operator says about a label; another error stays what it is."""
+    _, found, rule = str(error).partition("labels[")
+    return ValueError(found + rule) if found else error
+
+
+def _check_labels(labels: Tensor, classes: int, ignore_index: int) -> None:
+    """Refuse a label out of range where looking costs no device synchronisation."""
+    if labels.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    bad = ((labels < 0) | (labels >= classes)) & (labels != ignore_index)
+    if bad.any():
+        row = int(bad.nonzero()[0])
+        rule = f"must be from 0 to {classes - 1} or ignore_index={ignore_index}"
+        raise ValueError(f"labels[{row}]={int(labels[row])}: {rule}")

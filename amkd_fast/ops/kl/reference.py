@@ -32,10 +32,15 @@ def row_divergence(student: Tensor, teacher: Tensor, temperature: float, diverge
 
 
 def row_cross_entropy(student: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
-    """Cross-entropy of every row at temperature 1, [B, K] and [B] → [B]; 0 where the label is ignored."""
-    ignored = labels == ignore_index
-    chosen = labels.masked_fill(ignored, 0).unsqueeze(-1).long()
-    return -log_probabilities(student, 1.0).gather(-1, chosen).squeeze(-1).masked_fill(ignored, 0.0)
+    """Cross-entropy of every row at temperature 1, [B, K] and [B] → [B].
+
+    It is 0 where the label is ignored and NaN where it is out of range.
+    """
+    classes = student.shape[-1]
+    chosen = labels.long().clamp(0, classes - 1).unsqueeze(-1)
+    rows = -log_probabilities(student, 1.0).gather(-1, chosen).squeeze(-1)
+    rows = rows.masked_fill((labels < 0) | (labels >= classes), float("nan"))
+    return rows.masked_fill(labels == ignore_index, 0.0)
 
 
 def log_probabilities(logits: Tensor, temperature: float) -> Tensor:

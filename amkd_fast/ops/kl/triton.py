@@ -410,7 +410,7 @@ MOST_PROGRAMS = 4096  # which is also how many one program can add up in kl_tota
 JS_NUMBER = DIVERGENCES.index("js")
 
 
-def forward_plan(rows: int, classes: int, dtype: torch.dtype) -> dict:
+def forward_plan(rows: int, classes: int, dtype: torch.dtype, divergence: int) -> dict:
     """Tile sizes by shape and dtype alone, so that a result does not depend on the GPU."""
     longest = LONGEST_TILE.get(dtype, 4096)
     if classes > longest:
@@ -430,7 +430,8 @@ def forward_plan(rows: int, classes: int, dtype: torch.dtype) -> dict:
     n = max(triton.next_power_of_2(classes), 8)
     # What one program reads in a few tiles needs no second launch, which would cost more than the idle multiprocessors.
     alone = rows * n <= 8 * longest
-    tile = 2 * longest if alone else longest // 4
+    # 16 warps have 128 registers a thread, and js keeps more values alive than that has room for.
+    tile = longest // 4 if not alone else longest if divergence == JS_NUMBER else 2 * longest
     r = min(max(tile // n, 1), triton.next_power_of_2(rows))
     return {"N": n, "CHUNKS": 1, "R": r, "ALONE": alone, "programs": _programs(triton.cdiv(rows, r), alone)}
 
@@ -447,7 +448,7 @@ def backward_plan(rows: int, classes: int, dtype: torch.dtype) -> dict:
 
 
 def warps(elements: int, dtype: torch.dtype) -> int:
-    """Warps for a tile: 64 bytes of each tensor a thread, so that loads are in flight and few threads repeat row work."""
+    """Warps for a tile: 64 bytes of each tensor a thread keep loads in flight and let few threads repeat row work."""
     return min(max(elements * dtype.itemsize // 2048, 1), 16)
 
 
@@ -483,7 +484,7 @@ def launch_forward(
     loss = student.new_empty((rows,) if per_row else (), dtype=dtype)
     stats = student.new_empty(FIELDS * rows + TAIL, dtype=dtype)
 
-    plan = forward_plan(rows, classes, student.dtype)
+    plan = forward_plan(rows, classes, student.dtype, divergence)
     n, chunks, alone, programs = plan["N"], plan["CHUNKS"], plan["ALONE"], plan["programs"]
     w = width(classes, student, teacher)
     shape = (rows, classes // w, _row_stride(student) // w, _row_stride(teacher) // w)

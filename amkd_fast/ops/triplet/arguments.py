@@ -1,0 +1,116 @@
+"""The argument checks of the triplet family."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from amkd_fast import checks
+
+MAX_EXCLUDED = 2
+
+
+class Rows(NamedTuple):
+    """The rows of a call in one dtype (fp32 or fp64), with their labels."""
+
+    anchor: Tensor  # [N, D]
+    positive: Tensor | None  # [N, D]
+    reference: Tensor  # [P, D]
+    labels: Tensor | None  # [N]
+    reference_labels: Tensor | None  # [P]
+    exclude_labels: Tensor | None  # [N, E]
+    self_offset: int | None
+
+
+def rows(
+    anchor: Tensor,
+    labels: Tensor | None,
+    positive: Tensor | None,
+    reference: Tensor | None,
+    reference_labels: Tensor | None,
+    exclude_labels: Tensor | None,
+    self_offset: int | None,
+    distributed: bool,
+) -> Rows:
+    """Check what every function of the family takes."""
+    if distributed:
+        raise RuntimeError("distributed=True: gathering the rows of all ranks is not available in this version")
+    checks.floating("anchor", anchor)
+    if anchor.ndim != 2:
+        raise ValueError(f"anchor.shape={tuple(anchor.shape)}: must be [N, D]")
+    n, d = anchor.shape
+    if positive is not None:
+        checks.floating("positive", positive)
+        checks.shape("positive", positive, (n, d), "the shape of anchor")
+    if reference is not None:
+        checks.floating("reference", reference)
+        if reference.ndim != 2 or reference.shape[1] != d:
+            raise ValueError(f"reference.shape={tuple(reference.shape)}: must be [P, {d}], D as in anchor")
+    p = n if reference is None else reference.shape[0]
+    _check_labels(n, p, labels, positive, reference, reference_labels, exclude_labels)
+    if reference is None:
+        if self_offset not in (None, 0):
+            raise ValueError(f"self_offset={self_offset!r}: must be None or 0 where reference is None")
+        reference_labels, self_offset = labels, 0
+    elif self_offset is not None:
+        whole("self_offset", self_offset, 0)
+        if self_offset + n > p:
+            raise ValueError(f"self_offset={self_offset}: must be at most P - N = {p - n}, all anchors lie in it")
+    checks.same_device(
+        anchor=anchor,
+        labels=labels,
+        positive=positive,
+        reference=reference,
+        reference_labels=reference_labels,
+        exclude_labels=exclude_labels,
+    )
+    if exclude_labels is not None and exclude_labels.ndim == 1:
+        exclude_labels = exclude_labels[:, None]
+    dtype = torch.float32
+    if any(x is not None and x.dtype == torch.float64 for x in (anchor, positive, reference)):
+        dtype = torch.float64
+    anchor = anchor.to(
+        dtype
+    )  # once, also where it is the reference: its two gradients then add up before they are rounded
+    return Rows(
+        anchor,
+        None if positive is None else positive.to(dtype),
+        anchor if reference is None else reference.to(dtype),
+        labels,
+        reference_labels,
+        exclude_labels,
+        self_offset,
+    )
+
+
+def _check_labels(n, p, labels, positive, reference, reference_labels, exclude_labels) -> None:
+    if labels is None:
+        if positive is None:
+            raise ValueError("labels=None: must be given, or positive must be")
+        for name, value in (("reference_labels", reference_labels), ("exclude_labels", exclude_labels)):
+            if value is not None:
+                raise ValueError(f"labels=None: must be given where {name} is")
+        return
+    checks.integer("labels", labels)
+    checks.shape("labels", labels, (n,), "one label a row of anchor")
+    if (reference is None) != (reference_labels is None):
+        given, missing = ("reference", "reference_labels")[:: 1 if reference_labels is None else -1]
+        raise ValueError(f"{missing}=None: must be given where {given} is")
+    if reference_labels is not None:
+        checks.integer("reference_labels", reference_labels)
+        checks.shape("reference_labels", reference_labels, (p,), "one label a row of reference")
+    if exclude_labels is not None:
+        checks.integer("exclude_labels", exclude_labels)
+        shape = tuple(exclude_labels.shape)
+        if not (shape == (n,) or (len(shape) == 2 and shape[0] == n and shape[1] <= MAX_EXCLUDED)):
+            raise ValueError(f"exclude_labels.shape={shape}: must be ({n},) or ({n}, E) with E at most {MAX_EXCLUDED}")
+
+
+def whole(name: str, value: object, least: int) -> None:
+    """``value`` must be an integer of at least ``least``."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} is a {type(value).__name__}: must be an int")
+    if value < least:
+        raise ValueError(f"{name}={value}: must be at least {least}")

@@ -1,0 +1,73 @@
+"""The three distances, between given rows and between all pairs, with the subgradients that the library promises."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+DISTANCES = ("euclidean", "sqeuclidean", "cosine")
+
+
+def rowwise(x: Tensor, y: Tensor, distance: str) -> Tensor:
+    """Distance of each row of ``x`` to the same row of ``y``: [..., D] → [...]."""
+    if distance == "cosine":
+        dtype, (x, x_short), (y, y_short) = x.dtype, unit(x), unit(y)
+        half = (x - y).square().sum(-1) / 2
+        return torch.where(x_short | y_short, 1.0, half).to(dtype)
+    if distance == "sqeuclidean":
+        return (x - y).square().sum(-1)
+    return _root((x - y).square().sum(-1))
+
+
+def pairwise(x: Tensor, y: Tensor, distance: str) -> Tensor:
+    """Distance of every row of ``x`` to every row of ``y``: [..., N, D], [..., P, D] → [..., N, P].
+
+    From differences, not expanded: equal rows tie exactly and collapsed data keeps its order. A distance beyond the
+    largest finite number is held there, so that +inf is free to mean "no candidate".
+    """
+    if distance == "cosine":
+        dtype, (x, x_short), (y, y_short) = x.dtype, unit(x), unit(y)
+        common = y.detach().nanmean(-2, keepdim=True)  # what the rows share takes no digits from what they do not
+        half = _Euclidean.apply((x - common).to(dtype), (y - common).to(dtype)).square() / 2
+        return torch.where(x_short[..., :, None] | y_short[..., None, :], 1.0, half)
+    d = _Euclidean.apply(x, y)
+    if distance == "sqeuclidean":
+        d = d.square()
+    return d.clamp(max=torch.finfo(d.dtype).max)
+
+
+def unit(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows on the unit sphere, and which rows are too short to have a direction: those become 0, without a gradient.
+
+    For unit vectors 1 − x·y = ‖x − y‖²/2, and only the right side keeps its digits where the two nearly agree. Rounding
+    the rows to fp32 would lose them again, so that these are fp64.
+    """
+    tiny = torch.finfo(x.dtype).tiny ** 0.5  # below this the sum of squares is no normal number any more
+    x = x.double()
+    norm = _root(x.square().sum(-1, keepdim=True))
+    short = norm <= tiny
+    return torch.where(short, 0.0, x / torch.where(short, 1.0, norm)), short.squeeze(-1)
+
+
+def _root(square: Tensor) -> Tensor:
+    zero = square == 0
+    return torch.where(zero, 0.0, torch.where(zero, 1.0, square).sqrt())  # every derivative at 0 is 0, and NaN stays
+
+
+class _Euclidean(torch.autograd.Function):
+    """``torch.cdist`` without its CUDA backward's [N, P, D] buffer."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, y: Tensor) -> Tensor:
+        d = torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
+        ctx.save_for_backward(x, y, d)
+        return d
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor]:
+        x, y, d = ctx.saved_tensors
+        zero = d == 0
+        u = torch.where(zero, 0.0, grad / torch.where(zero, 1.0, d)).double()  # the differences below cancel: fp64
+        grad_x = u.sum(-1, keepdim=True) * x - u @ y.double()
+        grad_y = u.sum(-2).unsqueeze(-1) * y - u.mT @ x.double()
+        return grad_x.to(x.dtype), grad_y.to(y.dtype)

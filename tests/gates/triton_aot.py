@@ -1,0 +1,239 @@
+"""Ahead-of-time gate of the Triton kernels, without a GPU: compile what the launchers would launch, read the cubins.
+
+The launchers themselves run, on tensors without storage, while every launch is written down as Triton's JIT would
+specialize it (types, divisibility, constants, warps). A family adds the calls that cover its configurations to CALLS.
+
+    python -m tests.gates.triton_aot [--family kl] [--arch 90] [--all]
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import itertools
+import re
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import NamedTuple
+from unittest import mock
+
+import torch
+
+ARCHITECTURES = (80, 90, 100, 120)
+
+
+class Launch(NamedTuple):
+    """One specialization of one kernel, picklable."""
+
+    label: str
+    module: str
+    kernel: str
+    signature: tuple
+    constants: tuple
+    attributes: tuple
+    warps: int
+    wide: bool  # must load 16 bytes at a time
+
+
+class Report(NamedTuple):
+    """What a cubin says about itself."""
+
+    launch: Launch
+    arch: int
+    registers: int
+    stack: int
+    local: int
+    shared: int
+    wide_loads: int
+
+    @property
+    def faults(self) -> list[str]:
+        """What the gate does not accept, in words."""
+        faults = []
+        if self.stack or self.local:
+            faults.append(f"{self.stack} bytes of stack and {self.local} of local memory: registers spill")
+        if self.launch.wide and not self.wide_loads:
+            faults.append("no 16-byte loads")
+        return faults
+
+    def __str__(self) -> str:
+        launch = self.launch
+        return (
+            f"sm_{self.arch} {launch.kernel:24s} {launch.label:60s} warps {launch.warps:2d} "
+            f"registers {self.registers:3d} stack {self.stack} shared {self.shared:5d} LDG.128 {self.wide_loads}"
+        )
+
+
+class Call(NamedTuple):
+    """A call of a launcher, and the kernels of it that must have 16-byte loads."""
+
+    label: str
+    function: Callable[[], object]
+    wide: tuple[str, ...] = ()
+
+
+def record(call: Call) -> list[Launch]:
+    """Run a call and write down its launches instead of launching."""
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler.compiler import make_backend
+    from triton.runtime.jit import JITFunction, create_function_from_signature
+
+    backend = make_backend(GPUTarget("cuda", 90, 32))  # the specialization does not depend on the architecture
+    launches = []
+
+    def run(kernel, *args, grid, warmup, **kwargs):
+        binder = create_function_from_signature(kernel.signature, kernel.params, backend)
+        bound, specialization, options = binder(*args, debug=False, **kwargs)
+        options, signature, constants, attributes = kernel._pack_args(
+            backend, {**kwargs, "debug": False}, bound, specialization, options
+        )
+        freeze = lambda pairs: tuple((key, _plain(value)) for key, value in pairs.items())  # noqa: E731
+        name = kernel.fn.__name__
+        launches.append(
+            Launch(
+                call.label, kernel.fn.__module__, name, freeze(signature), freeze(constants), freeze(attributes),
+                options.num_warps, name in call.wide,
+            )
+        )  # fmt: skip
+
+    with mock.patch.object(JITFunction, "run", run):
+        call.function()
+    return launches
+
+
+def _plain(value):
+    return tuple(map(tuple, value)) if isinstance(value, list) else value
+
+
+def compile_launch(launch: Launch, arch: int) -> Report:
+    """Compile one specialization for one architecture and read its cubin."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    kernel = getattr(importlib.import_module(launch.module), launch.kernel)
+    attributes = {key: [list(pair) for pair in value] for key, value in launch.attributes}
+    source = ASTSource(kernel, dict(launch.signature), dict(launch.constants), attributes)
+    compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options={"num_warps": launch.warps})
+    cuobjdump = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        usage = subprocess.check_output([cuobjdump, "--dump-resource-usage", file.name], text=True)
+        sass = (
+            subprocess.check_output([cuobjdump, "--dump-sass", file.name], text=True, stderr=subprocess.DEVNULL)
+            if launch.wide
+            else ""
+        )
+    figures = {key: int(value) for key, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", usage)}
+    return Report(
+        launch, arch, figures["REG"], figures["STACK"], figures["LOCAL"], compiled.metadata.shared,
+        len(re.findall(r"\bLDG\.E[.\w]*\.128", sass)),
+    )  # fmt: skip
+
+
+def compile_all(launches: Iterable[Launch], architectures: Iterable[int]) -> Iterator[Report]:
+    """Compile every launch for every architecture, in two processes."""
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        work = list(itertools.product(dict.fromkeys(launches), architectures))
+        yield from pool.map(compile_launch, *zip(*work, strict=True), chunksize=4)
+
+
+DIVERGENCES = ("forward", "reverse", "js", "soft_cross_entropy")
+
+
+def _kl_call(launcher, shape, dtype, divergence, *, labels=None, weights=False, per_row=False, wide=()) -> Call:
+    from amkd_fast.ops.kl import triton as kl
+    from amkd_fast.ops.kl.reference import statistics_dtype
+
+    empty = partial(torch.empty, device="meta")
+    rows, _ = shape
+    student, teacher = empty(shape, dtype=dtype), empty(shape, dtype=dtype)
+    weight = empty(rows, dtype=statistics_dtype(dtype)) if weights else None
+    targets = None if labels is None else empty(rows, dtype=labels)
+    inputs = (student, teacher, weight, targets, weight if labels else None)
+    scalars = (2.0, DIVERGENCES.index(divergence), 0.5, 4.0, 1.0, 0.1, -100, per_row)
+    label = f"{list(shape)} {str(dtype)[6:]} {divergence}"
+    label += (
+        (f" labels:{str(labels)[6:]}" if labels else "")
+        + (" weights" if weights else "")
+        + (" rows" if per_row else "")
+    )
+    if launcher == "forward":
+        return Call(label, lambda: kl.launch_forward(*inputs, *scalars), wide)
+    stats = empty(6 * rows + 3, dtype=statistics_dtype(dtype))
+    grad_loss = empty((rows,) if per_row else (), dtype=stats.dtype)
+    return Call(label, lambda: kl.launch_backward(grad_loss, *inputs[:5], stats, *scalars), wide)
+
+
+def kl_calls(every: bool) -> Iterator[Call]:
+    """Each kind of tile, each dtype and each branch; `every` multiplies all of them out."""
+    # One tile and one program, the most a thread ever holds; rows; rows in several tiles; no alignment at all.
+    shapes = {"alone": (128, 100), "most": (64, 512), "row": (4096, 1000), "long": (4, 50000), "many": (8192, 32768)}
+    shapes |= {"odd": (300, 1001), "one": (5, 1), "ten": (128, 10)}
+    dtypes = (torch.bfloat16, torch.float32, torch.float64, torch.float16)
+    wide_of = {"row", "long", "many", "most"}
+    kernels = ("kl_rows_kernel", "kl_chunk_kernel", "kl_chunk_mixture_kernel", "kl_grad_kernel")
+
+    def call(launcher, name, dtype, divergence, **options):
+        return _kl_call(launcher, shapes[name], dtype, divergence, wide=kernels if name in wide_of else (), **options)
+
+    if every:
+        extras = [
+            {"labels": labels, "weights": weights} for labels in (None, torch.int32, torch.int64) for weights in (0, 1)
+        ]
+        for launcher, name, dtype, divergence, extra in itertools.product(
+            ("forward", "backward"), shapes, dtypes, DIVERGENCES, [*extras, {"per_row": True, "weights": True}]
+        ):
+            yield call(launcher, name, dtype, divergence, **extra)
+        return
+    full = {"labels": torch.int64, "weights": True}
+    for launcher in ("forward", "backward"):
+        for dtype, divergence in itertools.product(dtypes[:2], DIVERGENCES[:3]):
+            yield call(launcher, "row", dtype, divergence, **full)
+        yield call(launcher, "most", torch.float64, "js", **full)  # js keeps the most values alive
+        yield call(launcher, "row", torch.bfloat16, "forward", weights=True, per_row=True)
+        yield call(launcher, "row", torch.float16, "soft_cross_entropy", labels=torch.int32)
+        yield call(launcher, "odd", torch.float32, "forward")
+    yield call("forward", "alone", torch.float32, "forward", labels=torch.int64)
+    yield call("forward", "most", torch.float32, "js", **full)
+    yield call("forward", "row", torch.float64, "js", **full)
+    yield call("forward", "long", torch.bfloat16, "forward", **full)
+    for dtype in dtypes[:3]:
+        yield call("forward", "many", dtype, "js", **full)
+
+
+CALLS: dict[str, Callable[[bool], Iterable[Call]]] = {"kl": kl_calls}
+
+
+def launches(family: str, every: bool = False) -> list[Launch]:
+    """The distinct specializations that a family's calls launch."""
+    seen = {}
+    for call in CALLS[family](every):
+        for launch in record(call):
+            seen.setdefault(launch[1:], launch)
+    return list(seen.values())
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--family", choices=CALLS, action="append")
+    parser.add_argument("--arch", type=int, action="append")
+    parser.add_argument("--all", action="store_true", help="every combination, not a representative set")
+    options = parser.parse_args()
+    found = [launch for family in options.family or CALLS for launch in launches(family, options.all)]
+    faults = 0
+    for report in compile_all(found, options.arch or ARCHITECTURES):
+        print(report, *report.faults, sep="   ")
+        faults += bool(report.faults)
+    print(f"{faults} faults")
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
