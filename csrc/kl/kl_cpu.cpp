@@ -14,7 +14,7 @@
 namespace amkd::kl {
 namespace {
 
-constexpr int64_t kGrain = 8192;  // elements that are worth a thread
+constexpr int64_t kGrain = 8192;   // elements that are worth a thread
 constexpr int64_t kSplit = 16384;  // classes above which threads share a row, where there are fewer rows than threads
 
 Element element_of(ScalarType type) {
@@ -157,9 +157,9 @@ std::tuple<Tensor, Tensor> forward(const Tensor& student, const Tensor& teacher,
                                    const std::optional<Tensor>& labels, const std::optional<Tensor>& ce_weight,
                                    double temperature, int64_t divergence, double beta, double row_scale,
                                    double kl_factor, double ce_factor, int64_t ignore_index, bool per_row) {
-  Call<Forward> call(student, teacher, weight, labels, ce_weight,
-                     {temperature, static_cast<Divergence>(divergence), beta, row_scale, kl_factor, ce_factor,
-                      ignore_index, per_row});
+  Call<Forward> call(
+      student, teacher, weight, labels, ce_weight,
+      {temperature, static_cast<Divergence>(divergence), beta, row_scale, kl_factor, ce_factor, ignore_index, per_row});
   Forward& p = call.problem;
   const ScalarType stat = statistics_type(student.scalar_type());
   Tensor loss = per_row ? new_empty(student, {p.rows}, stat) : new_empty(student, {}, stat);
@@ -192,9 +192,9 @@ Tensor backward(const Tensor& grad_loss, const Tensor& student, const Tensor& te
                 const std::optional<Tensor>& weight, const std::optional<Tensor>& labels,
                 const std::optional<Tensor>& ce_weight, const Tensor& stats, double temperature, int64_t divergence,
                 double beta, double row_scale, double kl_factor, double ce_factor, int64_t ignore_index, bool per_row) {
-  Call<Backward> call(student, teacher, weight, labels, ce_weight,
-                      {temperature, static_cast<Divergence>(divergence), beta, row_scale, kl_factor, ce_factor,
-                       ignore_index, per_row});
+  Call<Backward> call(
+      student, teacher, weight, labels, ce_weight,
+      {temperature, static_cast<Divergence>(divergence), beta, row_scale, kl_factor, ce_factor, ignore_index, per_row});
   Backward& p = call.problem;
   const ScalarType stat = statistics_type(student.scalar_type());
   STD_TORCH_CHECK(grad_loss.scalar_type() == stat && stats.scalar_type() == stat, "grad_loss, stats: wrong dtype");

@@ -1,8 +1,7 @@
 // The arithmetic of the KL family on a CPU, compiled once per SIMD level (see common/simd.h for the rules that follow
 // from that). Logits are read from memory once a pass: the maximum and the sums of a block both find it in L1.
-#include "kl_cpu.h"
-
 #include "../common/simd.h"
+#include "kl_cpu.h"
 
 namespace amkd::kl::AMKD_SIMD {
 
@@ -248,8 +247,7 @@ struct LogProbability {
 template <class T>
 auto log_probability(const Problem& p, int64_t row, Field max, Field log_sum, double per_t) {
   using V = Vector<T>;
-  return LogProbability<V>{splat<V>(stat<T>(p, max, row)), splat<V>(stat<T>(p, log_sum, row)),
-                           splat<V>(per_t)};
+  return LogProbability<V>{splat<V>(stat<T>(p, max, row)), splat<V>(stat<T>(p, log_sum, row)), splat<V>(per_t)};
 }
 
 // log m = log(β p + (1-β) q)
@@ -274,11 +272,12 @@ Kernels::Mixture sweep_mixture(const Problem& p, int64_t row, int64_t begin, int
   Kernels::Mixture out{};
   for (int64_t i = begin; i < end; i += kBlock) {
     V teacher{}, student{};
-    for_each_vector<T, Overlap::kExclude>(r.student, r.teacher, i, i + kBlock < end ? i + kBlock : end, [&](V s, V t, int64_t, int64_t) {
-      const V a = log_q(s), c = log_p(t), log_m = log_mixture(a, c);
-      teacher += product_or_zero(exp_nonpositive(c), c - log_m);
-      student += product_or_zero(exp_nonpositive(a), a - log_m);
-    });
+    for_each_vector<T, Overlap::kExclude>(r.student, r.teacher, i, i + kBlock < end ? i + kBlock : end,
+                                          [&](V s, V t, int64_t, int64_t) {
+                                            const V a = log_q(s), c = log_p(t), log_m = log_mixture(a, c);
+                                            teacher += product_or_zero(exp_nonpositive(c), c - log_m);
+                                            student += product_or_zero(exp_nonpositive(a), a - log_m);
+                                          });
     out.teacher += sum_lanes(teacher);
     out.student += sum_lanes(student);
   }
@@ -320,31 +319,32 @@ void backward_as(const Backward& p, int64_t row, int64_t begin, int64_t end) {
   const V ce = splat<V>(ce_scale);
   const Row<T> r(p, row);
   T* out = static_cast<T*>(p.grad_student) + row * p.classes;
-  for_each_vector<T, Overlap::kRepeat>(r.student, r.teacher, begin, end, [&](V student, V teacher, int64_t i, int64_t count) {
-    const V a = log_q(student), c = log_p(teacher), q = exp_nonpositive(a);
-    V grad;
-    if constexpr (kDivergence == Divergence::kReverse) {
-      grad = scale * product_or_zero(q, a - c - inner);
-    } else if constexpr (kDivergence == Divergence::kJs) {
-      grad = scale * product_or_zero(q, a - log_mixture(a, c) - inner);
-    } else {
-      grad = scale * (q - exp_nonpositive(c));
-    }
-    if constexpr (kLabels) {
-      grad += ce * exp_nonpositive(log_q1(student));
-      if (label >= i && label < i + count) {
-        Stat<T> lane[lanes<V>];
-        store(lane, grad);
-        lane[label - i] -= static_cast<Stat<T>>(ce_scale);
-        grad = load(lane);
-      }
-    }
-    if (count == lanes<V>) {
-      store(out + i, grad);
-    } else {
-      store_some(out + i, count, grad);
-    }
-  });
+  for_each_vector<T, Overlap::kRepeat>(r.student, r.teacher, begin, end,
+                                       [&](V student, V teacher, int64_t i, int64_t count) {
+                                         const V a = log_q(student), c = log_p(teacher), q = exp_nonpositive(a);
+                                         V grad;
+                                         if constexpr (kDivergence == Divergence::kReverse) {
+                                           grad = scale * product_or_zero(q, a - c - inner);
+                                         } else if constexpr (kDivergence == Divergence::kJs) {
+                                           grad = scale * product_or_zero(q, a - log_mixture(a, c) - inner);
+                                         } else {
+                                           grad = scale * (q - exp_nonpositive(c));
+                                         }
+                                         if constexpr (kLabels) {
+                                           grad += ce * exp_nonpositive(log_q1(student));
+                                           if (label >= i && label < i + count) {
+                                             Stat<T> lane[lanes<V>];
+                                             store(lane, grad);
+                                             lane[label - i] -= static_cast<Stat<T>>(ce_scale);
+                                             grad = load(lane);
+                                           }
+                                         }
+                                         if (count == lanes<V>) {
+                                           store(out + i, grad);
+                                         } else {
+                                           store_some(out + i, count, grad);
+                                         }
+                                       });
 }
 
 template <class T, bool kLabels>

@@ -1,0 +1,78 @@
+# `make demo` and `make test` work from a fresh clone: they make .venv with the pinned torch, unless the interpreter
+# that PYTHON names can already import torch, which is then used as it is.
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+TRITON ?= triton==3.7.1
+DEMO ?= runs/demo
+
+# An environment made here before is used again; else an interpreter that brings its own torch; else one is made.
+ifneq ($(wildcard .venv/.installed),)
+MODE := venv
+else ifeq ($(shell $(PYTHON) -c "import torch" 2>/dev/null && echo yes),yes)
+MODE := own
+else
+MODE := venv
+endif
+ifeq ($(MODE),own)
+PY := $(PYTHON)
+READY := build/.complete
+else
+PY := .venv/bin/python
+READY := .venv/.installed
+endif
+NATIVE := $(shell find csrc -type f)
+CLANG_FORMAT = "$$($(PY) -c 'import sys; print(sys.prefix)')/bin/clang-format"
+PIP = $(PY) -m pip install -q --disable-pip-version-check
+
+.PHONY: all demo test lint format gates bench gpu clean
+
+all: build/.built
+
+.venv/.installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(PIP) "$(TORCH)" "$(TRITON)"
+	$(PIP) "setuptools>=77" wheel ninja "pybind11>=2.13"
+	AMKD_FAST_BUILD=none $(PIP) --no-build-isolation -e ".[train,dev]"
+	touch $@
+
+# Nothing is installed into an interpreter that brings its own torch; what it lacks is named.
+build/.complete:
+	@$(PY) -c "import hypothesis, lightning, matplotlib, ninja, pybind11, pytest, pytest_benchmark, rich, sklearn" || \
+	  { echo 'install what is missing: $(PY) -m pip install -e ".[train,dev]" --no-build-isolation' >&2; exit 2; }
+	mkdir -p build && touch $@
+
+build/.built: $(READY) setup.py $(NATIVE)
+	mkdir -p build
+	$(PY) setup.py -q build_ext --inplace
+	$(PY) -m amkd_fast.info
+	touch $@
+
+demo: build/.built
+	$(PY) -m amkd_fast.distill compare --output $(DEMO) --overwrite
+
+test: build/.built
+	$(PY) -m pytest tests
+	TRITON_INTERPRET=1 $(PY) -m pytest tests/test_kl.py --backend triton
+
+lint: build/.built
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(CLANG_FORMAT) --dry-run --Werror $(NATIVE)
+
+format:
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+	$(CLANG_FORMAT) -i $(NATIVE)
+
+gates: build/.built
+	$(PY) -m pytest tests/test_gates_triton.py tests/test_gates_cuda.py
+
+bench: build/.built
+	$(PY) -m pytest benchmarks --benchmark-json=benchmarks/results/pytest-benchmark.json
+	$(PY) -m benchmarks.compare_kl
+
+gpu:
+	$(PYTHON) tests/gpu/run.py
+
+clean:
+	rm -rf build .venv amkd_fast/_C.*
