@@ -1,0 +1,108 @@
+"""Files that are either whole or not there, and result folders that replace an earlier result only when complete."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from amkd_fast.distill.errors import UserError
+
+MARKER = "results.json"  # written last; a folder without it is no result of ours and is never replaced
+
+
+def write_atomic(path: Path | str, content: bytes | str) -> None:
+    """Write a file so that a reader, a crash or a full disk sees the old content or the new, never half of one."""
+    path = Path(path)
+    content = content.encode() if isinstance(content, str) else content
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error  # name the file, not its temporary
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+
+
+def partial_of(output: Path | str) -> Path:
+    """The folder beside ``output`` in which a result grows until it is complete."""
+    output = Path(output).resolve()
+    return output.with_name(output.name + ".partial")
+
+
+@contextlib.contextmanager
+def result_folder(output: str, *, overwrite: bool, resume: bool = False, keep_partial: bool = False) -> Iterator[Path]:
+    """Yield a working folder that becomes ``output`` when the block ends without an error.
+
+    Args:
+        output: The result folder. One that holds a result is refused unless ``overwrite`` or ``resume``; one that holds
+            anything else is always refused.
+        overwrite: Replace an earlier result, after the new one is complete; discard an unfinished one.
+        resume: Continue in the unfinished folder, or in a copy of the finished result.
+        keep_partial: Leave the working folder behind after an error, so that the run can be resumed.
+    """
+    final, work = Path(output).resolve(), partial_of(output)
+    _refuse_foreign(final, output)
+    if resume:
+        _continue_in(final, work, output)
+    else:
+        _start_in(final, work, output, overwrite)
+    try:
+        yield work
+        _swap(work, final)
+    except BaseException:
+        if not keep_partial:
+            shutil.rmtree(work, ignore_errors=True)
+        raise
+
+
+def _refuse_foreign(final: Path, output: str) -> None:
+    if final.exists() and not final.is_dir():
+        raise UserError(f"--output {output}: is a file, not a folder")
+    if final.is_dir() and any(final.iterdir()) and not (final / MARKER).is_file():
+        raise UserError(f"--output {output}: holds files that are no result of amkd-distill; choose another folder")
+
+
+def _start_in(final: Path, work: Path, output: str, overwrite: bool) -> None:
+    if (final / MARKER).is_file() and not overwrite:
+        raise UserError(f"--output {output}: holds an earlier result; choose another folder or give --overwrite")
+    if work.exists() and not overwrite:
+        raise UserError(
+            f"--output {output}: an unfinished run is in {work}; give --overwrite to discard it (train: or --resume)"
+        )
+    if work.exists():
+        shutil.rmtree(work)
+    work.mkdir(parents=True)
+
+
+def _continue_in(final: Path, work: Path, output: str) -> None:
+    if work.is_dir():
+        return
+    if not (final / MARKER).is_file():
+        raise UserError(f"--resume: there is no run to continue in {output}")
+    shutil.copytree(final, work)
+
+
+def _swap(work: Path, final: Path) -> None:
+    """Put ``work`` in the place of ``final``; the earlier result is deleted after the new one stands."""
+    earlier = final.with_name(final.name + ".earlier")
+    if earlier.exists():
+        shutil.rmtree(earlier)
+    if final.exists():
+        os.rename(final, earlier)
+    try:
+        os.rename(work, final)
+    except OSError:
+        if earlier.exists():
+            os.rename(earlier, final)
+        raise
+    shutil.rmtree(earlier, ignore_errors=True)

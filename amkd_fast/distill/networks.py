@@ -1,0 +1,80 @@
+"""A CIFAR-style ResNet in the sizes the experiments need: three stages, basic blocks, global average pooling."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from amkd_fast import checks
+
+
+class Block(nn.Module):
+    """Two 3x3 convolutions with a shortcut (1x1 convolution where the shape changes)."""
+
+    def __init__(self, channels_in: int, channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels_in, channels, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or channels_in != channels:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(channels_in, channels, 1, stride, bias=False), nn.BatchNorm2d(channels)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(self.bn2(self.conv2(y)) + self.shortcut(x))
+
+
+class ResNet(nn.Module):
+    """ResNet with stages of ``width``, ``2 width`` and ``4 width`` channels and ``blocks`` basic blocks each.
+
+    Args:
+        width: Channels of the first stage.
+        blocks: Basic blocks in each of the three stages.
+        channels: Channels of the images.
+        classes: Number of logits.
+
+    Example:
+        >>> import torch
+        >>> from amkd_fast.distill.networks import ResNet
+        >>> ResNet(width=4, blocks=1, channels=1, classes=10)(torch.zeros(2, 1, 8, 8)).shape
+        torch.Size([2, 10])
+    """
+
+    def __init__(self, *, width: int, blocks: int, channels: int, classes: int) -> None:
+        super().__init__()
+        for name, value in (("width", width), ("blocks", blocks), ("channels", channels), ("classes", classes)):
+            checks.positive(name, value)
+        self.config = {"width": width, "blocks": blocks, "channels": channels, "classes": classes}
+        self.conv = nn.Conv2d(channels, width, 3, 1, 1, bias=False)
+        self.bn = nn.BatchNorm2d(width)
+        stages, channels_in = [], width
+        for stage in range(3):
+            for block in range(blocks):
+                stride = 2 if stage > 0 and block == 0 else 1
+                stages.append(Block(channels_in, width << stage, stride))
+                channels_in = width << stage
+        self.stages = nn.Sequential(*stages)
+        self.head = nn.Linear(channels_in, classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Pooled features of ``images`` [B, C, H, W]: [B, 4 width]."""
+        return self.stages(F.relu(self.bn(self.conv(images)))).mean((2, 3))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits of ``images`` [B, C, H, W]: [B, classes]."""
+        return self.head(self.embed(images))
+
+
+def build(seed: int, **config: int) -> ResNet:
+    """A network whose initial weights depend on ``seed`` alone; the global generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return ResNet(**config)

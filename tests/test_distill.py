@@ -1,0 +1,475 @@
+"""Data, methods, training runs and the command line, in the smallest sizes that still do everything."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import doctest
+import errno
+import functools
+import json
+import os
+import pickle
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("lightning", reason="the extra `train` is not installed")
+
+from amkd_fast.distill import data as datasets
+from amkd_fast.distill import errors, experiment, files, methods, networks
+from amkd_fast.distill.checkpoint import load_network
+from amkd_fast.distill.cli import main
+from amkd_fast.distill.data import Batch, Batches
+from amkd_fast.distill.methods import Moment
+from amkd_fast.distill.settings import BN_POLICIES, METHODS, Settings
+
+ROOT = Path(__file__).parents[1]
+TINY = {
+    "teacher_images": 128,
+    "student_images": 48,
+    "teacher_width": 2,
+    "teacher_blocks": 1,
+    "teacher_epochs": 2,
+    "student_width": 2,
+    "epochs": 4,
+    "batch_size": 32,
+    "boundary_samples": 4,
+}
+WORDS = [word for name, value in TINY.items() for word in ("--" + name.replace("_", "-"), str(value))]
+FILES = ("results.json", "results.csv", "accuracy.png", "loss_curves.png", "gaps.png", "samples.png", "teacher.ckpt")
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def teacher_file(tmp_path_factory):
+    """A teacher good enough to have boundary samples, and the folder of the comparison that trained it."""
+    folder = tmp_path_factory.mktemp("first") / "compare"
+    words = ["compare", *WORDS, "--teacher-epochs", "12", "--seeds", "2", "--jobs", "1"]
+    assert main([*words, "--output", str(folder)]) == 0
+    return folder / "teacher.ckpt"
+
+
+@pytest.fixture
+def digits():
+    return datasets.load(Settings(**TINY))
+
+
+@functools.cache
+def taught(width):
+    settings = Settings(**{**TINY, "teacher_width": width, "teacher_epochs": 6})
+    return experiment.train_teacher(datasets.load(settings), settings).network
+
+
+def teach(width):
+    return copy.deepcopy(taught(width))
+
+
+def numbers(folder):
+    """All results but the times."""
+    result = json.loads((folder / "results.json").read_text())
+    return [[{k: v for k, v in row.items() if k != "ms_per_step"} for row in run["epochs"]] for run in result["runs"]]
+
+
+def picture_folder(root, classes=("cat", "dog"), parts=("train", "test"), count=6):
+    from PIL import Image
+
+    draws = torch.Generator().manual_seed(0)
+    for part in parts:
+        for name in classes:
+            (root / part / name).mkdir(parents=True)
+            for number in range(count):
+                pixels = torch.randint(256, (12, 12, 3), generator=draws, dtype=torch.uint8).numpy()
+                Image.fromarray(pixels).save(root / part / name / f"{number}.{'png' if number % 2 else 'jpg'}")
+    return root
+
+
+# --- data and networks
+
+
+def test_digits_are_split_without_overlap():
+    data = datasets.load(Settings())
+    assert (len(data.teacher.labels), len(data.student.labels), len(data.test.labels)) == (1000, 200, 797)
+    everything = {tuple(image.flatten().tolist()) for image in data.teacher.images}
+    assert not any(tuple(image.flatten().tolist()) in everything for image in data.test.images)
+    assert all(tuple(image.flatten().tolist()) in everything for image in data.student.images)
+    assert torch.bincount(data.student.labels, minlength=10).min() >= 15
+    lower, upper = data.bounds()
+    for split in (data.teacher, data.test):
+        assert split.images.min() >= lower.item() - 1e-6
+        assert split.images.max() <= upper.item() + 1e-6
+    assert data.pixels(data.test.images).min() == pytest.approx(0.0, abs=1e-6)
+
+
+def test_folder_of_pictures(tmp_path):
+    data = datasets.load(Settings(data=str(picture_folder(tmp_path / "pets")), image_size=8))
+    assert data.classes == ("cat", "dog")
+    assert data.teacher.images.shape == (12, 3, 8, 8)
+    assert data.augment == "crop+flip"
+    grey = datasets.load(Settings(data=str(tmp_path / "pets"), image_size=12, grayscale=True))
+    assert grey.test.images.shape == (12, 1, 12, 12)
+
+
+def test_batches_depend_on_seed_and_epoch_alone(digits):
+    def order(seed, epoch, augment="crop+flip"):
+        batches = Batches(digits.student, 32, seed, augment, digits.bounds()[0])
+        batches.set_epoch(epoch)
+        return list(batches)
+
+    for one, other in zip(order(1, 2), order(1, 2), strict=True):
+        assert torch.equal(one.images, other.images)
+    assert not torch.equal(order(1, 2)[0].index, order(1, 3)[0].index)
+    assert not torch.equal(order(1, 2)[0].index, order(2, 2)[0].index)
+    rows = torch.cat([batch.index for batch in order(0, 0)])
+    assert rows.sort().values.tolist() == list(range(48))
+    for batch in order(0, 0, "none"):
+        assert torch.equal(batch.images, digits.student.images[batch.index])
+        assert torch.equal(batch.labels, digits.student.labels[batch.index])
+
+
+def test_crop_shifts_and_fills_with_black():
+    images = torch.arange(1.0, 65.0).view(1, 1, 8, 8).expand(50, 1, 8, 8)
+    moved = datasets.crop(images, torch.tensor([-3.0]), torch.Generator().manual_seed(0))
+    padded = torch.nn.functional.pad(images[0, 0], (1, 1, 1, 1), value=-3.0)
+    windows = [padded[i : i + 8, j : j + 8] for i in range(3) for j in range(3)]
+    found = {next(n for n, window in enumerate(windows) if torch.equal(window, image[0])) for image in moved}
+    assert len(found) == 9
+
+
+def test_initial_weights_depend_on_the_seed_alone():
+    config = {"width": 2, "blocks": 1, "channels": 1, "classes": 10}
+    state = torch.get_rng_state()
+    one, other = networks.build(5, **config), networks.build(6, **config)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(one.head.weight, networks.build(5, **config).head.weight)
+    assert not torch.equal(one.head.weight, other.head.weight)
+
+
+def test_examples_in_the_docstrings():
+    assert doctest.testmod(networks).failed == 0
+
+
+# --- methods
+
+
+def test_schedules():
+    settings = Settings()
+    assert methods.kl_weight(settings, Moment(0, 60, 0)) == 4.0
+    assert methods.kl_weight(settings, Moment(30, 60, 0)) == 2.5
+    for epoch in range(60):
+        expected = max(2.0 * (1.0 - 4.0 * epoch / 180.0), 0.0)
+        assert methods.boundary_weight(settings, Moment(epoch, 60, 0)) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("policy", BN_POLICIES)
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_gives_gradients_to_the_student_alone(digits, name, policy):
+    settings = Settings(**TINY, bn=policy, space="features")
+    network = teach(4)
+    teacher = experiment.freeze(network, digits)
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    student = networks.build(0, width=2, blocks=1, channels=1, classes=10)
+    student.load_state_dict(teach(2).state_dict())  # so that some bases are eligible
+    student.train()
+    index = torch.arange(32)
+    batch = Batch(digits.student.images[index], digits.student.labels[index], index)
+    outcome = methods.make(name, settings, digits, teacher).losses(batch, teacher, student, Moment(0, 4, 1))
+    outcome.total.backward()
+    assert all(torch.isfinite(p.grad).all() for p in student.parameters())
+    assert all(p.grad is None for p in network.parameters())
+    assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())
+    assert not network.training
+    assert student.training
+    boundary = name not in ("student", "kd")
+    assert set(outcome.parts) == {"ce"} | ({"kl"} if name != "student" else set()) | (
+        {"boundary"} if boundary else set()
+    ) | ({"triplet"} if name == "amkd" else set())
+    if boundary:
+        attacked, accepted, crossed, third = outcome.attack.tolist()
+        assert 0 < attacked <= 4
+        assert crossed + third <= attacked
+        assert accepted <= attacked
+    updates = int(student.bn.num_batches_tracked) - 2 * len(Batches(digits.teacher, 32, 0, "none", torch.zeros(1))) * 3
+    assert updates == (2 if boundary and policy != "frozen_stats" else 1)
+
+
+def test_selection_pass_leaves_the_statistics(digits):
+    student = networks.build(0, width=2, blocks=1, channels=1, classes=10)
+    before = student.bn.running_mean.clone()
+    with torch.no_grad(), methods.unchanged_statistics(student):
+        student(digits.student.images)
+    assert torch.equal(student.bn.running_mean, before)
+    with torch.no_grad(), methods.frozen_statistics(student):
+        student(digits.student.images)
+    assert torch.equal(student.bn.running_mean, before)
+    assert student.bn.training
+    assert student.bn.momentum == 0.1
+
+
+# --- compare
+
+
+def test_compare_writes_everything(teacher_file):
+    folder = teacher_file.parent
+    assert sorted(os.listdir(folder)) == sorted(FILES)
+    assert os.listdir(folder.parent) == ["compare"]  # no working folder is left
+    result = json.loads((folder / "results.json").read_text())
+    assert list(result["methods"]) == list(METHODS)
+    for method, found in result["methods"].items():
+        runs = [run for run in result["runs"] if run["method"] == method]
+        assert found["last"]["values"] == [run["epochs"][-1]["accuracy"] for run in runs]
+        assert found["best"]["values"] == [max(row["accuracy"] for row in run["epochs"]) for run in runs]
+        assert (found["attacked"] > 0) == method.startswith(("bss", "amkd"))
+    with (folder / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(METHODS) * 2 * TINY["epochs"]
+    for name in FILES:
+        if name.endswith(".png"):
+            assert (folder / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_same_seeds_same_numbers_in_one_process_or_two(teacher_file, tmp_path, capsys):
+    words = ["compare", *WORDS, "--seeds", "2", "--jobs", "2", "--teacher", str(teacher_file)]
+    assert main([*words, "--teacher-epochs", "12", "--output", str(tmp_path / "again")]) == 0
+    assert numbers(tmp_path / "again") == numbers(teacher_file.parent)
+    printed = capsys.readouterr()
+    assert "bss-near_boundary" in printed.out
+    assert printed.err == ""
+
+
+# --- train, resume, evaluate
+
+
+def test_interrupted_and_resumed_is_as_if_nothing_had_happened(teacher_file, tmp_path, capsys, monkeypatch):
+    words = ["train", "--method", "amkd", "--teacher", str(teacher_file)]
+    assert main([*words, *WORDS, "--output", str(tmp_path / "straight")]) == 0
+    write = files.write_atomic
+
+    def full_in_the_third_epoch(path, content):
+        if Path(path).name == "log.csv" and content.count("\n") > 3:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        write(path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("amkd_fast.distill.journal.write_atomic", full_in_the_third_epoch)
+        capsys.readouterr()
+        assert main([*words, *WORDS, "--output", str(tmp_path / "broken")]) == 2
+    assert one_line(capsys).endswith("No space left on device")
+    assert not (tmp_path / "broken").exists()
+    assert main([*words, *WORDS, "--output", str(tmp_path / "broken")]) == 2
+    assert "--resume" in one_line(capsys)
+    assert main(["train", "--resume", "--epochs", "9", "--output", str(tmp_path / "broken")]) == 2
+    assert "--epochs 4" in one_line(capsys)
+    assert main(["train", "--resume", "--output", str(tmp_path / "broken")]) == 0
+    one, other = (load_network(tmp_path / name / "last.ckpt")[0].state_dict() for name in ("straight", "broken"))
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    logs = [list(csv.DictReader((tmp_path / name / "log.csv").open())) for name in ("straight", "broken")]
+    for rows in logs:
+        assert len(rows) == 4
+        for row in rows:
+            del row["ms_per_step"]
+    assert logs[0] == logs[1]
+    names = ["best.ckpt", "last.ckpt", "log.csv", "results.json", "run.json", "teacher.ckpt"]
+    assert sorted(os.listdir(tmp_path / "broken")) == names
+
+
+def test_evaluate(teacher_file, tmp_path, capsys):
+    assert main(["evaluate", str(teacher_file), "--attack", "pgd", "--eps", "0.2"]) == 0
+    clean, attacked = capsys.readouterr().out.splitlines()
+    result = json.loads((teacher_file.parent / "results.json").read_text())
+    assert f"{result['teacher_accuracy']:.2f} %" in clean
+    assert float(attacked.split()[-2]) < float(clean.split()[1]) - 5.0
+    pets = picture_folder(tmp_path / "pets")
+    assert main(["evaluate", str(teacher_file), "--data", str(pets)]) == 2
+    assert "10 classes" in one_line(capsys)
+
+
+def test_training_on_a_folder(tmp_path, capsys):
+    pets = picture_folder(tmp_path / "pets", count=8)
+    words = ["--data", str(pets), "--image-size", "8", "--epochs", "1", "--teacher-epochs", "1", "--student-width", "2"]
+    assert main(["train", "--method", "kd", *words, "--teacher-width", "2", "--output", str(tmp_path / "out")]) == 0
+    assert main(["evaluate", str(tmp_path / "out" / "best.ckpt")]) == 0
+
+
+# --- bad input: one line, exit code 2, nothing destroyed
+
+
+def one_line(capsys):
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("amkd-distill: ")
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["compare", "--methods", "student,magic"], "unknown method 'magic'"),
+        (["train", "--method", "magic"], "magic"),
+        (["compare", "--data", "nowhere"], "nowhere: no such folder"),
+        (["compare", "--seeds", "0"], "at least 1"),
+        (["compare", "--epochs", "many"], "many"),
+        (["compare", "--lr", "nan"], "above 0"),
+        (["compare", "--student-images", "5"], "--student-images 5"),
+        (["compare", "--negatives", "target", "--amkd-preset", "official"], "--force"),
+        (["compare", "--variant", "teacher_anchor", "--space", "features"], "space='features'"),
+        (["compare", "--teacher", "nowhere.ckpt"], "nowhere.ckpt: no such file"),
+        (["train", "--resume"], "no run to continue"),
+        (["evaluate", "nowhere.ckpt"], "nowhere.ckpt: no such file"),
+        (["evaluate"], "checkpoint"),
+        ([], "train|compare|evaluate"),
+        (["compare", "--output", "/proc/result"], "/proc/result"),
+    ],
+)
+def test_bad_words(words, expected, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 2
+    assert expected in one_line(capsys)
+    assert not (tmp_path / "runs" / "compare").exists()
+    assert not (tmp_path / "runs" / "compare.partial").exists()
+
+
+def test_bad_folders_of_pictures(tmp_path, capsys):
+    def complaint(root):
+        assert main(["compare", "--data", str(root), "--output", str(tmp_path / "out")]) == 2
+        return one_line(capsys)
+
+    assert "train is missing" in complaint(picture_folder(tmp_path / "a", parts=("test",)))
+    assert "one class only" in complaint(picture_folder(tmp_path / "b", classes=("cat",)))
+    root = picture_folder(tmp_path / "c")
+    picture_folder(root, classes=("bird",), parts=("train",))
+    assert "train has 3 classes and test 2; not in both: bird" in complaint(root)
+    root = picture_folder(tmp_path / "d")
+    (root / "train" / "cat" / "broken.png").write_bytes(b"no picture")
+    assert "broken.png" in complaint(root)
+    root = picture_folder(tmp_path / "e")
+    (root / "test" / "empty").mkdir()
+    (root / "train" / "empty").mkdir()
+    assert "holds no .png or .jpg" in complaint(root)
+
+
+class Harm:
+    def __reduce__(self):
+        return os.mkdir, ("harm",)
+
+
+def test_bad_checkpoints(teacher_file, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    whole = teacher_file.read_bytes()
+    network = torch.load(teacher_file, weights_only=True)
+    network["amkd_fast"]["network"]["width"] = 3
+    contents = {
+        "empty": b"",
+        "text": b"hello",
+        "half": whole[: len(whole) // 2],
+        "harm": pickle.dumps(Harm(), protocol=2),
+    }
+    for name, content in contents.items():
+        (tmp_path / f"{name}.ckpt").write_bytes(content)
+    torch.save({"state_dict": {}}, tmp_path / "foreign.ckpt")
+    torch.save(Harm(), tmp_path / "harm2.ckpt")
+    torch.save(network, tmp_path / "misfit.ckpt")
+    for path in sorted(tmp_path.glob("*.ckpt")):
+        assert main(["evaluate", str(path)]) == 2
+        assert path.name in one_line(capsys)
+    assert not (tmp_path / "harm").exists()
+    pets = picture_folder(tmp_path / "pets")
+    assert main(["compare", "--data", str(pets), "--grayscale", "--teacher", str(teacher_file)]) == 2
+    assert "has 10 classes, the data has 2" in one_line(capsys)
+
+
+def test_an_earlier_result_survives(teacher_file, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "out"
+    words = ["compare", *WORDS, "--seeds", "1", "--epochs", "1", "--methods", "student", "--output", str(out)]
+    words += ["--teacher", str(teacher_file)]
+    assert main(words) == 0
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    capsys.readouterr()
+
+    assert main(words) == 2
+    assert "--overwrite" in one_line(capsys)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+    for failing in ("fsync", "replace"):
+
+        def full(*_):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(files.os, failing, full)
+            assert main([*words, "--overwrite"]) == 2
+        assert "No space left on device" in one_line(capsys)
+        assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+        assert os.listdir(tmp_path) == ["out"]
+
+    assert main([*words, "--overwrite", "--epochs", "2"]) == 0
+    assert json.loads((out / "results.json").read_text())["settings"]["epochs"] == 2
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_a_foreign_folder_is_never_touched(tmp_path, capsys):
+    (tmp_path / "letters").mkdir()
+    (tmp_path / "letters" / "dear.txt").write_text("dear")
+    for command in ("compare", "train"):
+        assert main([command, "--overwrite", "--output", str(tmp_path / "letters")]) == 2
+        assert "no result of amkd-distill" in one_line(capsys)
+    (tmp_path / "file").write_text("x")
+    assert main(["compare", "--output", str(tmp_path / "file")]) == 2
+    assert "is a file" in one_line(capsys)
+    assert (tmp_path / "letters" / "dear.txt").read_text() == "dear"
+
+
+def test_write_atomic_is_all_or_nothing(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    files.write_atomic(path, "old")
+
+    def full(_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        files.write_atomic(path, "new")
+    assert caught.value.filename == str(path)
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_full_disk_behind_stdout(teacher_file):
+    with Path("/dev/full").open("w") as full:
+        words = [sys.executable, "-W", "ignore", "-m", "amkd_fast.distill", "evaluate", str(teacher_file)]
+        done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    assert done.returncode == 2
+    assert done.stderr == "amkd-distill: No space left on device\n"
+
+
+def test_a_missing_extra_is_named(monkeypatch, capsys):
+    real = errors.importlib.util.find_spec
+    monkeypatch.setattr(errors.importlib.util, "find_spec", lambda name: None if name == "sklearn" else real(name))
+    assert main(["compare"]) == 2
+    assert "pip install amkd_fast[train]" in one_line(capsys)
+
+
+def test_the_library_imports_no_trainer():
+    code = (
+        "import sys, amkd_fast, amkd_fast.losses, amkd_fast.distill.cli\n"
+        "heavy = {'lightning', 'matplotlib', 'sklearn', 'torchmetrics', 'rich', 'PIL'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, cwd=ROOT)
+
+
+def test_plain_loop_example():
+    path = ROOT / "examples" / "plain_loop.py"
+    assert len(path.read_text().splitlines()) < 80
+    assert runpy.run_path(str(path))["main"]() > 80.0

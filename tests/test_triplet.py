@@ -1,0 +1,583 @@
+"""The triplet family against the loops of oracles_triplet.py, and the promises that its docstrings make."""
+
+import functools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracles_triplet import Oracle
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from amkd_fast import backends
+from amkd_fast.ops.triplet import mine_triplets, nearest_negatives, triplet_margin_loss
+from amkd_fast.ops.triplet import reference as specification
+
+DISTANCES = ("euclidean", "sqeuclidean", "cosine")
+REDUCTIONS = ("mean", "mean_nonzero", "sum", "none")
+MODES = {
+    "hard": {"mining": "hard"},
+    "topk": {"mining": "topk", "k": 3},
+    "semihard": {"mining": "semihard"},
+    "fallback": {"mining": "semihard", "semihard_fallback": True},
+    "all": {"mining": "all"},
+}
+SELECTION = ("labels", "positive", "reference", "reference_labels", "exclude_labels", "self_offset", "distance")
+by_mode = pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
+by_distance = pytest.mark.parametrize("distance", DISTANCES)
+
+
+@functools.cache
+def random(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def rows(*shape, seed=0):
+    return random(*shape, seed=seed).clone().requires_grad_()
+
+
+def problem(source, n=8, p=11, d=4):
+    """The arguments of a call, in the three ways in which positives and negatives are given."""
+    labels = torch.arange(n) % 3
+    if source == "batch":
+        return {"anchor": rows(n, d), "labels": labels}
+    more = {"reference": rows(p, d, seed=1), "reference_labels": torch.arange(p) % 4}
+    if source == "reference":
+        return {"anchor": rows(n, d), "labels": labels, **more, "exclude_labels": (labels + 1) % 4}
+    exclude = torch.stack([(labels + 1) % 4, torch.full_like(labels, -7)], 1)
+    return {"anchor": rows(n, d), "labels": labels, "positive": rows(n, d, seed=2), **more, "exclude_labels": exclude}
+
+
+by_source = pytest.mark.parametrize("source", ["batch", "reference", "explicit"])
+
+
+def leaves(arguments):
+    return [x for x in arguments.values() if isinstance(x, torch.Tensor) and x.requires_grad]
+
+
+def oracle_loss(anchor, **arguments):
+    selection = {name: arguments.pop(name) for name in SELECTION if name in arguments}
+    return Oracle(anchor, selection.pop("labels", None), **selection).loss(**arguments)
+
+
+def value_and_grads(function, arguments):
+    loss = function(**arguments)
+    upstream = torch.arange(1.0, loss.numel() + 1, dtype=loss.dtype).reshape(loss.shape)
+    inputs = leaves(arguments)
+    if not loss.requires_grad:  # the oracle found nothing
+        return loss, [torch.zeros_like(x) for x in inputs]
+    return loss, list(torch.autograd.grad(loss, inputs, upstream, allow_unused=True, materialize_grads=True))
+
+
+def compare(arguments, tolerance=1e-10):
+    loss, grads = value_and_grads(triplet_margin_loss, arguments)
+    expected, expected_grads = value_and_grads(oracle_loss, arguments)
+    torch.testing.assert_close(loss, expected, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(grads, expected_grads, rtol=tolerance, atol=tolerance)
+    return loss
+
+
+@by_mode
+@by_distance
+@by_source
+@pytest.mark.parametrize(("soft_margin", "swap"), [(False, False), (True, False), (False, True)])
+def test_value_and_gradients_equal_the_oracle(mode, distance, source, soft_margin, swap):
+    arguments = problem(source, n=6, p=9) | mode | {"distance": distance, "soft_margin": soft_margin, "swap": swap}
+    arguments["margin"] = {"euclidean": 1.5, "sqeuclidean": 6.0, "cosine": 0.4}[distance]
+    weight = torch.tensor([0.5, 2.0, 0.0, 1.0, 0.25, 3.0], dtype=torch.float64).requires_grad_()
+    for more in ({}, {"reduction": "mean_nonzero"}, *({"reduction": r, "weight": weight} for r in REDUCTIONS)):
+        loss = compare(arguments | more)
+        assert (loss > 0).any()  # nothing was compared otherwise
+
+
+@st.composite
+def calls(draw):
+    """Small integer rows: ties, equal rows, empty sets and missing candidates are the rule, distances are exact."""
+    n, d = draw(st.integers(0, 6)), draw(st.integers(1, 3))
+
+    def lattice(count):
+        values = draw(st.lists(st.integers(-2, 2), min_size=count * d, max_size=count * d))
+        return torch.tensor(values, dtype=torch.float64).reshape(count, d).requires_grad_()
+
+    def label(count):
+        return torch.tensor(draw(st.lists(st.integers(0, 2), min_size=count, max_size=count)), dtype=torch.int64)
+
+    call = {"anchor": lattice(n), "labels": label(n)}
+    if draw(st.booleans()):
+        call["positive"] = lattice(n)
+    if draw(st.booleans()):
+        p = draw(st.integers(0, 7))
+        call |= {"reference": lattice(p), "reference_labels": label(p)}
+        if p >= n:
+            call["self_offset"] = draw(st.none() | st.integers(0, p - n))
+    if draw(st.booleans()):
+        call["exclude_labels"] = label(n)
+    if draw(st.booleans()):
+        call["weight"] = torch.tensor(draw(st.lists(st.sampled_from([0.0, 0.5, 2.0]), min_size=n, max_size=n))).double()
+    call |= draw(st.sampled_from(list(MODES.values())))
+    call["distance"] = draw(st.sampled_from(["euclidean", "sqeuclidean"]))
+    call["margin"] = draw(st.sampled_from([0.0, 0.5, 1.0, 4.0]))
+    call["soft_margin"], call["swap"] = draw(st.booleans()), draw(st.booleans())
+    call["reduction"] = draw(st.sampled_from(REDUCTIONS))
+    return call
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(calls())
+def test_ties_zero_distances_and_empty_sets_equal_the_oracle(call):
+    compare(call)
+    call = {name: x for name, x in call.items() if name not in ("weight", "soft_margin", "swap", "reduction")}
+    assert mined(call) == expected_triplets(call)
+
+
+def mined(call):
+    return list(zip(*(x.tolist() for x in mine_triplets(**call)), strict=True))
+
+
+def expected_triplets(call):
+    call = dict(call)
+    selection = {name: call.pop(name) for name in SELECTION if name in call}
+    anchor = call.pop("anchor")
+    oracle = Oracle(anchor, selection.pop("labels", None), **selection)
+    return [(i, p, n) for i in range(len(anchor)) for p, n in oracle.mined(i, **call)]
+
+
+@by_mode
+@by_distance
+@by_source
+def test_mined_triplets_equal_the_oracle(mode, distance, source):
+    call = problem(source) | mode | {"distance": distance, "margin": 3.0 if distance == "sqeuclidean" else 0.5}
+    triplets = mine_triplets(**call)
+    assert all(x.dtype == torch.int64 and x.ndim == 1 for x in triplets)
+    assert mined(call) == expected_triplets(call) != []
+
+
+def test_the_self_is_excluded_by_position_and_offset():
+    anchor = torch.tensor([[0.0], [1.0]])
+    bank = torch.tensor([[9.0], [0.0], [1.0], [5.0]])
+    call = {"reference": bank, "reference_labels": torch.tensor([1, 0, 0, 1])}
+    labels = torch.tensor([0, 0])
+    assert mined({"anchor": anchor, "labels": labels, **call, "self_offset": 1}) == [(0, 2, 3), (1, 1, 3)]
+    # without an offset the equal row is a positive like any other: identity of the object decides nothing
+    bank = torch.tensor([[0.0], [8.0]])
+    call = {"reference": bank, "reference_labels": torch.tensor([0, 1]), "mining": "all"}
+    assert mined({"anchor": bank, "labels": torch.tensor([0, 1]), **call}) == [(0, 0, 1), (1, 1, 0)]
+    # a row is not its own negative either, even where the labels say so
+    _, index = nearest_negatives(bank, torch.tensor([1, 0]), bank, torch.tensor([0, 1]), self_offset=0)
+    assert index.tolist() == [[-1], [-1]]
+
+
+def test_without_labels_all_other_rows_are_negatives():
+    anchor, positive = torch.tensor([[0.0], [4.0]]), torch.tensor([[1.0], [5.0]])
+    assert mined({"anchor": anchor, "positive": positive}) == [(0, 0, 1), (1, 1, 0)]
+    assert mined({"anchor": anchor, "positive": positive, "reference": positive, "self_offset": 0}) == [
+        (0, 0, 1),
+        (1, 1, 0),
+    ]
+    compare({"anchor": rows(5, 3), "positive": rows(5, 3, seed=1), "mining": "all"})
+
+
+@by_mode
+@by_distance
+@by_source
+def test_gradcheck(mode, distance, source):
+    call = problem(source, n=5, p=6, d=3) | mode | {"distance": distance, "margin": 0.7}
+    names = [name for name, x in call.items() if isinstance(x, torch.Tensor) and x.requires_grad]
+    for more in ({}, {"soft_margin": True, "swap": True}):
+
+        def loss(*inputs, more=more):
+            return triplet_margin_loss(**(call | dict(zip(names, inputs, strict=True)) | more))
+
+        assert torch.autograd.gradcheck(loss, leaves(call), fast_mode=True)
+    assert torch.autograd.gradgradcheck(loss, leaves(call), fast_mode=True)
+
+
+def test_equal_distances_give_the_whole_gradient_to_the_lowest_index():
+    anchor = torch.tensor([[0.0, 0.0]])
+    reference = torch.tensor([[0.0, 2.0], [0.0, 2.0], [2.0, 0.0], [0.0, 1.0], [0.0, 1.0], [1.0, 0.0]])
+    labels = torch.tensor([0, 0, 0, 1, 1, 1])
+    for mode in MODES.values():
+        if mode["mining"] == "all" or mode["mining"] == "topk":
+            continue
+        reference.requires_grad_().grad = None
+        margin = 9.0 if mode["mining"] == "hard" else 0.0
+        loss = triplet_margin_loss(
+            anchor, torch.tensor([0]), reference=reference, reference_labels=labels, margin=margin, **mode
+        )
+        loss.backward()
+        moved = reference.grad.ne(0).any(1).tolist()
+        # semi-hard without a margin finds nothing; its fallback takes every positive and one of the equally far
+        expected = {9.0: [0, 3], 0.0: [0, 1, 2, 3] if mode.get("semihard_fallback") else []}[margin]
+        assert [j for j, m in enumerate(moved) if m] == expected
+    _, index = nearest_negatives(anchor, torch.tensor([0]), reference, labels, k=3)
+    assert index.tolist() == [[3, 4, 5]]
+
+
+@by_mode
+@by_distance
+def test_zero_distance_has_gradient_zero(mode, distance):
+    anchor = torch.ones(4, 3, requires_grad=True)
+    loss = triplet_margin_loss(anchor, torch.tensor([0, 0, 1, 1]), distance=distance, **mode)
+    loss.backward()
+    assert loss.item() == (0.0 if mode == MODES["semihard"] else 1.0)
+    assert anchor.grad.tolist() == torch.zeros(4, 3).tolist()
+
+
+@by_mode
+def test_cosine_of_a_row_without_direction(mode):
+    anchor = rows(6, 3).detach()
+    anchor[0] = 0.0
+    anchor[3] = 1e-200
+    compare({"anchor": anchor[1:3].requires_grad_(), "labels": torch.tensor([0, 1])} | mode | {"distance": "cosine"})
+    anchor = anchor.detach().requires_grad_()
+    labels = torch.arange(6) % 2
+    loss = triplet_margin_loss(anchor, labels, distance="cosine", margin=2.0, **mode)
+    loss.backward()
+    assert loss.isfinite()
+    assert anchor.grad.isfinite().all()
+    assert anchor.grad[[0, 3]].eq(0).all()
+    d, _ = nearest_negatives(anchor, labels, anchor, labels, distance="cosine", k=3)
+    assert d[0].tolist() == [1.0, 1.0, 1.0]
+
+
+@by_mode
+@by_distance
+@by_source
+@pytest.mark.parametrize("soft_margin", [False, True])
+def test_nan_reaches_loss_and_gradients(mode, distance, source, soft_margin):
+    for name in ("anchor", "positive", "reference"):
+        call = problem(source)
+        if name not in call:
+            continue
+        call[name].data[4, 1] = float("nan")
+        call |= mode | {"distance": distance, "soft_margin": soft_margin}
+        for more in ({"reduction": "mean"}, {"reduction": "mean_nonzero"}, {"swap": True}):
+            loss, grads = value_and_grads(triplet_margin_loss, call | more)
+            assert loss.isnan(), (name, more)
+            assert any(g.isnan().any() for g in grads)
+            assert dict(zip([id(x) for x in leaves(call)], grads, strict=True))[id(call[name])][4].isnan().any()
+
+
+def test_nan_wins_the_selection():
+    anchor, labels = torch.tensor([[0.0], [1.0], [2.0], [3.0], [4.0]]), torch.tensor([0, 0, 1, 1, 0])
+    anchor[3] = float("nan")
+    triplets = mined({"anchor": anchor, "labels": labels})
+    assert triplets == [(0, 4, 3), (1, 4, 3), (2, 3, 1), (3, 2, 0), (4, 0, 3)]
+    d, index = nearest_negatives(anchor[:1], labels[:1], anchor, labels, k=3)
+    assert index.tolist() == [[3, 2, -1]]
+    assert d[0, 0].isnan()
+    assert d[0, 1:].tolist() == [2.0, float("inf")]
+
+
+def test_an_empty_slot_brings_no_nan_in():
+    anchor = torch.tensor([[0.0], [1.0]], requires_grad=True)
+    reference, labels = torch.tensor([[float("nan")], [2.0]]), torch.tensor([0, 1])
+    d, index = nearest_negatives(anchor, labels, reference, labels, k=2)  # the NaN row is a negative of anchor 1 only
+    assert index.tolist() == [[1, -1], [0, -1]]
+    (grad,) = torch.autograd.grad(d[0, 0], anchor)
+    assert grad[0].tolist() == [-1.0]
+
+
+@by_mode
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_a_triplet_that_just_satisfies_the_margin_costs_nothing(mode, reduction):
+    call = {
+        "anchor": torch.zeros(1, 1),
+        "positive": torch.ones(1, 1),
+        "reference": torch.tensor([[2.0], [-2.0]]),
+    }
+    call = {name: x.requires_grad_() for name, x in call.items()} | mode | {"margin": 1.0, "reduction": reduction}
+    loss, grads = value_and_grads(triplet_margin_loss, call)
+    assert loss.sum() == 0
+    assert all(g.eq(0).all() for g in grads)
+
+
+@by_mode
+@by_distance
+def test_nan_that_takes_no_part_stays_out(mode, distance):
+    """A rejected sample (weight 0), an anchor without negatives and a row nobody may use can hold anything."""
+    call = problem("explicit") | mode | {"distance": distance, "margin": 3.0}
+    n = call["anchor"].shape[0]
+    call["labels"][2] = 77
+    call["reference_labels"][5] = 66
+    call["exclude_labels"] = torch.full((n, 1), 66)
+    call["weight"] = torch.ones(n, dtype=torch.float64).index_fill(0, torch.tensor(2), 0.0)
+    clean, clean_grads = value_and_grads(triplet_margin_loss, call)
+    for name, row in (("anchor", 2), ("positive", 2), ("reference", 5)):
+        call[name].data[row] = float("nan")
+    loss, grads = value_and_grads(triplet_margin_loss, call)
+    torch.testing.assert_close(loss, clean, rtol=0, atol=0)
+    torch.testing.assert_close(grads, clean_grads, rtol=0, atol=0)
+    assert loss > 0
+
+
+@by_mode
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize(
+    "call",
+    [
+        {"anchor": torch.randn(4, 3), "labels": torch.zeros(4, dtype=torch.int64)},  # no negative
+        {"anchor": torch.randn(4, 3), "labels": torch.arange(4)},  # no positive
+        {"anchor": torch.randn(1, 3), "labels": torch.zeros(1, dtype=torch.int32)},
+        {"anchor": torch.randn(0, 3), "labels": torch.zeros(0, dtype=torch.int64)},
+        {"anchor": torch.full((4, 3), float("nan")), "labels": torch.arange(4)},
+        {
+            "anchor": torch.randn(4, 3),
+            "labels": torch.arange(4),
+            "positive": torch.full((4, 3), float("inf")),
+            "reference": torch.randn(0, 3),
+            "reference_labels": torch.zeros(0, dtype=torch.int64),
+        },
+        {"anchor": torch.randn(4, 3), "labels": torch.arange(4) % 2, "weight": torch.zeros(4)},
+    ],
+    ids=["one class", "all classes differ", "one row", "no row", "nan", "no reference", "no weight"],
+)
+def test_nothing_left_is_a_differentiable_zero(mode, reduction, call):
+    call = {name: x.clone().requires_grad_() if x.is_floating_point() else x for name, x in call.items()}
+    loss, grads = value_and_grads(triplet_margin_loss, call | mode | {"reduction": reduction})
+    assert loss.requires_grad
+    assert loss.tolist() == ([0.0] * len(call["anchor"]) if reduction == "none" else 0.0)
+    assert all(g.eq(0).all() for g in grads)
+    if "weight" not in call:
+        assert [x.tolist() for x in mine_triplets(**call, **mode)] == [[], [], []]
+
+
+@by_distance
+@by_source
+@pytest.mark.parametrize("k", [1, 3, 9, 20])
+def test_nearest_negatives_equal_the_oracle(distance, source, k):
+    call = problem("reference" if source == "batch" else source)
+    call.pop("positive", None)
+    oracle = Oracle(**call, distance=distance)
+    d, index = nearest_negatives(**call, k=k, distance=distance)
+    assert d.shape == index.shape == (8, k)
+    assert (d.dtype, index.dtype) == (torch.float64, torch.int64)
+    for i, candidates in enumerate(oracle.negatives):
+        near = sorted(candidates, key=lambda n, i=i: oracle.an(i, n))[:k]
+        rest = k - len(near)
+        assert index[i].tolist() == near + [-1] * rest
+        expected = torch.tensor([oracle.an(i, n) for n in near] + [float("inf")] * rest, dtype=torch.float64)
+        torch.testing.assert_close(d[i], expected, rtol=1e-12, atol=1e-12)
+
+    def finite(anchor, reference):
+        d = nearest_negatives(**(call | {"anchor": anchor, "reference": reference}), k=k, distance=distance)[0]
+        return torch.where(index >= 0, d, 0.0)
+
+    assert torch.autograd.gradcheck(finite, leaves(call), fast_mode=True)
+
+
+def test_nearest_negatives_of_nothing():
+    d, index = nearest_negatives(
+        torch.randn(2, 3, requires_grad=True), torch.zeros(2).int(), torch.randn(0, 3), torch.zeros(0).int(), k=2
+    )
+    assert d.tolist() == [[float("inf")] * 2] * 2
+    assert index.tolist() == [[-1, -1]] * 2
+    assert index.dtype == torch.int64
+    d, index = nearest_negatives(torch.randn(0, 3), torch.zeros(0).int(), torch.randn(2, 3), torch.zeros(2).int())
+    assert d.shape == index.shape == (0, 1)
+
+
+@by_mode
+@by_distance
+def test_collapsed_rows_are_selected_as_in_fp64(mode, distance):
+    n, d = 512, 64
+    generator = torch.Generator().manual_seed(3)
+    common = torch.randn(1, d, generator=generator)
+    anchor = common + 1e-3 * torch.randn(n, d, generator=generator)
+    call = {"labels": torch.arange(n) % 8, "distance": distance, **mode, "margin": 1e-4}
+    if mode["mining"] == "all":
+        call["mining"] = "hard"  # "all" selects nothing
+    single = set(mined({"anchor": anchor, **call}))
+    double = set(mined({"anchor": anchor.double(), **call}))
+    wrong = {i for i, _, _ in single ^ double}
+    if mode["mining"] == "semihard":  # thousands of pairs an anchor, of which one may change: count the pairs
+        assert len(single ^ double) <= 1e-3 * len(double)
+    else:
+        assert len(wrong) <= 1e-3 * n
+    index = nearest_negatives(anchor, call["labels"], anchor, call["labels"], distance=distance)[1]
+    exact = nearest_negatives(anchor.double(), call["labels"], anchor.double(), call["labels"], distance=distance)[1]
+    assert index.ne(exact).sum() <= 1e-3 * n
+
+
+@by_mode
+@by_distance
+def test_collapsed_rows_keep_loss_and_gradient(mode, distance):
+    """A large common offset cancels before anything is rounded."""
+    n, d = 96, 16
+    generator = torch.Generator().manual_seed(5)
+    anchor = torch.randn(1, d, generator=generator) * 10 + 1e-2 * torch.randn(n, d, generator=generator)
+    scale = {"euclidean": 1.0, "sqeuclidean": 1e-2, "cosine": 1e-5}[distance]
+    call = {"labels": torch.arange(n) % 4, "distance": distance, **mode, "margin": 0.01 * scale}
+    single = {"anchor": anchor.clone().requires_grad_(), **call}
+    double = {"anchor": anchor.double().requires_grad_(), **call}
+    loss, (grad,) = value_and_grads(triplet_margin_loss, single)
+    expected, (expected_grad,) = value_and_grads(triplet_margin_loss, double)
+    relative = 1e-5
+    assert abs(loss.double() - expected) <= relative * expected
+    assert (grad.double() - expected_grad).norm() <= 10 * relative * expected_grad.norm()
+
+
+@by_mode
+@pytest.mark.parametrize("swap", [False, True])
+def test_tiles_do_not_change_the_result(mode, swap, monkeypatch):
+    call = problem("batch", n=13) | mode | {"swap": swap, "soft_margin": True, "reduction": "none"}
+    loss, grads = value_and_grads(triplet_margin_loss, call)
+    monkeypatch.setattr(specification, "TILE", 300)
+    tiled, tiled_grads = value_and_grads(triplet_margin_loss, call)
+    torch.testing.assert_close(tiled, loss, rtol=1e-12, atol=0)
+    torch.testing.assert_close(tiled_grads, grads, rtol=1e-12, atol=1e-14)
+
+
+@by_mode
+@by_source
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_low_precision_is_computed_in_fp32(mode, source, dtype):
+    call = problem(source) | mode
+    floats = [n for n in ("anchor", "positive", "reference") if n in call]
+    low = call | {n: call[n].detach().to(dtype).requires_grad_() for n in floats}
+    full = call | {n: low[n].detach().float().requires_grad_() for n in floats}
+    loss, grads = value_and_grads(triplet_margin_loss, low)
+    expected, expected_grads = value_and_grads(triplet_margin_loss, full)
+    assert loss.dtype == torch.float32
+    assert all(g.dtype == dtype for g in grads)
+    torch.testing.assert_close(loss, expected, rtol=0, atol=0)
+    torch.testing.assert_close(grads, [g.to(dtype) for g in expected_grads], rtol=0, atol=0)
+
+
+def test_mixed_dtypes_take_the_widest():
+    call = problem("explicit")
+    call["anchor"] = call["anchor"].detach().bfloat16()
+    call["positive"] = call["positive"].detach().half()
+    assert triplet_margin_loss(**call).dtype == torch.float64
+    call["reference"] = call["reference"].detach().float()
+    assert triplet_margin_loss(**call).dtype == torch.float32
+
+
+@by_mode
+@by_distance
+def test_autocast_changes_nothing(mode, distance):
+    anchor = torch.randn(12, 8, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    call = {"anchor": anchor, "labels": torch.arange(12) % 3, "distance": distance, **mode}
+    expected, expected_grads = value_and_grads(triplet_margin_loss, call)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss, grads = value_and_grads(triplet_margin_loss, call)
+    torch.testing.assert_close(loss, expected, rtol=0, atol=0)
+    torch.testing.assert_close(grads, expected_grads, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("source", ["batch", "explicit"])
+def test_compiles_into_one_graph(source):
+    torch.compiler.reset()
+    call = problem(source) | {"weight": torch.rand(8, dtype=torch.float64)}
+    expected, expected_grads = value_and_grads(triplet_margin_loss, call)
+    compiler = {"batch": "inductor", "explicit": "aot_eager"}[source]  # the first takes its time
+    compiled = torch.compile(triplet_margin_loss, fullgraph=True, backend=compiler)
+    loss, grads = value_and_grads(compiled, call)
+    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
+    torch.testing.assert_close(grads, expected_grads, rtol=1e-12, atol=1e-14)
+
+
+@by_mode
+@by_source
+@pytest.mark.parametrize("swap", [False, True])
+def test_graph_capture_and_no_value_is_read(mode, source, swap):
+    """On fake tensors ``.item()``, ``bool()`` and shapes that depend on data all raise."""
+    call = problem(source)
+    with FakeTensorMode() as fake:
+        call = {n: fake.from_tensor(x) if isinstance(x, torch.Tensor) else x for n, x in call.items()}
+        inputs = [call[n].detach().requires_grad_() for n in ("anchor", "positive", "reference") if n in call]
+        call |= dict(zip([n for n in ("anchor", "positive", "reference") if n in call], inputs, strict=True))
+        loss = triplet_margin_loss(**call, **mode, swap=swap, weight=torch.rand(8), reduction="mean_nonzero")
+        torch.autograd.grad(loss, inputs)
+
+
+def test_strides_do_not_matter():
+    call = problem("reference")
+    strided = dict(call)
+    for name in ("anchor", "reference"):
+        strided[name] = call[name].detach().repeat_interleave(2, 1).T.contiguous().T[:, ::2].requires_grad_()
+        assert not strided[name].is_contiguous()
+    for mode in MODES.values():
+        torch.testing.assert_close(
+            value_and_grads(triplet_margin_loss, strided | mode),
+            value_and_grads(triplet_margin_loss, call | mode),
+            rtol=1e-13,
+            atol=1e-15,
+        )
+
+
+def test_label_dtypes_mix():
+    call = problem("reference")
+    other = call | {"labels": call["labels"].int(), "exclude_labels": call["exclude_labels"].int()}
+    assert triplet_margin_loss(**other) == triplet_margin_loss(**call)
+
+
+def test_distances_that_overflow_stay_ordered():
+    anchor = torch.tensor([[0.0], [1.0], [3e38], [-3e38]])
+    labels = torch.tensor([0, 0, 1, 1])
+    assert mined({"anchor": anchor, "labels": labels, "mining": "hard"})[:2] == [(0, 1, 2), (1, 0, 2)]
+    call = {"anchor": anchor[2:], "labels": torch.tensor([0, 1]), "positive": anchor[2:]}
+    assert mined(call) == [(0, 0, 1), (1, 1, 0)]
+
+
+def test_backend_is_recorded():
+    with backends.backend("reference"):
+        triplet_margin_loss(torch.randn(2, 3), torch.tensor([0, 1]))
+    assert backends.last("triplet") == "reference"
+
+
+GOOD = {"anchor": torch.randn(4, 3), "labels": torch.tensor([0, 0, 1, 1])}
+BANK = {"reference": torch.randn(5, 3), "reference_labels": torch.arange(5)}
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        ({"anchor": [[1.0]]}, TypeError, "anchor is a list"),
+        ({"anchor": torch.ones(4, 3, dtype=torch.int64)}, TypeError, "anchor.dtype"),
+        ({"anchor": torch.randn(4)}, ValueError, r"anchor.shape=\(4,\)"),
+        ({"labels": torch.zeros(4)}, TypeError, "labels.dtype"),
+        ({"labels": torch.zeros(3, dtype=torch.int64)}, ValueError, r"labels.shape=\(3,\)"),
+        ({"labels": None}, ValueError, "labels=None"),
+        ({"labels": None, "positive": torch.randn(4, 3), **BANK}, ValueError, "labels=None.*reference_labels"),
+        ({"positive": torch.randn(3, 3)}, ValueError, "positive.shape"),
+        ({"positive": torch.ones(4, 3).int()}, TypeError, "positive.dtype"),
+        ({"reference": torch.randn(5, 3)}, ValueError, "reference_labels=None.*reference is"),
+        ({"reference_labels": torch.arange(5)}, ValueError, "reference=None.*reference_labels is"),
+        (BANK | {"reference": torch.randn(5, 4)}, ValueError, r"reference.shape=\(5, 4\)"),
+        (BANK | {"reference_labels": torch.arange(4)}, ValueError, "reference_labels.shape"),
+        (BANK | {"reference_labels": torch.arange(5.0)}, TypeError, "reference_labels.dtype"),
+        ({"exclude_labels": torch.zeros(4, 3, dtype=torch.int64)}, ValueError, r"exclude_labels.shape=\(4, 3\)"),
+        ({"exclude_labels": torch.zeros(3, dtype=torch.int64)}, ValueError, "exclude_labels.shape"),
+        ({"exclude_labels": torch.zeros(4)}, TypeError, "exclude_labels.dtype"),
+        ({"self_offset": 1}, ValueError, "self_offset=1"),
+        (BANK | {"self_offset": 2}, ValueError, "self_offset=2"),
+        (BANK | {"self_offset": -1}, ValueError, "self_offset=-1"),
+        (BANK | {"self_offset": 1.0}, TypeError, "self_offset is a float"),
+        ({"margin": -1.0}, ValueError, "margin=-1.0"),
+        ({"margin": float("nan")}, ValueError, "margin=nan"),
+        ({"margin": torch.tensor(1.0)}, TypeError, "margin is a Tensor"),
+        ({"mining": "easy"}, ValueError, "mining='easy'"),
+        ({"distance": "l1"}, ValueError, "distance='l1'"),
+        ({"k": 0}, ValueError, "k=0"),
+        ({"k": 1.0}, TypeError, "k is a float"),
+        ({"k": True}, TypeError, "k is a bool"),
+        ({"distributed": True}, RuntimeError, "distributed=True"),
+        ({"reduction": "batchmean"}, ValueError, "reduction='batchmean'"),
+        ({"weight": torch.ones(3)}, ValueError, "weight.shape"),
+        ({"weight": torch.ones(4, dtype=torch.bool)}, TypeError, "weight.dtype"),
+        ({"weight": 2.0}, TypeError, "weight is a float"),
+        ({"weight": torch.ones(4, device="meta")}, ValueError, "weight.device"),
+        ({"labels": torch.zeros(4, dtype=torch.int64, device="meta")}, ValueError, "labels.device"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_bad_arguments_are_named(change, error, words):
+    with pytest.raises(error, match=words):
+        triplet_margin_loss(**(GOOD | change))
+    if not change.keys() & {"reduction", "weight"}:
+        with pytest.raises(error, match=words):
+            mine_triplets(**(GOOD | change))
+    if change.keys() <= {"anchor", "k", "distance", "distributed", "exclude_labels"}:
+        with pytest.raises(error, match=words):
+            nearest_negatives(**(GOOD | BANK | change))
