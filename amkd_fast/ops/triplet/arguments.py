@@ -71,9 +71,7 @@ def rows(
     dtype = torch.float32
     if any(x is not None and x.dtype == torch.float64 for x in (anchor, positive, reference)):
         dtype = torch.float64
-    anchor = anchor.to(
-        dtype
-    )  # once, also where it is the reference: its two gradients then add up before they are rounded
+    anchor = anchor.to(dtype)  # once: where it is the reference too, its two gradients add up before they are rounded
     return Rows(
         anchor,
         None if positive is None else positive.to(dtype),

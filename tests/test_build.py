@@ -1,0 +1,204 @@
+"""The binary, what it exports and needs, and how the package is built and imported."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from amkd_fast import backends, info
+
+ROOT = Path(__file__).resolve().parent.parent
+NATIVE = pytest.mark.skipif(backends.build_info() is None, reason="the extension is not built")
+
+
+def python(code: str, **environment: str) -> str:
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "TRITON_INTERPRET": "0", **environment},
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout.strip()
+
+
+# ---- import ---------------------------------------------------------------------------------------------------------
+
+
+def test_import_is_lean():
+    loaded = python("import sys, amkd_fast; print(*sys.modules)").split()
+    assert "amkd_fast.ops.kl" in loaded
+    heavy = {"triton", "lightning", "matplotlib", "sklearn", "PIL", "torch._dynamo", "torch.fx.experimental"}
+    assert not heavy & set(loaded) - set(python("import sys, torch; print(*sys.modules)").split())
+
+
+def test_import_adds_less_than_300_ms():
+    code = "import time, torch; start = time.process_time(); import amkd_fast; print(time.process_time() - start)"
+    assert min(float(python(code)) for _ in range(3)) < 0.3
+
+
+def test_without_the_extension_auto_falls_back_once_and_a_name_raises():
+    code = """
+import sys, warnings
+sys.modules["amkd_fast._C"] = None
+import torch, amkd_fast as af
+logits = torch.zeros(2, 3)
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    af.kl_div(logits, logits); af.kl_div(logits, logits)
+print(len(caught), af.backends.last("kl"))
+try:
+    with af.backends.backend("cpu"):
+        af.kl_div(logits, logits)
+except RuntimeError as error:
+    print(error)
+"""
+    first, second = python(code).splitlines()
+    assert first == "1 reference"
+    assert second.startswith("backend 'cpu' was asked for by name")
+
+
+def test_report_names_every_backend_and_a_reason_for_each_gap():
+    text = info.report()
+    for op, reasons in backends.available().items():
+        assert f"\n{op} " in text
+        assert all(reason in text for reason in reasons.values())
+
+
+@pytest.mark.parametrize("name", ["gpu", ""])
+def test_unknown_backend_is_refused(name):
+    with (
+        pytest.raises(ValueError, match="must be one of 'auto', 'reference', 'cpu', 'triton', 'cuda'"),
+        backends.backend(name),
+    ):
+        pass
+
+
+# ---- the binary -----------------------------------------------------------------------------------------------------
+
+
+@NATIVE
+def test_needs_no_unstable_symbol():
+    binary = importlib.import_module("amkd_fast._C").__file__
+    symbols = subprocess.run(["nm", "-DC", "--undefined-only", binary], capture_output=True, text=True, check=True)
+    undefined = [line.split("U ", 1)[-1].strip() for line in symbols.stdout.splitlines()]
+    assert any(name.startswith("aoti_torch_") for name in undefined)
+    assert [name for name in undefined if name.startswith(("at::", "c10::", "torch::", "cuda", "cu"))] == []
+
+
+@NATIVE
+def test_exports_nothing_but_the_module():
+    binary = importlib.import_module("amkd_fast._C").__file__
+    symbols = subprocess.run(["nm", "-DC", "--defined-only", binary], capture_output=True, text=True, check=True)
+    ours = [line for line in symbols.stdout.splitlines() if "amkd" in line]
+    assert ours == []
+    assert "PyInit__C" in symbols.stdout
+
+
+@NATIVE
+def test_links_neither_cuda_nor_python_bindings_of_torch():
+    binary = importlib.import_module("amkd_fast._C").__file__
+    needed = subprocess.run(["readelf", "-d", binary], capture_output=True, text=True, check=True).stdout
+    libraries = [line.split("[")[1].rstrip("]") for line in needed.splitlines() if "(NEEDED)" in line]
+    assert not [
+        name for name in libraries if name.startswith(("libcuda", "libtorch_python", "libtorch_cuda", "libc10_cuda"))
+    ]
+
+
+@NATIVE
+@pytest.mark.parametrize("level", ["baseline", "avx2", "avx512"])
+def test_every_simd_level_computes_the_same(level):
+    """Each level in a process of its own, against fp64, over dtypes, divergences and awkward widths."""
+    code = """
+import torch, amkd_fast as af
+print(af.backends.build_info()["simd"])
+worst = 0.0
+for dtype, unit in ((torch.float32, 1e-6), (torch.float64, 1e-13), (torch.float16, 2e-3), (torch.bfloat16, 1.6e-2)):
+    for divergence in ("forward", "reverse", "js"):
+        for classes in (1, 3, 7, 8, 9, 16, 31, 100, 5000):
+            torch.manual_seed(classes)
+            s, t = (torch.randn(2, 6, classes, dtype=torch.float64) * 3).to(dtype)
+            grads = []
+            for name, a, b in (("cpu", s, t), ("reference", s.double(), t.double())):
+                a = a.clone().requires_grad_()
+                with af.backends.backend(name):
+                    loss = af.distillation_loss(a, b, torch.zeros(6, dtype=torch.int64), divergence=divergence)
+                loss.total.backward()
+                grads.append((loss.total.double(), a.grad.double()))
+            (value, grad), (exact, exact_grad) = grads
+            exact_unit = 1e-13 if dtype == torch.float64 else 2e-6
+            worst = max(worst, ((value - exact).abs() / (exact.abs() + 1e-3) / exact_unit).item())
+            worst = max(worst, ((grad - exact_grad).abs().max() / (exact_grad.abs().max() + 1e-3) / unit).item())
+print(worst)
+"""
+    used, worst = python(code, AMKD_FAST_SIMD=level).splitlines()
+    if used != level:
+        pytest.skip(f"this machine has no {level}")
+    assert float(worst) < 1.0
+
+
+# ---- building -------------------------------------------------------------------------------------------------------
+
+
+def build_report(tmp_path: Path, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "setup.py", "--version"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", **environment},
+    )
+
+
+@pytest.mark.parametrize(("wanted", "said"), [("none", "none: nothing is compiled"), ("cpu", "cpu: as asked")])
+def test_decision_is_printed(tmp_path, wanted, said):
+    result = build_report(tmp_path, AMKD_FAST_BUILD=wanted)
+    assert result.returncode == 0
+    assert said in result.stderr
+
+
+def test_unknown_decision_is_refused(tmp_path):
+    result = build_report(tmp_path, AMKD_FAST_BUILD="gpu")
+    assert result.returncode != 0
+    assert "AMKD_FAST_BUILD='gpu': must be auto, cpu, cuda or none" in result.stderr
+
+
+def test_cuda_without_nvcc_is_an_error(tmp_path):
+    empty = {"PATH": str(tmp_path), "CUDA_HOME": str(tmp_path), "CUDA_PATH": str(tmp_path), "AMKD_FAST_BUILD": "cuda"}
+    (tmp_path / "g++").symlink_to(shutil.which("g++") or sys.executable)
+    if Path("/usr/local/cuda/bin/nvcc").exists():
+        pytest.skip("nvcc is in its usual place, which cannot be hidden")
+    result = subprocess.run(
+        [sys.executable, "setup.py", "--version"], capture_output=True, text=True, cwd=ROOT, env=empty
+    )
+    assert result.returncode != 0
+    assert "nvcc was not found" in result.stderr
+
+
+def test_missing_compiler_leaves_everything_out_with_auto_alone(tmp_path):
+    for wanted, code in (("auto", 0), ("cpu", 1)):
+        result = build_report(tmp_path, AMKD_FAST_BUILD=wanted, CXX="no-such-compiler")
+        assert (result.returncode != 0) == bool(code)
+        assert "no C++ compiler" in result.stderr
+
+
+@pytest.mark.parametrize("isolation", [True, False], ids=["isolated", "not_isolated"])
+def test_wheel_without_the_extension(tmp_path, isolation):
+    """Pure wheels build fast and take the same road through the build backend as the others."""
+    source = tmp_path / "source"
+    shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(".git", ".venv", "build", "runs", "*.so", "*.egg-info"))
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(tmp_path), str(source)]
+    if not isolation:
+        command.insert(5, "--no-build-isolation")
+    result = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "AMKD_FAST_BUILD": "none"})
+    if isolation and "No matching distribution" in result.stderr:
+        pytest.skip("an isolated build needs a package index")
+    assert result.returncode == 0, result.stderr
+    assert len(list(tmp_path.glob("amkd_fast-*.whl"))) == 1
