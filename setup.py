@@ -129,7 +129,7 @@ class NinjaBuild(build_ext):
     def build_extension(self, ext: Extension) -> None:
         plan: Plan = ext.plan
         if plan.torch is None:
-            raise SystemExit("torch is not installed: its headers are needed to build (AMKD_FAST_BUILD=none does without)")
+            raise SystemExit("torch is not installed: the build needs its headers (AMKD_FAST_BUILD=none does not)")
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
         target.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(self.build_temp).resolve()
@@ -170,7 +170,8 @@ class NinjaBuild(build_ext):
             nvcc_flags += ["-Xcompiler", "-fPIC,-fvisibility=hidden", "-Werror", "all-warnings", "--threads", "0"]
             nvcc_flags += ["-ccbin", plan.compiler[0], *nvcc_targets(archs)]
             lines += [f"nvcc = {plan.nvcc}", f"nvccflags = {join(nvcc_flags)}", "rule nvcc"]
-            lines += ["  command = $nvcc -MD -MF $out.d $nvccflags -c $in -o $out", "  depfile = $out.d", "  deps = gcc"]
+            lines += ["  command = $nvcc -MD -MF $out.d $nvccflags -c $in -o $out"]
+            lines += ["  depfile = $out.d", "  deps = gcc"]
 
         objects = []
 
@@ -192,10 +193,17 @@ class NinjaBuild(build_ext):
             for source in sorted((ROOT / "csrc").rglob("*.cu")):
                 name = "_".join(source.relative_to(ROOT / "csrc").with_suffix("").parts)
                 compile_one("nvcc", source, name, [])
-            lib = next(p for p in (plan.nvcc.parent.parent / d for d in ("lib64", "lib")) if (p / "libcudart_static.a").is_file())
-            libraries += [f"-L{lib}", "-lcudart_static", "-ldl", "-lrt", "-lpthread"]
+            libraries += [f"-L{cudart_folder(plan.nvcc)}", "-lcudart_static", "-ldl", "-lrt", "-lpthread"]
         lines += [f"build {target}: link {' '.join(objects)}", f"  libs = {join(libraries)}"]
         return "\n".join(lines) + "\n"
+
+
+def cudart_folder(nvcc: Path) -> Path:
+    folders = [nvcc.parent.parent / name for name in ("lib64", "lib")]
+    for folder in folders:
+        if (folder / "libcudart_static.a").is_file():
+            return folder
+    raise SystemExit(f"libcudart_static.a is in none of {', '.join(map(str, folders))}")
 
 
 def nvcc_version(nvcc: Path) -> str:
