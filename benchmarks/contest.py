@@ -1,0 +1,118 @@
+"""Contestants of a benchmark, and the check that each computes the right thing before it is timed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from amkd_fast import backends
+
+# Largest error relative to the largest entry of the truth. It tells another function from this one and no more; how
+# precise ours are is the business of tests/.
+LIMITS = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+
+_ON = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}  # on a CPU Triton only interprets, which is no speed to measure
+
+
+class Contestant(NamedTuple):
+    """A way to compute ``call(*inputs)``; ``backend`` is set for our public functions."""
+
+    name: str
+    call: Callable[..., Tensor]
+    backend: str | None = None
+
+    @property
+    def ours(self) -> bool:
+        return self.backend not in (None, "reference")
+
+    def chosen(self) -> AbstractContextManager[None]:
+        """Select the backend; entered outside of what is timed."""
+        return nullcontext() if self.backend is None else backends.backend(self.backend)
+
+
+class Answer(NamedTuple):
+    """Value of a call, and the gradient in its first input where that asks for one."""
+
+    value: Tensor
+    grad: Tensor | None
+
+
+class Errors(NamedTuple):
+    """Relative to the largest entry of the truth."""
+
+    value: float
+    grad: float | None
+
+
+class WrongResult(Exception):
+    """A contestant's answer is not that of the fp64 reference."""
+
+
+def reference(call: Callable[..., Tensor]) -> Contestant:
+    """The specification in plain PyTorch."""
+    return Contestant("reference", call, "reference")
+
+
+def ours(operation: str, call: Callable[..., Tensor], device: str) -> list[Contestant]:
+    """One contestant for each fast backend that runs on ``device`` (``"cpu"``, ``"cuda"``)."""
+    return [Contestant(f"amkd_fast {name}", call, name) for name in backend_names(operation, device)]
+
+
+def backend_names(operation: str, device: str) -> list[str]:
+    return [name for name in _ON[device] if not backends.available()[operation][name]]
+
+
+def devices() -> list[str]:
+    return ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+
+
+def missing(operation: str) -> dict[str, str]:
+    """Fast backends of ours that do not run here, with the reason."""
+    reasons = backends.available()[operation]
+    return {f"amkd_fast {name} ({operation})": reasons[name] for name in ("cpu", "cuda", "triton") if reasons[name]}
+
+
+def answer(contestant: Contestant, inputs: tuple[Tensor, ...]) -> Answer:
+    """Call once, backward included; leaves no gradient behind."""
+    leaf = inputs[0]
+    leaf.grad = None
+    with contestant.chosen():
+        value = contestant.call(*inputs)
+        if value.requires_grad:
+            value.backward()
+    grad, leaf.grad = leaf.grad, None
+    return Answer(value.detach(), grad)
+
+
+def truth(call: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> Answer:
+    """The reference in fp64."""
+    wide = tuple(x.detach().double().requires_grad_(x.requires_grad) if x.is_floating_point() else x for x in inputs)
+    return answer(reference(call), wide)
+
+
+def verify(contestant: Contestant, inputs: tuple[Tensor, ...], expected: Answer) -> Errors:
+    """Compare with :func:`truth`.
+
+    Raises:
+        WrongResult: The error is above :data:`LIMITS`.
+    """
+    got = answer(contestant, inputs)
+    if (got.grad is None) != (expected.grad is None):
+        raise WrongResult(f"{contestant.name}: only one of it and the reference has a gradient")
+    errors = Errors(
+        _distance(got.value, expected.value),
+        None if expected.grad is None else _distance(got.grad, expected.grad),
+    )
+    limit = LIMITS[inputs[0].dtype]
+    if not all(error <= limit for error in errors if error is not None):  # a NaN is not
+        raise WrongResult(f"{contestant.name}: {errors} against the fp64 reference, allowed is {limit:g}")
+    return errors
+
+
+def _distance(got: Tensor, expected: Tensor) -> float:
+    scale = expected.abs().max().clamp(min=torch.finfo(expected.dtype).tiny)
+    return ((got.to(expected.dtype) - expected).abs().max() / scale).item()

@@ -1,0 +1,69 @@
+"""Where and when numbers were made, for the JSON files."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from amkd_fast import backends
+from amkd_fast.version import __version__
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def use_threads() -> int:
+    """Compute with two threads, or as many as AMKD_BENCH_THREADS says; never with more than there are cores."""
+    threads = min(int(os.environ.get("AMKD_BENCH_THREADS", "2")), cores())
+    torch.set_num_threads(threads)
+    return threads
+
+
+def describe() -> dict[str, Any]:
+    """Machine, versions, commit, date and the load when this was called."""
+    return {
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "commit": commit(),
+        "cpu": cpu_model(),
+        "cores": cores(),
+        "threads": torch.get_num_threads(),
+        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "amkd_fast": __version__,
+        "build": backends.build_info(),
+    }
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def commit() -> str | None:
+    """Short hash, with ``+`` behind it where the tracked files differ from it; None outside of a repository."""
+    short, changes = _git("rev-parse", "--short", "HEAD"), _git("status", "--porcelain", "--untracked-files=no")
+    return None if short is None else short + ("+" if changes else "")
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
