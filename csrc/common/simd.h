@@ -8,13 +8,16 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#ifdef __F16C__
+#ifdef __x86_64__
 #include <immintrin.h>
 #endif
 
 #ifndef AMKD_SIMD
 #error "compile with -DAMKD_SIMD=<level>"
 #endif
+
+// A call would send every live vector through memory: the calling convention keeps none of them in a register.
+#define AMKD_INLINE inline __attribute__((always_inline))
 
 namespace amkd::AMKD_SIMD {
 
@@ -53,7 +56,7 @@ template <class V>
 constexpr int lanes = sizeof(V) / (sizeof(V) == sizeof(double) ? sizeof(double) : sizeof(float));
 
 template <class To, class From>
-inline To bits(From from) {
+AMKD_INLINE To bits(From from) {
   static_assert(sizeof(To) == sizeof(From));
   To to;
   std::memcpy(&to, &from, sizeof(To));
@@ -61,38 +64,45 @@ inline To bits(From from) {
 }
 
 template <class V>
-inline V splat(double value) {
+AMKD_INLINE V splat(double value) {
   return V{} + static_cast<float>(value);
 }
 template <>
-inline double splat<double>(double value) {
+AMKD_INLINE double splat<double>(double value) {
   return value;
 }
 
 // ---- loads and stores -------------------------------------------------------------------------------------------
 
-inline Floats load(const float* p) {
+AMKD_INLINE Floats load(const float* p) {
   Floats v;
   std::memcpy(&v, p, sizeof(v));
   return v;
 }
-inline double load(const double* p) { return *p; }
+AMKD_INLINE double load(const double* p) { return *p; }
 
-inline Floats load(const BFloat16* p) {
+// A vector of 16-bit numbers, each widened to 32 bits. (GCC widens the two halves of a generic vector apart.)
+AMKD_INLINE Ints load_halves(const void* p) {
+#if defined(__AVX512F__)
+  return bits<Ints>(_mm512_cvtepu16_epi32(_mm256_loadu_si256(static_cast<const __m256i*>(p))));
+#elif defined(__AVX2__)
+  return bits<Ints>(_mm256_cvtepu16_epi32(_mm_loadu_si128(static_cast<const __m128i*>(p))));
+#else
   Halves h;
   std::memcpy(&h, p, sizeof(h));
-  return bits<Floats>(__builtin_convertvector(h, Ints) << 16);
+  return __builtin_convertvector(h, Ints);
+#endif
 }
 
-inline Floats load(const Half* p) {
+AMKD_INLINE Floats load(const BFloat16* p) { return bits<Floats>(load_halves(p) << 16); }
+
+AMKD_INLINE Floats load(const Half* p) {
 #if defined(__AVX512F__)
   return bits<Floats>(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
 #elif defined(__F16C__)
   return bits<Floats>(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
 #else
-  Halves h;
-  std::memcpy(&h, p, sizeof(h));
-  const Ints wide = __builtin_convertvector(h, Ints);
+  const Ints wide = load_halves(p);
   const Ints magnitude = (wide & 0x7fff) << 13;
   // Exponent and mantissa sit where fp32 has them, with a bias that is 112 too small; the product mends normal and
   // subnormal numbers alike. Infinity and NaN take the exponent's top instead.
@@ -103,10 +113,10 @@ inline Floats load(const Half* p) {
 #endif
 }
 
-inline void store(float* p, Floats v) { std::memcpy(p, &v, sizeof(v)); }
-inline void store(double* p, double v) { *p = v; }
+AMKD_INLINE void store(float* p, Floats v) { std::memcpy(p, &v, sizeof(v)); }
+AMKD_INLINE void store(double* p, double v) { *p = v; }
 
-inline void store(BFloat16* p, Floats v) {
+AMKD_INLINE void store(BFloat16* p, Floats v) {
   const Ints i = bits<Ints>(v);
   const Ints rounded = (i + 0x7fff + ((i >> 16) & 1)) >> 16;  // to nearest, ties to even
   const Ints nan = v != v;
@@ -114,7 +124,7 @@ inline void store(BFloat16* p, Floats v) {
   std::memcpy(p, &h, sizeof(h));
 }
 
-inline void store(Half* p, Floats v) {
+AMKD_INLINE void store(Half* p, Floats v) {
 #if defined(__AVX512F__)
   const __m256i h = _mm512_cvtps_ph(bits<__m512>(v), _MM_FROUND_TO_NEAREST_INT);
   std::memcpy(p, &h, sizeof(h));
@@ -139,7 +149,7 @@ inline void store(Half* p, Floats v) {
 
 // The first `count` elements; the other lanes get `fill`, whose bits are those of an element.
 template <class T>
-inline Vector<T> load_some(const T* p, int64_t count, T fill) {
+AMKD_INLINE Vector<T> load_some(const T* p, int64_t count, T fill) {
   T buffer[lanes<Vector<T>>];
   for (T& element : buffer) element = fill;
   for (int64_t i = 0; i < count; ++i) buffer[i] = p[i];
@@ -147,7 +157,7 @@ inline Vector<T> load_some(const T* p, int64_t count, T fill) {
 }
 
 template <class T>
-inline void store_some(T* p, int64_t count, Vector<T> v) {
+AMKD_INLINE void store_some(T* p, int64_t count, Vector<T> v) {
   T buffer[lanes<Vector<T>>];
   store(buffer, v);
   for (int64_t i = 0; i < count; ++i) p[i] = buffer[i];
@@ -156,57 +166,69 @@ inline void store_some(T* p, int64_t count, Vector<T> v) {
 // ---- reductions over the lanes ----------------------------------------------------------------------------------
 
 template <int kStep>
-inline Floats rotate(Floats v) {
+AMKD_INLINE Floats rotate(Floats v) {
   Ints index;
   for (int i = 0; i < kLanes; ++i) index[i] = (i + kStep) % kLanes;
   return __builtin_shuffle(v, index);
 }
 
 template <class Combine>
-inline float across(Floats v, Combine combine) {
+AMKD_INLINE float across(Floats v, Combine combine) {
   if constexpr (kLanes >= 16) v = combine(v, rotate<8>(v));
   if constexpr (kLanes >= 8) v = combine(v, rotate<4>(v));
   v = combine(v, rotate<2>(v));
   return combine(v, rotate<1>(v))[0];
 }
 
-template <class V>
-inline V larger(V a, V b) {
-  return a > b ? a : b;  // a NaN in `a` gives way to `b`: see `maximum` callers
+// a > b ? a : b, and so `b` where either is NaN. The intrinsics mean just that, where the compiler finds the one
+// instruction for the expression only some of the time.
+AMKD_INLINE Floats larger(Floats a, Floats b) {
+#if defined(__AVX512F__)
+  return bits<Floats>(_mm512_max_ps(bits<__m512>(a), bits<__m512>(b)));
+#elif defined(__AVX2__)
+  return bits<Floats>(_mm256_max_ps(bits<__m256>(a), bits<__m256>(b)));
+#else
+  return a > b ? a : b;
+#endif
 }
+AMKD_INLINE double larger(double a, double b) { return a > b ? a : b; }
 
-inline double sum_lanes(Floats v) {
+AMKD_INLINE double sum_lanes(Floats v) {
   return across(v, [](Floats a, Floats b) { return a + b; });
 }
-inline double sum_lanes(double v) { return v; }
-inline double max_lanes(Floats v) {
+AMKD_INLINE double sum_lanes(double v) { return v; }
+AMKD_INLINE double max_lanes(Floats v) {
   return across(v, [](Floats a, Floats b) { return larger(a, b); });
 }
-inline double max_lanes(double v) { return v; }
+AMKD_INLINE double max_lanes(double v) { return v; }
 
 // ---- functions --------------------------------------------------------------------------------------------------
 
-// e^x for x ≤ 0, one unit in the last place; below the smallest normal number 0. NaN stays NaN.
-inline Floats exp_nonpositive(Floats x) {
-  constexpr float kLowest = -87.3365478515625f;  // log of the smallest normal number
-  const Floats clamped = x < kLowest ? (Floats{} + kLowest) : x;
-  // Adding and taking away 1.5·2^23 rounds to an integer, whose bits stay in the low end of the sum.
-  const Floats shifted = clamped * 1.44269504088896341f + 0x1.8p23f;
-  const Floats n = shifted - 0x1.8p23f;
-  const Floats r = clamped - n * 0x1.62e4p-1f - n * 0x1.7f7d1cp-20f;  // log 2 in two parts, the first one exact in n
-  // Minimax fit of (e^r - 1 - r) / r² on |r| ≤ ½ log 2, relative error of e^r 3e-9.
-  Floats p = r * 0x1.6a2430p-10f + 0x1.1239e4p-7f;
-  p = p * r + 0x1.5558f2p-5f;
-  p = p * r + 0x1.555492p-3f;
-  p = p * r + 0x1.fffffcp-2f;
-  p = p * r * r + r + 1.0f;
-  const Floats power = bits<Floats>((bits<Ints>(shifted) << 23) + 0x3f800000);
-  return x < kLowest ? Floats{} : p * power;
+constexpr double kLog2E = 1.44269504088896340736;  // 1 / log 2
+constexpr double kLog2 = 0.693147180559945309417;
+
+// 2^x for x ≤ 0 (rounding errors above it do no harm), one unit in the last place; 0 below 2^-126.5. NaN stays NaN.
+// To base 2 the reduction of the range is exact and costs nothing: callers fold log2(e) into a factor they have anyway.
+AMKD_INLINE Floats exp2_nonpositive(Floats x) {
+  // Adding this rounds to an integer n, and leaves n + 127 in the low bits: the exponent of 2^n, or of 0 for n = -127.
+  constexpr float kRound = 0x1.8p23f + 127.0f;
+  const Floats clamped = larger(Floats{} - 127.0f, x);
+  const Floats shifted = clamped + kRound;
+  const Floats r = clamped - (shifted - kRound);
+  // Minimax fit of (2^r - 1) / r on |r| ≤ ½, relative error of 2^r 3e-9; by Estrin's scheme, for the chain of
+  // dependent operations is what limits the loops around this.
+  const Floats square = r * r;
+  const Floats high = (r * 0x1.416b5ep-13f + 0x1.5f0830p-10f) * square + (r * 0x1.3b2de0p-7f + 0x1.c6af7cp-5f);
+  const Floats fraction = high * square + (r * 0x1.ebfbdcp-3f + 0x1.62e430p-1f);
+  return (fraction * r + 1.0f) * bits<Floats>(bits<Ints>(shifted) << 23);
 }
-inline double exp_nonpositive(double x) { return ::exp(x); }
+AMKD_INLINE double exp2_nonpositive(double x) { return ::exp2(x); }
+
+AMKD_INLINE Floats exp_nonpositive(Floats x) { return exp2_nonpositive(x * static_cast<float>(kLog2E)); }
+AMKD_INLINE double exp_nonpositive(double x) { return ::exp(x); }
 
 // log(1 + u) for 0 ≤ u ≤ 1, through 2·atanh(u / (2 + u)). NaN stays NaN.
-inline Floats log1p_unit(Floats u) {
+AMKD_INLINE Floats log1p_unit(Floats u) {
   const Floats w = u / (u + 2.0f);
   const Floats v = w * w;
   // Minimax fit of (atanh(w)/w - 1) / w² on w ≤ ⅓, relative error 1e-10.
@@ -216,6 +238,6 @@ inline Floats log1p_unit(Floats u) {
   p = p * v + 0.33333337f;
   return 2.0f * w + 2.0f * w * (p * v);
 }
-inline double log1p_unit(double u) { return ::log1p(u); }
+AMKD_INLINE double log1p_unit(double u) { return ::log1p(u); }
 
 }  // namespace amkd::AMKD_SIMD

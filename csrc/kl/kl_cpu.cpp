@@ -14,7 +14,7 @@
 namespace amkd::kl {
 namespace {
 
-constexpr int64_t kGrain = 8192;   // elements that are worth a thread
+constexpr int64_t kGrain = 16384;  // elements that are worth a thread
 constexpr int64_t kSplit = 16384;  // classes above which threads share a row, where there are fewer rows than threads
 
 Element element_of(ScalarType type) {
@@ -205,6 +205,7 @@ Tensor backward(const Tensor& grad_loss, const Tensor& student, const Tensor& te
   p.grad_loss = upstream.const_data_ptr();
   p.stats = stats.data_ptr();
   p.grad_student = grad.mutable_data_ptr();
+  prefer_huge_pages(p.grad_student, p.rows * p.classes * grad.element_size());
   call.for_each_range(call.ranges_a_row(), [&](int64_t row, int64_t, int64_t begin, int64_t end) {
     call.kernels.backward(p, row, begin, end);
   });

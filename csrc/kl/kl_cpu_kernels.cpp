@@ -51,7 +51,7 @@ enum class Overlap { kExclude, kRepeat };
 // to be a full one: a full load is several times faster than one through a buffer. For sums the elements seen before
 // become classes that both networks exclude, which contribute 0; an elementwise body just computes them again.
 template <class T, Overlap kOverlap, class Body>
-inline void for_each_vector(const T* student, const T* teacher, int64_t begin, int64_t end, Body body) {
+AMKD_INLINE void for_each_vector(const T* student, const T* teacher, int64_t begin, int64_t end, Body body) {
   using V = Vector<T>;
   constexpr int64_t kStep = lanes<V>;
   int64_t i = begin;
@@ -145,21 +145,21 @@ Partial sweep_block(const Problem& p, const Row<T>& row, int64_t begin, int64_t 
   out.student_max = max_lanes(student_max);
   out.teacher_max = max_lanes(teacher_max);
   const V s_shift = splat<V>(shift_of(out.student_max)), t_shift = splat<V>(shift_of(out.teacher_max));
-  const V per_t = splat<V>(p.per_t);
+  const V per_t = splat<V>(p.per_t * kLog2E);
   V s_sum{}, t_sum{}, inner{}, s_sum_at_one{};
   for_each_vector<T, Overlap::kExclude>(row.student, row.teacher, begin, end, [&](V s, V t, int64_t, int64_t) {
     const V x = (s - s_shift) * per_t, y = (t - t_shift) * per_t;
-    const V ex = exp_nonpositive(x), ey = exp_nonpositive(y);
+    const V ex = exp2_nonpositive(x), ey = exp2_nonpositive(y);
     s_sum += ex;
     t_sum += ey;
     if constexpr (kDivergence == Divergence::kForward) inner += product_or_zero(ey, y - x);
     if constexpr (kDivergence == Divergence::kReverse) inner += product_or_zero(ex, x - y);
     if constexpr (kDivergence == Divergence::kSoftCrossEntropy) inner += product_or_zero(ey, x);
-    if constexpr (kLabels) s_sum_at_one += exp_nonpositive(s - s_shift);
+    if constexpr (kLabels) s_sum_at_one += exp2_nonpositive((s - s_shift) * splat<V>(kLog2E));
   });
   out.student_sum = sum_lanes(s_sum);
   out.teacher_sum = sum_lanes(t_sum);
-  out.inner = sum_lanes(inner);
+  out.inner = sum_lanes(inner) * kLog2;
   if constexpr (kLabels) out.student_sum_at_one = sum_lanes(s_sum_at_one);
   return out;
 }
@@ -237,7 +237,7 @@ void finish(Forward& p, int64_t row, const Partial& sums) {
   if (p.labels) finish_label<T>(p, row, sums, log_sum_at_one);
 }
 
-// log σ of a vector of logits, from the row's statistics.
+// log σ of a vector of logits, from the row's statistics; in units of log 2 where `unit` is kLog2E.
 template <class V>
 struct LogProbability {
   V max, log_sum, per_t;
@@ -245,12 +245,13 @@ struct LogProbability {
 };
 
 template <class T>
-auto log_probability(const Problem& p, int64_t row, Field max, Field log_sum, double per_t) {
+auto log_probability(const Problem& p, int64_t row, Field max, Field log_sum, double per_t, double unit = 1.0) {
   using V = Vector<T>;
-  return LogProbability<V>{splat<V>(stat<T>(p, max, row)), splat<V>(stat<T>(p, log_sum, row)), splat<V>(per_t)};
+  return LogProbability<V>{splat<V>(stat<T>(p, max, row)), splat<V>(stat<T>(p, log_sum, row) * unit),
+                           splat<V>(per_t * unit)};
 }
 
-// log m = log(β p + (1-β) q)
+// log m = log(β p + (1-β) q), to base e: there the logarithms of equal distributions cancel to the last bit.
 template <class V>
 struct LogMixture {
   V log_beta, log_rest;
@@ -305,12 +306,14 @@ void backward_as(const Backward& p, int64_t row, int64_t begin, int64_t end) {
   using V = Vector<T>;
   const Scalars& s = p.scalars;
   const double upstream = static_cast<const Stat<T>*>(p.grad_loss)[s.per_row ? row : 0];
-  const double side = kDivergence == Divergence::kJs ? 1.0 - s.beta : 1.0;
+  constexpr bool kJs = kDivergence == Divergence::kJs;
+  constexpr double kUnit = kJs ? 1.0 : kLog2E;  // of logarithms: see LogMixture for the 1
+  const double side = kJs ? 1.0 - s.beta : kDivergence == Divergence::kReverse ? kLog2 : 1.0;
   const V scale = splat<V>(upstream * s.kl_factor * weight_of<T>(p.weight, row) * s.row_scale * side * p.per_t);
-  const V inner = splat<V>(stat<T>(p, kInner, row));
-  const auto log_q = log_probability<T>(p, row, kStudentMax, kStudentLogSum, p.per_t);
-  const auto log_p = log_probability<T>(p, row, kTeacherMax, kTeacherLogSum, p.per_t);
-  const auto log_q1 = log_probability<T>(p, row, kStudentMax, kStudentLogSumAtOne, 1.0);
+  const V inner = splat<V>(stat<T>(p, kInner, row) * kUnit);
+  const auto log_q = log_probability<T>(p, row, kStudentMax, kStudentLogSum, p.per_t, kUnit);
+  const auto log_p = log_probability<T>(p, row, kTeacherMax, kTeacherLogSum, p.per_t, kUnit);
+  const auto log2_q1 = log_probability<T>(p, row, kStudentMax, kStudentLogSumAtOne, 1.0, kLog2E);
   const LogMixture<V> log_mixture(p);
   const int64_t label = kLabels ? label_of(p, row) : s.ignore_index;
   const double labelled = static_cast<const Stat<T>*>(p.stats)[kFields * p.rows + kLabelled];
@@ -321,17 +324,18 @@ void backward_as(const Backward& p, int64_t row, int64_t begin, int64_t end) {
   T* out = static_cast<T*>(p.grad_student) + row * p.classes;
   for_each_vector<T, Overlap::kRepeat>(r.student, r.teacher, begin, end,
                                        [&](V student, V teacher, int64_t i, int64_t count) {
-                                         const V a = log_q(student), c = log_p(teacher), q = exp_nonpositive(a);
+                                         const V a = log_q(student), c = log_p(teacher);
+                                         const V q = kJs ? exp_nonpositive(a) : exp2_nonpositive(a);
                                          V grad;
                                          if constexpr (kDivergence == Divergence::kReverse) {
                                            grad = scale * product_or_zero(q, a - c - inner);
-                                         } else if constexpr (kDivergence == Divergence::kJs) {
+                                         } else if constexpr (kJs) {
                                            grad = scale * product_or_zero(q, a - log_mixture(a, c) - inner);
                                          } else {
-                                           grad = scale * (q - exp_nonpositive(c));
+                                           grad = scale * (q - exp2_nonpositive(c));
                                          }
                                          if constexpr (kLabels) {
-                                           grad += ce * exp_nonpositive(log_q1(student));
+                                           grad += ce * exp2_nonpositive(log2_q1(student));
                                            if (label >= i && label < i + count) {
                                              Stat<T> lane[lanes<V>];
                                              store(lane, grad);
