@@ -9,12 +9,12 @@
 #include <vector>
 
 #include "../common/cpu_level.h"
+#include "../common/cpu_share.h"
 #include "../common/tensors.h"
 
 namespace amkd::kl {
 namespace {
 
-constexpr int64_t kGrain = 16384;  // elements that are worth a thread
 constexpr int64_t kSplit = 16384;  // classes above which threads share a row, where there are fewer rows than threads
 
 Element element_of(ScalarType type) {
@@ -82,7 +82,7 @@ struct Call {
     p.ce_weight = row_data(ce_weight_in, "ce_weight", p.rows, stat, ce_weight);
   }
 
-  // Calls body(row, begin, end) so that every column of every row is covered once, and tells how many ranges a row has.
+  // How many threads share a row.
   int64_t ranges_a_row() const {
     const int64_t threads = torch::stable::get_num_threads();
     return problem.rows < threads && problem.classes > kSplit ? threads : 1;
@@ -91,13 +91,12 @@ struct Call {
   template <class Body>
   void for_each_range(int64_t ranges, Body body) const {
     const int64_t width = (problem.classes + ranges - 1) / ranges;
-    torch::stable::parallel_for(0, problem.rows * ranges, std::max<int64_t>(1, kGrain / width),
-                                [&](int64_t first, int64_t last) {
-                                  for (int64_t i = first; i < last; ++i) {
-                                    const int64_t begin = i % ranges * width;
-                                    body(i / ranges, i % ranges, begin, std::min(begin + width, problem.classes));
-                                  }
-                                });
+    share(problem.rows * ranges, width, [&](int64_t first, int64_t last) {
+      for (int64_t i = first; i < last; ++i) {
+        const int64_t begin = i % ranges * width;
+        body(i / ranges, i % ranges, begin, std::min(begin + width, problem.classes));
+      }
+    });
   }
 };
 
@@ -174,8 +173,7 @@ std::tuple<Tensor, Tensor> forward(const Tensor& student, const Tensor& teacher,
   if (ranges > 1) {
     forward_shared_rows(call, ranges);
   } else {
-    torch::stable::parallel_for(0, p.rows, std::max<int64_t>(1, kGrain / p.classes),
-                                [&](int64_t first, int64_t last) { call.kernels.forward_rows(p, first, last); });
+    share(p.rows, p.classes, [&](int64_t first, int64_t last) { call.kernels.forward_rows(p, first, last); });
   }
   // ops/kl/__init__.py makes a ValueError of the part of this message that begins with its name.
   STD_TORCH_CHECK(p.bad_row < 0, "labels[", p.bad_row, "]=", label_of(p, p.bad_row), ": must be from 0 to ",
