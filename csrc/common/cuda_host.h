@@ -4,9 +4,6 @@
 #include <cuda_runtime.h>
 #include <dlfcn.h>
 #include <torch/csrc/stable/accelerator.h>
-#include <torch/csrc/stable/tensor.h>
-
-#include <initializer_list>
 
 namespace amkd {
 
@@ -37,22 +34,6 @@ inline int multiprocessors(int32_t device) {
   STD_TORCH_CHECK(error == cudaSuccess, "amkd_fast: no properties of CUDA device ", device, ": ",
                   cudaGetErrorString(error));
   return count;
-}
-
-// A contiguous tensor on the device of `like`, with unwritten elements. Cheaper than a call through the dispatcher.
-inline torch::stable::Tensor empty_on(const torch::stable::Tensor& like, std::initializer_list<int64_t> sizes,
-                                      int32_t dtype) {
-  int64_t strides[8];
-  int64_t stride = 1;
-  for (int64_t i = static_cast<int64_t>(sizes.size()) - 1; i >= 0; --i) {
-    strides[i] = stride;
-    stride *= sizes.begin()[i] > 1 ? sizes.begin()[i] : 1;
-  }
-  AtenTensorHandle handle = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.begin(), strides,
-                                                         dtype, aoti_torch_device_type_cuda(), like.get_device_index(),
-                                                         &handle));
-  return torch::stable::Tensor(handle);
 }
 
 }  // namespace amkd

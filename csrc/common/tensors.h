@@ -54,12 +54,20 @@ inline void prefer_huge_pages(void* data, int64_t bytes) {
 #endif
 }
 
-// The data of an optional [rows] tensor, checked, or null. `hold` keeps a contiguous copy alive where one is needed.
-inline const void* row_data(const std::optional<Tensor>& tensor, const char* name, int64_t rows, ScalarType type,
+inline void check_device(const Tensor& tensor, const char* name, const Tensor& like) {
+  STD_TORCH_CHECK(
+      tensor.is_cuda() == like.is_cuda() && (!like.is_cuda() || tensor.get_device_index() == like.get_device_index()),
+      name, ": must be on the device of student");
+}
+
+// The data of an optional tensor with one element for each row of `like`, checked, or null. `hold` keeps a contiguous
+// copy alive where one is needed.
+inline const void* row_data(const std::optional<Tensor>& tensor, const char* name, const Tensor& like, ScalarType type,
                             Tensor& hold) {
   if (!tensor.has_value()) return nullptr;
-  STD_TORCH_CHECK(tensor->dim() == 1 && tensor->size(0) == rows, name, ": must have one element a row");
+  STD_TORCH_CHECK(tensor->dim() == 1 && tensor->size(0) == like.size(0), name, ": must have one element a row");
   STD_TORCH_CHECK(tensor->scalar_type() == type, name, ": wrong dtype");
+  check_device(*tensor, name, like);
   hold = tensor->is_contiguous() ? *tensor : torch::stable::contiguous(*tensor);
   return hold.const_data_ptr();
 }

@@ -6,11 +6,12 @@
 #include <algorithm>
 #include <cmath>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "../common/cpu_level.h"
 #include "../common/cpu_share.h"
-#include "../common/tensors.h"
+#include "kl_arguments.h"
 
 namespace amkd::kl {
 namespace {
@@ -48,53 +49,42 @@ const Kernels& kernels_of(Element element) {
 
 // A problem with everything that its pointers point to.
 template <class Direction>
-struct Call {
+struct Call : Arguments {
   Direction problem{};
-  Element element;
   const Kernels& kernels;
-  Tensor student, teacher, labels, weight, ce_weight;
 
-  Call(const Tensor& student_in, const Tensor& teacher_in, const std::optional<Tensor>& weight_in,
-       const std::optional<Tensor>& labels_in, const std::optional<Tensor>& ce_weight_in, const Scalars& scalars)
-      : element(element_of(student_in.scalar_type())),
-        kernels(kernels_of(element)),
-        student(with_unit_columns(student_in)),
-        teacher(with_unit_columns(teacher_in)) {
-    STD_TORCH_CHECK(student.dim() == 2 && teacher.dim() == 2, "student, teacher: must be [B, K]");
-    STD_TORCH_CHECK(student.size(0) == teacher.size(0) && student.size(1) == teacher.size(1) && student.size(1) > 0,
-                    "teacher: must have the shape of student, with at least one class");
-    STD_TORCH_CHECK(student.scalar_type() == teacher.scalar_type(), "teacher: must have the dtype of student");
+  explicit Call(Arguments arguments)
+      : Arguments(std::move(arguments)), kernels(kernels_of(element_of(student.scalar_type()))) {
     Problem& p = problem;
     p.scalars = scalars;
     p.per_t = 1.0 / scalars.temperature;
     p.log_beta = std::log(scalars.beta);
     p.log_rest = std::log1p(-scalars.beta);
-    p.rows = student.size(0);
-    p.classes = student.size(1);
+    p.rows = rows;
+    p.classes = classes;
     p.student = student.const_data_ptr();
     p.teacher = teacher.const_data_ptr();
     p.student_stride = student.stride(0);
     p.teacher_stride = teacher.stride(0);
-    p.labels_are_int64 = labels_in.has_value() && labels_in->scalar_type() == ScalarType::Long;
-    p.labels = row_data(labels_in, "labels", p.rows, p.labels_are_int64 ? ScalarType::Long : ScalarType::Int, labels);
-    const ScalarType stat = statistics_type(student.scalar_type());
-    p.weight = row_data(weight_in, "weight", p.rows, stat, weight);
-    p.ce_weight = row_data(ce_weight_in, "ce_weight", p.rows, stat, ce_weight);
+    p.labels = labels;
+    p.labels_are_int64 = labels_are_int64;
+    p.weight = weight;
+    p.ce_weight = ce_weight;
   }
 
   // How many threads share a row.
   int64_t ranges_a_row() const {
     const int64_t threads = torch::stable::get_num_threads();
-    return problem.rows < threads && problem.classes > kSplit ? threads : 1;
+    return rows < threads && classes > kSplit ? threads : 1;
   }
 
   template <class Body>
   void for_each_range(int64_t ranges, Body body) const {
-    const int64_t width = (problem.classes + ranges - 1) / ranges;
-    share(problem.rows * ranges, width, [&](int64_t first, int64_t last) {
+    const int64_t width = (classes + ranges - 1) / ranges;
+    share(rows * ranges, width, [&](int64_t first, int64_t last) {
       for (int64_t i = first; i < last; ++i) {
         const int64_t begin = i % ranges * width;
-        body(i / ranges, i % ranges, begin, std::min(begin + width, problem.classes));
+        body(i / ranges, i % ranges, begin, std::min(begin + width, classes));
       }
     });
   }
@@ -156,13 +146,16 @@ std::tuple<Tensor, Tensor> forward(const Tensor& student, const Tensor& teacher,
                                    const std::optional<Tensor>& labels, const std::optional<Tensor>& ce_weight,
                                    double temperature, int64_t divergence, double beta, double row_scale,
                                    double kl_factor, double ce_factor, int64_t ignore_index, bool per_row) {
-  Call<Forward> call(
-      student, teacher, weight, labels, ce_weight,
-      {temperature, static_cast<Divergence>(divergence), beta, row_scale, kl_factor, ce_factor, ignore_index, per_row});
+  Call<Forward> call({student,
+                      teacher,
+                      weight,
+                      labels,
+                      ce_weight,
+                      {temperature, static_cast<Divergence>(divergence), beta, row_scale, kl_factor, ce_factor,
+                       ignore_index, per_row}});
   Forward& p = call.problem;
-  const ScalarType stat = statistics_type(student.scalar_type());
-  Tensor loss = per_row ? new_empty(student, {p.rows}, stat) : new_empty(student, {}, stat);
-  Tensor stats = new_empty(student, {kFields * p.rows + kTail}, stat);
+  Tensor loss = per_row ? new_empty(student, {p.rows}, call.stat) : new_empty(student, {}, call.stat);
+  Tensor stats = new_empty(student, {kFields * p.rows + kTail}, call.stat);
   p.stats = stats.mutable_data_ptr();
   const std::unique_ptr<double[]> values(new double[(p.labels ? 2 : 1) * p.rows]);
   p.divergence = values.get();
@@ -178,7 +171,7 @@ std::tuple<Tensor, Tensor> forward(const Tensor& student, const Tensor& teacher,
   // ops/kl/__init__.py makes a ValueError of the part of this message that begins with its name.
   STD_TORCH_CHECK(p.bad_row < 0, "labels[", p.bad_row, "]=", label_of(p, p.bad_row), ": must be from 0 to ",
                   p.classes - 1, " or ignore_index=", ignore_index);
-  if (stat == ScalarType::Double) {
+  if (call.stat == ScalarType::Double) {
     reduce(p, static_cast<double*>(loss.mutable_data_ptr()));
   } else {
     reduce(p, static_cast<float*>(loss.mutable_data_ptr()));
@@ -190,14 +183,15 @@ Tensor backward(const Tensor& grad_loss, const Tensor& student, const Tensor& te
                 const std::optional<Tensor>& weight, const std::optional<Tensor>& labels,
                 const std::optional<Tensor>& ce_weight, const Tensor& stats, double temperature, int64_t divergence,
                 double beta, double row_scale, double kl_factor, double ce_factor, int64_t ignore_index, bool per_row) {
-  Call<Backward> call(
-      student, teacher, weight, labels, ce_weight,
-      {temperature, static_cast<Divergence>(divergence), beta, row_scale, kl_factor, ce_factor, ignore_index, per_row});
+  Call<Backward> call({student,
+                       teacher,
+                       weight,
+                       labels,
+                       ce_weight,
+                       {temperature, static_cast<Divergence>(divergence), beta, row_scale, kl_factor, ce_factor,
+                        ignore_index, per_row}});
   Backward& p = call.problem;
-  const ScalarType stat = statistics_type(student.scalar_type());
-  STD_TORCH_CHECK(grad_loss.scalar_type() == stat && stats.scalar_type() == stat, "grad_loss, stats: wrong dtype");
-  STD_TORCH_CHECK(grad_loss.numel() == (per_row ? p.rows : 1), "grad_loss: must have the shape of the loss");
-  STD_TORCH_CHECK(stats.numel() == kFields * p.rows + kTail && stats.is_contiguous(), "stats: wrong size");
+  call.check(grad_loss, stats);
   const Tensor upstream = grad_loss.is_contiguous() ? grad_loss : torch::stable::contiguous(grad_loss);
   Tensor grad = new_empty(student, {p.rows, p.classes}, student.scalar_type());
   p.grad_loss = upstream.const_data_ptr();
