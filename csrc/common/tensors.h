@@ -4,12 +4,8 @@
 
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
-#ifdef __linux__
-#include <sys/mman.h>
-#endif
 
 #include <algorithm>
-#include <cstdint>
 #include <initializer_list>
 #include <optional>
 
@@ -38,20 +34,6 @@ inline Tensor new_empty(const Tensor& like, std::initializer_list<int64_t> sizes
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(sizes.size(), sizes.begin(), strides, dtype, device_type,
                                                          like.get_device_index(), &handle));
   return Tensor(handle);
-}
-
-// Ask for huge pages behind a large CPU tensor that nothing was written to yet. Memory of that size is fresh from the
-// system every time; in pages of 4 KiB its page faults take longer than a pass over the logits.
-inline void prefer_huge_pages(void* data, int64_t bytes) {
-#ifdef MADV_HUGEPAGE
-  constexpr int64_t kHugePage = int64_t{2} << 20;
-  if (bytes < 2 * kHugePage) return;
-  const auto begin = (reinterpret_cast<uintptr_t>(data) + kHugePage - 1) & ~uintptr_t{kHugePage - 1};
-  const auto end = (reinterpret_cast<uintptr_t>(data) + bytes) & ~uintptr_t{kHugePage - 1};
-  madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // advice: a kernel without them says no
-#else
-  (void)data, (void)bytes;
-#endif
 }
 
 inline void check_device(const Tensor& tensor, const char* name, const Tensor& like) {

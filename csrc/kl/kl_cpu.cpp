@@ -197,7 +197,6 @@ Tensor backward(const Tensor& grad_loss, const Tensor& student, const Tensor& te
   p.grad_loss = upstream.const_data_ptr();
   p.stats = stats.data_ptr();
   p.grad_student = grad.mutable_data_ptr();
-  prefer_huge_pages(p.grad_student, p.rows * p.classes * grad.element_size());
   call.for_each_range(call.ranges_a_row(), [&](int64_t row, int64_t, int64_t begin, int64_t end) {
     call.kernels.backward(p, row, begin, end);
   });
