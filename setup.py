@@ -147,11 +147,9 @@ class NinjaBuild(build_ext):
         levels = list(SIMD_FLAGS) if x86 else ["baseline"]
         archs = (os.environ.get("TORCH_CUDA_ARCH_LIST") or visible_archs() or RELEASE_ARCHS) if plan.cuda else ""
         cuda_version = nvcc_version(plan.nvcc) if plan.cuda else ""
-        system = [plan.torch / "include", pybind11.get_include(), sysconfig.get_path("include")]
-        defines = [f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}", *(["-DAMKD_X86"] if x86 else [])]
-        defines += ["-DUSE_CUDA"] if plan.cuda else []
-        includes = [arg for path in system for arg in ("-isystem", str(path))]
-        common = ["-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", *defines, *includes]
+        common = ["-O3", "-std=c++17", *(["-DAMKD_X86"] if x86 else [])]
+        torch_flags = [f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}", *(["-DUSE_CUDA"] if plan.cuda else [])]
+        torch_flags += ["-isystem", str(plan.torch / "include")]
         info = {
             "AMKD_BUILD_DECISION": plan.decision,
             "AMKD_CUDA_VERSION": cuda_version,
@@ -160,14 +158,17 @@ class NinjaBuild(build_ext):
             "AMKD_SIMD_LEVELS": " ".join(levels),
         }
         warnings = shlex.split(os.environ.get("CXXFLAGS", ""))  # CI adds -Werror; a user's newer compiler may warn
-        module_flags = [f'-D{name}="{value}"' for name, value in info.items()]
+        # The module knows no torch: the copy of pybind11 among torch's headers refuses a TORCH_TARGET_VERSION.
+        module_flags = ["-isystem", pybind11.get_include(), "-isystem", sysconfig.get_path("include")]
+        module_flags += [f'-D{name}="{value}"' for name, value in info.items()]
+        cxx_flags = [*common, "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-Wall", "-Wextra", *warnings]
 
-        lines = [f"cxx = {join(plan.compiler)}", f"cxxflags = {join([*common, '-Wall', '-Wextra', *warnings])}"]
+        lines = [f"cxx = {join(plan.compiler)}", f"cxxflags = {join(cxx_flags)}"]
         lines += ["rule cxx", "  command = $cxx -MMD -MF $out.d $cxxflags $flags -c $in -o $out", "  depfile = $out.d"]
         lines += ["  deps = gcc", "rule link", "  command = $cxx -shared -o $out $in $libs"]
         if plan.cuda:
-            nvcc_flags = [*(f for f in common if f not in ("-fPIC", "-fvisibility=hidden", "-fno-math-errno"))]
-            nvcc_flags += ["-Xcompiler", "-fPIC,-fvisibility=hidden", "-Werror", "all-warnings", "--threads", "0"]
+            nvcc_flags = [*common, *torch_flags, "-Xcompiler", "-fPIC,-fvisibility=hidden"]
+            nvcc_flags += ["-Werror", "all-warnings", "--threads", "0"]
             nvcc_flags += ["-ccbin", plan.compiler[0], *nvcc_targets(archs)]
             lines += [f"nvcc = {plan.nvcc}", f"nvccflags = {join(nvcc_flags)}", "rule nvcc"]
             lines += ["  command = $nvcc -MD -MF $out.d $nvccflags -c $in -o $out"]
@@ -187,7 +188,7 @@ class NinjaBuild(build_ext):
                 for level in levels:
                     compile_one("cxx", source, f"{name}_{level}", [f"-DAMKD_SIMD={level}", *SIMD_FLAGS[level]])
             else:
-                compile_one("cxx", source, name, module_flags if source.stem == "module" else [])
+                compile_one("cxx", source, name, module_flags if source.stem == "module" else torch_flags)
         libraries = ["-L" + str(plan.torch / "lib"), "-ltorch_cpu", "-lc10", "-Wl,--exclude-libs,ALL"]
         if plan.cuda:
             for source in sorted((ROOT / "csrc").rglob("*.cu")):
