@@ -1,6 +1,6 @@
 """Everything that needs a GPU, in one call of under nine minutes and without a network: `make gpu`.
 
-Parts: build (the extension in place, with the CUDA kernels), tests (the whole suite), sanitize (compute-sanitizer's
+Parts: build (the extension in place, with the CUDA kernels), tests (the suite without the gates), sanitize (compute-sanitizer's
 memcheck and racecheck over every kernel plan), bench (the KL benchmark). PART=tests runs one of them. A part that
 fails or runs out of its time does not stop the next; the exit code says whether all succeeded. Logs and JSON go to
 $OUT, else to benchmarks/results.
@@ -8,6 +8,7 @@ $OUT, else to benchmarks/results.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import platform
@@ -36,9 +37,13 @@ def steps() -> list[Step]:
     sanitizer = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
     checked = [sanitizer, "--error-exitcode", "9", "--print-limit", "20", "--tool"]
     script = [python, "-m", "tests.gpu.sanitize"]
+    # The gates need no GPU. Triton compiles some hundred kernels for the tests: side by side where pytest-xdist is.
+    tests = ["tests", "-q", "--maxfail=10", "-p", "no:cacheprovider"]
+    tests += [f"--ignore=tests/test_gates_{compiler}.py" for compiler in ("cuda", "triton")]
+    tests += ["-n", str(min(8, os.cpu_count() or 1))] if importlib.util.find_spec("xdist") else []
     return [
         Step("build", "build", [python, "setup.py", "build_ext", "--inplace"], 120),
-        Step("tests", "tests", [python, "-m", "pytest", "tests", "-q", "--maxfail=10", "-p", "no:cacheprovider"], 180),
+        Step("tests", "tests", [python, "-m", "pytest", *tests], 180),
         Step("sanitize", "memcheck", [*checked, "memcheck", *script], 60),
         Step("sanitize", "racecheck", [*checked, "racecheck", *script, "--short"], 60),
         Step("bench", "bench", [python, "-m", "benchmarks.gpu_kl", "--out", str(OUT / "gpu_kl.json")], 110),
