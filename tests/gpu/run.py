@@ -1,9 +1,9 @@
 """Everything that needs a GPU, in one call of under nine minutes and without a network: `make gpu`.
 
-Parts: build (the extension in place, with the CUDA kernels), tests (the suite without the gates), sanitize (compute-sanitizer's
-memcheck and racecheck over every kernel plan), bench (the KL benchmark). PART=tests runs one of them. A part that
-fails or runs out of its time does not stop the next; the exit code says whether all succeeded. Logs and JSON go to
-$OUT, else to benchmarks/results.
+Parts: build (the extension in place, with the CUDA kernels), tests (the suite without the gates), sanitize
+(compute-sanitizer's memcheck and racecheck over every kernel plan), bench (the KL benchmark). PART=tests runs one of
+them. A part that fails or runs out of its time does not stop the next; the exit code says whether all succeeded. Logs
+and JSON go to $OUT, else to benchmarks/results.
 """
 
 from __future__ import annotations
