@@ -69,7 +69,7 @@ gates: build/.built
 
 bench: build/.built
 	$(PY) -m pytest benchmarks --benchmark-json=benchmarks/results/pytest-benchmark.json
-	$(PY) -m benchmarks.compare_kl
+	$(PY) -m benchmarks.compare_kl --output benchmarks/results/kl-cpu.json
 
 gpu:
 	$(PYTHON) tests/gpu/run.py
