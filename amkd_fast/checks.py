@@ -72,16 +72,20 @@ def integer(name: str, value: object) -> None:
 
 def shape(name: str, value: Tensor, expected: tuple[int, ...], rule: str) -> None:
     """``value.shape`` must equal ``expected``; ``rule`` says in words what that is."""
-    if tuple(value.shape) != tuple(expected):
+    if value.shape != expected:
         raise ValueError(f"{name}.shape={tuple(value.shape)}: must be {tuple(expected)}, {rule}")
 
 
 def same_device(**tensors: Tensor | None) -> None:
     """All tensors given (``None`` and non-tensors are passed over) must live on the first one's device."""
-    named = [(name, value) for name, value in tensors.items() if isinstance(value, Tensor)]
-    for name, value in named[1:]:
-        if value.device != named[0][1].device:
-            raise ValueError(f"{name}.device={value.device}: must be {named[0][1].device}, the device of {named[0][0]}")
+    first = device = None
+    for name, value in tensors.items():
+        if not isinstance(value, Tensor):
+            continue
+        if device is None:
+            first, device = name, value.device
+        elif value.device != device:
+            raise ValueError(f"{name}.device={value.device}: must be {device}, the device of {first}")
 
 
 def _number(name: str, value: object) -> float:

@@ -183,7 +183,8 @@ def distillation_loss(
         checks.integer("labels", labels)
         checks.shape("labels", labels, shape[:-1], "one label a row of student")
         checks.same_device(student=student, labels=labels)
-        labels = labels.reshape(-1)
+        if labels.dim() != 1:
+            labels = labels.reshape(-1)
     kl_factor, kl_weight = _weight("kl_weight", kl_weight, shape, student)
     ce_factor, ce_weight = _weight("ce_weight", ce_weight, shape, student)
     scalars = Scalars(

@@ -61,10 +61,13 @@ class FusedKL(torch.autograd.Function):
         if not with_parts:
             return loss
         ctx.mark_non_differentiable(stats)
+        ctx.set_materialize_grads(False)  # else every backward pass would fill a gradient of zeros for the statistics
         return loss, stats
 
     @staticmethod
     def backward(ctx, grad_loss, *_):
+        if grad_loss is None:
+            return (None,) * 8
         student, teacher, weight, labels, ce_weight, stats = ctx.saved_tensors
         needed = ctx.needs_input_grad[:5]
         grads = [None] * 5
