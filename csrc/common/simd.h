@@ -32,6 +32,7 @@ constexpr int kLanes = kBytes / 4;
 
 typedef float Floats __attribute__((vector_size(kBytes)));
 typedef int32_t Ints __attribute__((vector_size(kBytes)));
+typedef uint32_t UnsignedInts __attribute__((vector_size(kBytes)));
 typedef uint16_t Halves __attribute__((vector_size(kBytes / 2)));
 
 struct Half {
@@ -116,12 +117,25 @@ AMKD_INLINE Floats load(const Half* p) {
 AMKD_INLINE void store(float* p, Floats v) { std::memcpy(p, &v, sizeof(v)); }
 AMKD_INLINE void store(double* p, double v) { *p = v; }
 
+// The low 16 bits of each number, none of which is above 0xffff.
+AMKD_INLINE void store_halves(void* p, Ints values) {
+#if defined(__AVX512F__)
+  _mm256_storeu_si256(static_cast<__m256i*>(p), _mm512_cvtepi32_epi16(bits<__m512i>(values)));
+#elif defined(__AVX2__)
+  const __m256i packed = _mm256_packus_epi32(bits<__m256i>(values), bits<__m256i>(values));  // in each half apart
+  _mm_storeu_si128(static_cast<__m128i*>(p), _mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 0b1000)));
+#else
+  const Halves h = __builtin_convertvector(values, Halves);
+  std::memcpy(p, &h, sizeof(h));
+#endif
+}
+
 AMKD_INLINE void store(BFloat16* p, Floats v) {
   const Ints i = bits<Ints>(v);
-  const Ints rounded = (i + 0x7fff + ((i >> 16) & 1)) >> 16;  // to nearest, ties to even
+  const Ints sum = i + 0x7fff + ((i >> 16) & 1);  // to nearest, ties to even
+  const Ints rounded = bits<Ints>(bits<UnsignedInts>(sum) >> 16);
   const Ints nan = v != v;
-  const Halves h = __builtin_convertvector((nan ? (Ints{} + 0x7fc0) : rounded) & 0xffff, Halves);
-  std::memcpy(p, &h, sizeof(h));
+  store_halves(p, nan ? (Ints{} + 0x7fc0) : rounded);
 }
 
 AMKD_INLINE void store(Half* p, Floats v) {
@@ -142,8 +156,7 @@ AMKD_INLINE void store(Half* p, Floats v) {
   Ints h = magnitude < (113 << 23) ? subnormal : normal;
   h = overflow ? (Ints{} + 0x7c00) : h;
   h = magnitude > 0x7f800000 ? (Ints{} + 0x7e00) : h;
-  const Halves out = __builtin_convertvector(h | sign, Halves);
-  std::memcpy(p, &out, sizeof(out));
+  store_halves(p, h | sign);
 #endif
 }
 
@@ -215,11 +228,12 @@ AMKD_INLINE Floats exp2_nonpositive(Floats x) {
   const Floats clamped = larger(Floats{} - 127.0f, x);
   const Floats shifted = clamped + kRound;
   const Floats r = clamped - (shifted - kRound);
-  // Minimax fit of (2^r - 1) / r on |r| ≤ ½, relative error of 2^r 3e-9; by Estrin's scheme, for the chain of
-  // dependent operations is what limits the loops around this.
-  const Floats square = r * r;
-  const Floats high = (r * 0x1.416b5ep-13f + 0x1.5f0830p-10f) * square + (r * 0x1.3b2de0p-7f + 0x1.c6af7cp-5f);
-  const Floats fraction = high * square + (r * 0x1.ebfbdcp-3f + 0x1.62e430p-1f);
+  // Minimax fit of (2^r - 1) / r on |r| ≤ ½, relative error of 2^r 3e-9.
+  Floats fraction = r * 0x1.416b5ep-13f + 0x1.5f0830p-10f;
+  fraction = fraction * r + 0x1.3b2de0p-7f;
+  fraction = fraction * r + 0x1.c6af7cp-5f;
+  fraction = fraction * r + 0x1.ebfbdcp-3f;
+  fraction = fraction * r + 0x1.62e430p-1f;
   return (fraction * r + 1.0f) * bits<Floats>(bits<Ints>(shifted) << 23);
 }
 AMKD_INLINE double exp2_nonpositive(double x) { return ::exp2(x); }

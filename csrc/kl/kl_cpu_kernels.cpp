@@ -95,7 +95,7 @@ inline double shift_of(double max) { return max == -kInfinity ? 0.0 : max; }
 
 template <class V>
 inline V product_or_zero(V probability, V factor) {
-  return probability == V{} ? V{} : probability * factor;
+  return probability * (probability == V{} ? V{} : factor);  // in this order the product can join a sum
 }
 
 // ---- forward ----------------------------------------------------------------------------------------------------
