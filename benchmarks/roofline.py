@@ -1,9 +1,10 @@
-"""What the hardware would allow: fewest bytes and exponentials of a KL case against rates measured in the same run.
+"""A yardstick: fewest bytes and exponentials of a KL case, at the rates of PyTorch's copy and exp in the same run.
 
 Bytes are counted in passes over one tensor of logits. ``floor``: student and teacher read once, the gradient written,
 3 passes and one exponential a logit. ``recompute``: a backward pass that comes later has to read both again, 5 passes
-and two exponentials a logit; that is the least that a loss under autograd can do, and the limit that is printed.
-The distillation loss takes one more exponential of the student's logits in either direction, at temperature 1.
+and two exponentials a logit; that is the least work that a loss under autograd can do, and what is printed. A share
+above 1 means exponentials faster than ``torch.exp``, or a copy that was disturbed. The distillation loss takes one more
+exponential of the student's logits in either direction, at temperature 1.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class Limit(NamedTuple):
     bound: str  # "memory" or "exponentials"
 
     def share(self, seconds: float) -> float:
-        """Limit over achieved: 1 is as fast as the machine goes."""
+        """Limit over achieved: 1 is as fast as PyTorch's copy or exp alone."""
         return self.seconds / seconds
 
 

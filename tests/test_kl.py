@@ -489,3 +489,23 @@ def test_label_out_of_range(backend, device, label):
             af.distillation_loss(student, S, labels)
     else:
         assert af.distillation_loss(student, S.to(device), labels).total.isnan()
+
+
+class Unused(torch.autograd.Function):
+    """Passes a value on and no gradient back."""
+
+    @staticmethod
+    def forward(ctx, value):
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return None
+
+
+def test_no_gradient_arrives(backend, device):
+    student = S.to(device, copy=True).requires_grad_()
+    labels = torch.tensor([0, 1, 2], device=device)
+    loss = af.distillation_loss(student, S.to(device), labels)
+    Unused.apply(loss.total).backward()
+    assert student.grad is None or not student.grad.any()

@@ -146,13 +146,9 @@ std::tuple<Tensor, Tensor> forward(const Tensor& student, const Tensor& teacher,
                                    const std::optional<Tensor>& labels, const std::optional<Tensor>& ce_weight,
                                    double temperature, int64_t divergence, double beta, double row_scale,
                                    double kl_factor, double ce_factor, int64_t ignore_index, bool per_row) {
-  Call<Forward> call({student,
-                      teacher,
-                      weight,
-                      labels,
-                      ce_weight,
-                      {temperature, static_cast<Divergence>(divergence), beta, row_scale, kl_factor, ce_factor,
-                       ignore_index, per_row}});
+  Call<Forward> call(Arguments(student, teacher, weight, labels, ce_weight,
+                               {temperature, static_cast<Divergence>(divergence), beta, row_scale, kl_factor, ce_factor,
+                                ignore_index, per_row}));
   Forward& p = call.problem;
   Tensor loss = per_row ? new_empty(student, {p.rows}, call.stat) : new_empty(student, {}, call.stat);
   Tensor stats = new_empty(student, {kFields * p.rows + kTail}, call.stat);
@@ -183,13 +179,9 @@ Tensor backward(const Tensor& grad_loss, const Tensor& student, const Tensor& te
                 const std::optional<Tensor>& weight, const std::optional<Tensor>& labels,
                 const std::optional<Tensor>& ce_weight, const Tensor& stats, double temperature, int64_t divergence,
                 double beta, double row_scale, double kl_factor, double ce_factor, int64_t ignore_index, bool per_row) {
-  Call<Backward> call({student,
-                       teacher,
-                       weight,
-                       labels,
-                       ce_weight,
-                       {temperature, static_cast<Divergence>(divergence), beta, row_scale, kl_factor, ce_factor,
-                        ignore_index, per_row}});
+  Call<Backward> call(Arguments(student, teacher, weight, labels, ce_weight,
+                                {temperature, static_cast<Divergence>(divergence), beta, row_scale, kl_factor,
+                                 ce_factor, ignore_index, per_row}));
   Backward& p = call.problem;
   call.check(grad_loss, stats);
   const Tensor upstream = grad_loss.is_contiguous() ? grad_loss : torch::stable::contiguous(grad_loss);
