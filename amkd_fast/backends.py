@@ -23,7 +23,7 @@ BACKENDS = ("reference", "cpu", "triton", "cuda")
 # to warn; what is here and cannot run on this machine is.
 WRITTEN = {
     "kl": ("reference", "cpu", "triton", "cuda"),
-    "triplet": ("reference",),
+    "triplet": ("reference", "cpu"),
     "attack": ("reference",),
 }
 
@@ -107,13 +107,20 @@ def backend(name: str) -> Iterator[None]:
         _forced = before
 
 
-def select(op: str, device: str) -> str:
+def select(op: str, device: str, only_reference: str = "") -> str:
     """Choose the backend for a call of ``op`` on tensors of a device type (``"cpu"``, ``"cuda"``); :func:`last` tells.
 
+    ``only_reference`` says why nothing but the reference computes this call, where that is so.
+
     Raises:
-        RuntimeError: A backend was asked for by name that cannot run here or not on this device.
+        RuntimeError: A backend was asked for by name that cannot run here, not on this device or not this call.
     """
-    name = _select_auto(op, device) if _forced == "auto" else _select_named(op, device)
+    if only_reference and _forced not in ("auto", "reference"):
+        raise RuntimeError(f"backend {_forced!r} was asked for by name, but for {op!r}: {only_reference}")
+    if only_reference:
+        name = "reference"
+    else:
+        name = _select_auto(op, device) if _forced == "auto" else _select_named(op, device)
     _last[op] = name
     return name
 

@@ -13,4 +13,42 @@ STABLE_TORCH_LIBRARY(amkd_fast, m) {
       "kl_backward(Tensor grad_loss, Tensor student, Tensor teacher, Tensor? weight, Tensor? labels, "
       "Tensor? ce_weight, Tensor stats, float temperature, int divergence, float beta, float row_scale, "
       "float kl_factor, float ce_factor, int ignore_index, bool per_row) -> Tensor");
+
+  // anchor [N, D], reference [P, D] (none: the anchors) of one dtype; labels [N], reference_labels [P] and
+  // exclude_labels [N, E] int32 or int64; anchor i is reference row self_offset + i, none of them where it is -1.
+  // distance: 0 euclidean, 1 squared, 2 cosine. Returns the farthest positive [N] ([0] unless asked for) and the k
+  // nearest negatives [N, k], int64, nearest first, -1 where there is none.
+  m.def(
+      "triplet_select(Tensor anchor, Tensor? reference, Tensor? labels, Tensor? reference_labels, "
+      "Tensor? exclude_labels, int self_offset, int distance, int k, bool find_positive) "
+      "-> (Tensor positive, Tensor negative)");
+  // One term an anchor from the selected rows: positive [N, D], or positive_index [N] into the reference;
+  // negative_index [N, k]; weight [N] in the statistics' dtype; reduction: 0 mean, 1 mean_nonzero, 2 sum, 3 none.
+  // Returns the loss ([] or, unreduced, [N]) and the statistics of csrc/triplet/triplet.h.
+  m.def(
+      "triplet_terms(Tensor anchor, Tensor? positive, Tensor? reference, Tensor? positive_index, "
+      "Tensor negative_index, Tensor? weight, int distance, float margin, bool soft_margin, bool swap, int reduction) "
+      "-> (Tensor loss, Tensor stats)");
+  // The gradients of anchor, positive ([0, D] without one) and reference ([0, D] without one: it is in the anchor's).
+  m.def(
+      "triplet_backward(Tensor grad_loss, Tensor anchor, Tensor? positive, Tensor? reference, Tensor? positive_index, "
+      "Tensor negative_index, Tensor? weight, Tensor stats, int distance, float margin, bool soft_margin, bool swap, "
+      "int reduction, bool deterministic) -> (Tensor grad_anchor, Tensor grad_positive, Tensor grad_reference)");
+  // Every pair of some anchors: product [n, P] holds a·r of the centred rows whose squared lengths are anchor_square
+  // [n] and reference_square [P] (NaN for a row that only the exact distance serves); anchor [n, D] and reference [P,
+  // D] are the rows as they came; positive_distance [n] replaces the positives of the same label; anchors that are not
+  // used (bool [n]) are left out. semihard: one term an anchor, else one a triplet. Returns total [n], counts [n, 3]
+  // int64 (terms, terms above 0, triplets) and sums [n, 2] of D_ap and D_an over the triplets.
+  m.def(
+      "triplet_rows_forward(Tensor product, Tensor anchor, Tensor reference, Tensor anchor_square, "
+      "Tensor reference_square, Tensor? positive_distance, Tensor? used, Tensor? labels, Tensor? reference_labels, "
+      "Tensor? exclude_labels, int self_offset, int distance, float margin, bool semihard, bool fallback, "
+      "bool soft_margin) -> (Tensor total, Tensor counts, Tensor sums)");
+  // With the gradient of total [n]: product becomes U [n, P], so that anchor i moves by rowsum(U) a - U r and reference
+  // j by colsum(U) r - U^T a. Returns the gradient of positive_distance ([0] without one).
+  m.def(
+      "triplet_rows_backward(Tensor(a!) product, Tensor grad_total, Tensor anchor, Tensor reference, "
+      "Tensor anchor_square, Tensor reference_square, Tensor? positive_distance, Tensor? used, Tensor? labels, "
+      "Tensor? reference_labels, Tensor? exclude_labels, int self_offset, int distance, float margin, bool semihard, "
+      "bool fallback, bool soft_margin) -> Tensor");
 }

@@ -5,12 +5,20 @@ from __future__ import annotations
 from torch import Tensor
 
 from amkd_fast import backends, checks
-from amkd_fast.ops.triplet import arguments
+from amkd_fast.ops.triplet import arguments, every_pair, ranks, selected
 from amkd_fast.ops.triplet import reference as specification
+from amkd_fast.ops.triplet.arguments import Rows
 from amkd_fast.ops.triplet.distances import DISTANCES
+from amkd_fast.ops.triplet.operators import Operators
+from amkd_fast.ops.triplet.reference import REDUCTIONS, Outcome, Rule, Statistics
 
 MINING = ("hard", "semihard", "all", "topk")
-REDUCTIONS = ("mean", "mean_nonzero", "sum", "none")
+
+_OPERATORS: dict[str, Operators] = {}
+if backends.build_info() is not None:
+    from amkd_fast.ops.triplet import native
+
+    _OPERATORS["cpu"] = _OPERATORS["cuda"] = native.operators
 
 
 def triplet_margin_loss(
@@ -32,7 +40,8 @@ def triplet_margin_loss(
     weight: Tensor | None = None,
     reduction: str = "mean",
     distributed: bool = False,
-) -> Tensor:
+    return_statistics: bool = False,
+) -> Tensor | tuple[Tensor, Statistics]:
     r"""Triplet loss over triplets that are selected from the batch, a reference set or both.
 
     A triplet costs :math:`[D_{ap} − D_{an} + m]_+`, with ``soft_margin`` :math:`\log(1 + e^{D_{ap} − D_{an}})`. The
@@ -80,16 +89,35 @@ def triplet_margin_loss(
         weight: Factor w ≥ 0 on every term of an anchor [N].
         reduction: ``"mean"`` is Σ w·term / Σ w, both over all terms that are left; ``"mean_nonzero"`` over those above
             0; ``"sum"`` is Σ w·term; ``"none"`` gives each anchor's share [N] of that sum, 0 for one left out.
-        distributed: Take the reference rows of all ranks. Not available in this version.
+        distributed: Take the reference rows of all ranks; see below.
+        return_statistics: Return ``(loss, Statistics)``; they come out of the same pass, stay on the device and have
+            no graph.
 
     Returns:
         The loss in fp32 (fp64 where a row tensor is fp64), a scalar or [N]. Gradients flow to anchor, positive,
-        reference and weight.
+        reference and weight. With ``return_statistics`` also ``active`` (the fraction of the terms above 0),
+        ``positive_distance`` and ``negative_distance`` (means over the triplets) and ``without_triplet`` (the number of
+        anchors, of those with a weight other than 0).
+
+    Across ranks:
+        With ``distributed`` each rank's anchors meet the reference rows of all ranks in rank order; where ``reference``
+        is None, the anchors of all ranks. ``self_offset`` counts in the local rows. Ranks may have different numbers of
+        rows, or none. Every rank returns the loss that one process with all rows would compute (``"none"``: the share
+        of its own anchors), and gets that loss's gradient for its own rows and weights. Statistics are those of the
+        local anchors.
+
+        DistributedDataParallel averages the parameters' gradients over the ranks, where this loss needs their sum: call
+        ``(world_size * loss).backward()`` to train as one process with the whole batch does.
+
+        Forward and backward pass are collectives of the default process group: all ranks call both, in the same order,
+        with the same options and the same factor on the loss. The numbers of rows are exchanged first, for which the
+        host waits, so that such a call is not captured in a CUDA graph or compiled into a full graph. A second
+        derivative raises.
 
     Raises:
         TypeError: An argument has the wrong type or dtype.
         ValueError: A shape, device or value breaks the rules above.
-        RuntimeError: ``distributed`` is asked for.
+        RuntimeError: ``distributed`` without an initialised default process group.
 
     Source:
         Schroff, Kalenichenko and Philbin, FaceNet (2015), semi-hard; Hermans, Beyer and Leibe, In Defense of the
@@ -106,16 +134,26 @@ def triplet_margin_loss(
     """
     checks.choice("reduction", reduction, REDUCTIONS)
     rule = _rule(mining, margin, k, semihard_fallback, distance, soft_margin, swap)
-    rows = arguments.rows(
-        anchor, labels, positive, reference, reference_labels, exclude_labels, self_offset, distributed
-    )
+    rows = arguments.rows(anchor, labels, positive, reference, reference_labels, exclude_labels, self_offset)
     if weight is not None:
         checks.floating("weight", weight)
         checks.shape("weight", weight, (anchor.shape[0],), "one weight a row of anchor")
         checks.same_device(anchor=anchor, weight=weight)
+    if distributed:  # after the checks: a rank that raises alone would leave the others waiting
+        rows = ranks.gather(rows)
+    if weight is not None:
         weight = weight.to(rows.anchor.dtype)
-    backends.select("triplet", anchor.device.type)
-    return specification.triplet_margin_loss(rows, rule, weight, reduction)
+    every = mining in ("all", "semihard")
+    lacking = f"swap with mining={mining!r} needs the distances among the reference rows" if every and swap else ""
+    operators = _operators(rows, lacking)
+    family = specification if operators is None else every_pair if every else selected
+
+    def local(rule: Rule, reduction: str) -> Outcome:
+        call = (rows, rule, weight, reduction)
+        return family.loss(*call) if operators is None else family.loss(operators, *call)
+
+    outcome = ranks.loss(local, rows, rule, weight, reduction) if distributed else local(rule, reduction)
+    return (outcome.value, outcome.statistics) if return_statistics else outcome.value
 
 
 def mine_triplets(
@@ -152,7 +190,8 @@ def mine_triplets(
         k: Number of negatives for ``topk``.
         semihard_fallback: Keep semi-hard pairs without a semi-hard negative, with the farthest one.
         distance: ``"euclidean"``, ``"sqeuclidean"`` or ``"cosine"``.
-        distributed: Not available in this version.
+        distributed: Take the reference rows of all ranks. Their indices then count in the rows of all ranks, in rank
+            order; those of anchors and explicit positives in the local ones.
 
     Returns:
         ``(anchor, positive, negative)``, int64 [T] each: rows of anchor, of reference (of ``positive`` where that is
@@ -162,7 +201,7 @@ def mine_triplets(
     Raises:
         TypeError: An argument has the wrong type or dtype.
         ValueError: A shape, device or value breaks the rules of :func:`triplet_margin_loss`.
-        RuntimeError: ``distributed`` is asked for.
+        RuntimeError: ``distributed`` without an initialised default process group.
 
     Source:
         Schroff, Kalenichenko and Philbin, FaceNet (2015), semi-hard; Hermans, Beyer and Leibe, In Defense of the
@@ -175,11 +214,13 @@ def mine_triplets(
         [[0, 1], [1, 0], [2, 2]]
     """
     rule = _rule(mining, margin, k, semihard_fallback, distance)
-    rows = arguments.rows(
-        anchor, labels, positive, reference, reference_labels, exclude_labels, self_offset, distributed
-    )
-    backends.select("triplet", anchor.device.type)
-    return specification.mine_triplets(rows, rule)
+    rows = arguments.rows(anchor, labels, positive, reference, reference_labels, exclude_labels, self_offset)
+    if distributed:
+        rows = ranks.gather(rows)
+    operators = _operators(rows)
+    if operators is None or mining in ("all", "semihard"):  # whose lists are what the fast loss does without
+        return specification.mine_triplets(rows, rule)
+    return selected.mine(operators, rows, rule)
 
 
 def nearest_negatives(
@@ -208,7 +249,8 @@ def nearest_negatives(
             the anchor's own label, or with any value that no reference row has.
         self_offset: Anchor i is reference row ``self_offset + i`` and not its own negative. None: not in the set.
         distance: ``"euclidean"``, ``"sqeuclidean"`` or ``"cosine"``, as in :func:`triplet_margin_loss`.
-        distributed: Take the reference rows of all ranks. Not available in this version.
+        distributed: Take the reference rows of all ranks, in rank order; the indices count in them. ``self_offset``
+            counts in the local rows. As in :func:`triplet_margin_loss`, forward and backward pass are collectives.
 
     Returns:
         ``(distances, indices)``, both [N, k] in ascending order of the distance. Distances are fp32 (fp64 where a row
@@ -218,7 +260,7 @@ def nearest_negatives(
     Raises:
         TypeError: An argument has the wrong type or dtype.
         ValueError: A shape, device or value breaks the rules above.
-        RuntimeError: ``distributed`` is asked for.
+        RuntimeError: ``distributed`` without an initialised default process group.
 
     Source:
         The distances' definitions; Hermans, Beyer and Leibe, In Defense of the Triplet Loss (2017), for k = 1.
@@ -234,9 +276,25 @@ def nearest_negatives(
     checks.choice("distance", distance, DISTANCES)
     for name, value in (("labels", labels), ("reference", reference), ("reference_labels", reference_labels)):
         checks.tensor(name, value)
-    rows = arguments.rows(anchor, labels, None, reference, reference_labels, exclude_labels, self_offset, distributed)
-    backends.select("triplet", anchor.device.type)
-    return specification.nearest_negatives(rows, k, distance)
+    rows = arguments.rows(anchor, labels, None, reference, reference_labels, exclude_labels, self_offset)
+    if distributed:
+        rows = ranks.gather(rows)
+    operators = _operators(rows)
+    if operators is None:
+        return specification.nearest_negatives(rows, k, distance)
+    return selected.nearest_negatives(operators, rows, k, distance)
+
+
+def _operators(rows: Rows, lacking: str = "") -> Operators | None:
+    """The operators of the backend that serves this call; None for the reference, which also serves empty sets."""
+    name = backends.select("triplet", rows.anchor.device.type, lacking)
+    if name == "reference" or 0 in (*rows.anchor.shape, rows.reference.shape[0]):
+        return None
+    if name not in _OPERATORS:
+        from amkd_fast.ops.triplet import triton  # not at the top: importing amkd_fast does not import triton
+
+        _OPERATORS["triton"] = triton.operators
+    return _OPERATORS[name]
 
 
 def _rule(
@@ -247,9 +305,9 @@ def _rule(
     distance: str,
     soft_margin: bool = False,
     swap: bool = False,
-) -> specification.Rule:
+) -> Rule:
     checks.choice("mining", mining, MINING)
     checks.choice("distance", distance, DISTANCES)
     arguments.whole("k", k, 1)
     margin = checks.non_negative("margin", margin)
-    return specification.Rule(mining, margin, k, semihard_fallback, distance, soft_margin, swap)
+    return Rule(mining, margin, k, semihard_fallback, distance, soft_margin, swap)

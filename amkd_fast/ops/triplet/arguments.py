@@ -22,6 +22,7 @@ class Rows(NamedTuple):
     reference_labels: Tensor | None  # [P]
     exclude_labels: Tensor | None  # [N, E]
     self_offset: int | None
+    is_batch: bool  # the anchors are the reference set
 
 
 def rows(
@@ -32,11 +33,8 @@ def rows(
     reference_labels: Tensor | None,
     exclude_labels: Tensor | None,
     self_offset: int | None,
-    distributed: bool,
 ) -> Rows:
     """Check what every function of the family takes."""
-    if distributed:
-        raise RuntimeError("distributed=True: gathering the rows of all ranks is not available in this version")
     checks.floating("anchor", anchor)
     if anchor.ndim != 2:
         raise ValueError(f"anchor.shape={tuple(anchor.shape)}: must be [N, D]")
@@ -80,6 +78,7 @@ def rows(
         reference_labels,
         exclude_labels,
         self_offset,
+        reference is None,
     )
 
 

@@ -19,6 +19,32 @@ def rowwise(x: Tensor, y: Tensor, distance: str) -> Tensor:
     return _root((x - y).square().sum(-1))
 
 
+def rowwise_grads(x: Tensor, y: Tensor, grad: Tensor, distance: str) -> tuple[Tensor, Tensor]:
+    """The gradients of :func:`rowwise` written out: ``grad`` [N] to x and y [N, D]."""
+    if distance == "cosine":
+        (u, x_short), (v, y_short) = unit(x), unit(y)
+        step = torch.where(x_short | y_short, 0.0, grad.double())[:, None] * (u - v)
+        step = torch.where(grad[:, None] == 0, 0.0, step)
+        return from_unit(step, x), from_unit(-step, y)
+    if distance == "sqeuclidean":
+        step = 2.0 * grad[:, None] * (x - y)
+    else:
+        d = rowwise(x, y, distance)
+        step = torch.where(d == 0, 0.0, grad / torch.where(d == 0, 1.0, d))[:, None] * (x - y)
+    step = torch.where(grad[:, None] == 0, 0.0, step)  # 0 times a row that is not finite is not 0
+    return step, -step
+
+
+def from_unit(grad: Tensor, rows: Tensor) -> Tensor:
+    """From the gradient of unit vectors to that of the rows; 0 for a row without direction, NaN where it is NaN."""
+    usable = rows.isfinite().all(1, keepdim=True) & ~short_rows(rows)[:, None]
+    x = torch.where(usable, rows, 1.0).double()
+    norm = torch.linalg.vector_norm(x, dim=1, keepdim=True)
+    u, grad = x / norm, grad.double()
+    onto = (grad - torch.linalg.vecdot(u, grad)[:, None] * u) / norm
+    return torch.where(usable, onto, grad * 0.0).to(rows.dtype)
+
+
 def pairwise(x: Tensor, y: Tensor, distance: str) -> Tensor:
     """Distance of every row of ``x`` to every row of ``y``: [..., N, D], [..., P, D] → [..., N, P].
 
@@ -42,11 +68,16 @@ def unit(x: Tensor) -> tuple[Tensor, Tensor]:
     For unit vectors 1 − x·y = ‖x − y‖²/2, and only the right side keeps its digits where the two nearly agree. Rounding
     the rows to fp32 would lose them again, so that these are fp64.
     """
-    tiny = torch.finfo(x.dtype).tiny ** 0.5  # below this the sum of squares is no normal number any more
+    short = short_rows(x)
     x = x.double()
-    norm = _root(x.square().sum(-1, keepdim=True))
-    short = norm <= tiny
-    return torch.where(short, 0.0, x / torch.where(short, 1.0, norm)), short.squeeze(-1)
+    norm = torch.where(short, 1.0, _root(x.square().sum(-1)))
+    return torch.where(short[..., None], 0.0, x / norm[..., None]), short
+
+
+def short_rows(x: Tensor) -> Tensor:
+    """Which rows have no direction: [..., D] → [...]."""
+    tiny = torch.finfo(x.dtype).tiny ** 0.5  # below this the sum of squares is no normal number any more
+    return x.detach().double().square().sum(-1).sqrt() <= tiny
 
 
 def _root(square: Tensor) -> Tensor:

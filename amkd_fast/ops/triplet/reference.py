@@ -14,6 +14,7 @@ from amkd_fast.ops.triplet.arguments import Rows
 from amkd_fast.ops.triplet.distances import pairwise, rowwise
 from amkd_fast.ops.triplet.selection import Slots
 
+REDUCTIONS = ("mean", "mean_nonzero", "sum", "none")
 TILE = 1 << 22  # triplets at a time
 
 
@@ -35,6 +36,26 @@ class Terms(NamedTuple):
     total: Tensor  # [N] sum of its terms
     count: Tensor  # [N] int64, number of its terms
     nonzero: Tensor  # [N] int64, number of its terms above 0
+    triplets: Tensor  # [N] int64, number of its triplets
+    d_ap: Tensor  # [N] sum of D_ap over them
+    d_an: Tensor  # [N] sum of D_an over them
+
+
+class Statistics(NamedTuple):
+    """Scalars for logging, without a graph. A mean over nothing is 0."""
+
+    active: Tensor  # fraction of the terms that are above 0
+    positive_distance: Tensor  # mean D_ap over the triplets
+    negative_distance: Tensor  # mean D_an over the triplets, before any swap
+    without_triplet: Tensor  # number of anchors, of those with a weight other than 0
+
+
+class Outcome(NamedTuple):
+    """What every implementation of the loss returns; ``value`` has the graph."""
+
+    value: Tensor  # [] or [N]
+    size: Tensor  # what the sum of the terms was divided by; 1 for a sum or no reduction
+    statistics: Statistics
 
 
 class Pool(NamedTuple):
@@ -47,12 +68,15 @@ class Pool(NamedTuple):
     d_an: Tensor
 
 
-def triplet_margin_loss(rows: Rows, rule: Rule, weight: Tensor | None, reduction: str) -> Tensor:
+def loss(rows: Rows, rule: Rule, weight: Tensor | None, reduction: str) -> Outcome:
     """The loss of :func:`amkd_fast.triplet_margin_loss`; ``weight`` is in the dtype of the rows."""
     n, p = rows.anchor.shape[0], rows.reference.shape[0]
     if n == 0 or p == 0:
         zero = sum(x[:0].sum() for x in (rows.anchor, rows.positive, rows.reference, weight) if x is not None)
-        return zero.expand(n) if reduction == "none" else zero
+        nothing = zero.detach()
+        missing = nothing + n if weight is None else (weight.detach() != 0).sum().to(nothing.dtype)
+        value = zero.expand(n) if reduction == "none" else zero
+        return Outcome(value, nothing + 1, Statistics(nothing, nothing, nothing, missing))
     every_pair = rule.mining == "all" or (rule.mining == "semihard" and rows.positive is None)
     pool = _pool(rows, rule, weight, every_pair)
     if rule.mining == "all":
@@ -61,7 +85,7 @@ def triplet_margin_loss(rows: Rows, rule: Rule, weight: Tensor | None, reduction
     else:
         slots = _select(pool, rule)
         terms = _anchor_terms(slots, rule, *(_from_pairs if every_pair else _from_rows)(pool, slots, rule))
-    return _reduce(terms, weight, reduction)
+    return reduce(terms, weight, reduction)
 
 
 @torch.no_grad()
@@ -134,31 +158,32 @@ def _select(pool: Pool, rule: Rule) -> Slots:
     return selection.semihard(*candidates, rule.margin, rule.semihard_fallback)
 
 
-def _from_rows(pool: Pool, slots: Slots, rule: Rule) -> tuple[Tensor, Tensor]:
-    """Distances [N, S] of the selected triplets, recomputed from their rows: a sparse backward."""
+def _from_rows(pool: Pool, slots: Slots, rule: Rule) -> tuple[Tensor, Tensor, Tensor]:
+    """D_ap, D_an and D_an before the swap [N, S] of the selected triplets, from their rows: a sparse backward."""
     rows = pool.rows
     anchor, negative = rows.anchor[:, None], rows.reference[slots.negative]  # [N, 1, D], [N, S, D]
     positive = rows.reference[slots.positive[:, :1]] if rows.positive is None else rows.positive[:, None]  # [N, 1, D]
-    d_an = rowwise(anchor, negative, rule.distance)
+    raw = d_an = rowwise(anchor, negative, rule.distance)
     if rule.swap:
         d_an = _nearer(d_an, rowwise(positive, negative, rule.distance))
-    return rowwise(anchor, positive, rule.distance), d_an
+    return rowwise(anchor, positive, rule.distance), d_an, raw
 
 
-def _from_pairs(pool: Pool, slots: Slots, rule: Rule) -> tuple[Tensor, Tensor]:
-    """Distances [N, P] of the semi-hard triplets of every reference row as a positive: too many to gather rows for."""
-    d_an = pool.d_an.gather(1, slots.negative)
+def _from_pairs(pool: Pool, slots: Slots, rule: Rule) -> tuple[Tensor, Tensor, Tensor]:
+    """The same [N, P] of the semi-hard triplets of every reference row as a positive: too many to gather rows for."""
+    raw = d_an = pool.d_an.gather(1, slots.negative)
     if rule.swap:
         d_pn = pairwise(pool.rows.reference, pool.rows.reference, rule.distance)  # [P, P]
         d_an = _nearer(d_an, d_pn.gather(1, slots.negative.mT).mT)
-    return pool.d_ap, d_an
+    return pool.d_ap, d_an, raw
 
 
-def _anchor_terms(slots: Slots, rule: Rule, d_ap: Tensor, d_an: Tensor) -> Terms:
+def _anchor_terms(slots: Slots, rule: Rule, d_ap: Tensor, d_an: Tensor, raw_d_an: Tensor) -> Terms:
     """One term an anchor: the mean over its slots."""
     size = slots.valid.sum(1)
-    term = torch.where(slots.valid, _penalty(d_ap, d_an, rule), 0.0).sum(1) / size.clamp(min=1)
-    return Terms(term, (size > 0).long(), (term > 0).long())
+    term = torch.where(slots.valid, penalty(d_ap, d_an, rule), 0.0).sum(1) / size.clamp(min=1)
+    sums = (torch.where(slots.valid, d.detach(), 0.0).sum(1) for d in (d_ap, raw_d_an))
+    return Terms(term, (size > 0).long(), (term > 0).long(), size, *sums)
 
 
 def _every_triplet_sorted(pool: Pool, margin: float) -> Terms:
@@ -173,7 +198,8 @@ def _every_triplet_sorted(pool: Pool, margin: float) -> Terms:
     positive = torch.where(pool.is_positive, nearer * (pool.d_ap.double() + margin), 0.0)  # the two sums cancel: fp64
     negative = torch.where(pool.is_negative, farther * pool.d_an.double(), 0.0)
     total = (positive.sum(1) - negative.sum(1)).to(pool.d_an.dtype)
-    return Terms(total, n_positive * n_negative, torch.where(pool.is_positive, nearer, 0).sum(1))
+    count = n_positive * n_negative
+    return Terms(total, count, torch.where(pool.is_positive, nearer, 0).sum(1), count, *_sums(pool))
 
 
 def _every_triplet_swept(pool: Pool, rule: Rule) -> Terms:
@@ -188,7 +214,7 @@ def _every_triplet_swept(pool: Pool, rule: Rule) -> Terms:
         valid = is_positive[:, :, None] & is_negative[:, None, :]  # [n, Q, P]
         d_ap, d_an = d_ap[:, :, None], d_an[:, None, :]
         d_an = d_an if d_pn is None else _nearer(d_an, d_pn)
-        term = torch.where(valid, _penalty(d_ap, d_an, rule), 0.0)
+        term = torch.where(valid, penalty(d_ap, d_an, rule), 0.0)
         return term.sum((1, 2)), valid.sum((1, 2)), (term > 0).sum((1, 2))
 
     n = max(1, TILE // (pool.d_ap.shape[1] * pool.d_an.shape[1]))
@@ -198,10 +224,19 @@ def _every_triplet_swept(pool: Pool, rule: Rule) -> Terms:
         pn = d_pn if d_pn is None or d_pn.shape[0] == 1 else d_pn[at]
         candidates = (pool.d_ap[at], pool.d_an[at], pool.is_positive[at], pool.is_negative[at], pn)
         parts.append(checkpoint(sweep, *candidates, use_reentrant=False, preserve_rng_state=False))
-    return Terms(*(torch.cat(part) for part in zip(*parts, strict=True)))
+    total, count, nonzero = (torch.cat(part) for part in zip(*parts, strict=True))
+    return Terms(total, count, nonzero, count, *_sums(pool))
 
 
-def _penalty(d_ap: Tensor, d_an: Tensor, rule: Rule) -> Tensor:
+@torch.no_grad()
+def _sums(pool: Pool) -> tuple[Tensor, Tensor]:
+    """D_ap and D_an summed over all triplets of each anchor [N]: each positive meets each negative."""
+    d_ap = torch.where(pool.is_positive, pool.d_ap, 0.0).sum(1) * pool.is_negative.sum(1)
+    return d_ap, torch.where(pool.is_negative, pool.d_an, 0.0).sum(1) * pool.is_positive.sum(1)
+
+
+def penalty(d_ap: Tensor, d_an: Tensor, rule: Rule) -> Tensor:
+    """What a triplet costs."""
     if rule.soft_margin:
         return F.softplus(d_ap - d_an, threshold=50.0)  # the default, 20, costs fp64 half its digits
     return F.relu(d_ap - d_an + rule.margin)
@@ -211,13 +246,28 @@ def _nearer(d_an: Tensor, d_pn: Tensor) -> Tensor:
     return torch.where(d_pn < d_an, d_pn, d_an)  # torch.minimum would halve the gradient of a tie
 
 
-def _reduce(terms: Terms, weight: Tensor | None, reduction: str) -> Tensor:
+def reduce(terms: Terms, weight: Tensor | None, reduction: str) -> Outcome:
+    """The loss out of the anchors' terms, and what there is to log about them."""
+    stats = _statistics(terms, weight)
     total, count = terms.total, terms.nonzero if reduction == "mean_nonzero" else terms.count
     if weight is not None:
         total, count = weight * total, weight * count
-    if reduction == "none":
-        return total
-    if reduction == "sum":
-        return total.sum()
+    if reduction in ("sum", "none"):
+        return Outcome(total if reduction == "none" else total.sum(), total.new_ones(()), stats)
     size = count.sum()
-    return total.sum() / torch.where(size == 0, 1, size).to(total.dtype)
+    size = torch.where(size == 0, 1, size).to(total.dtype)
+    return Outcome(total.sum() / size, size, stats)
+
+
+@torch.no_grad()
+def _statistics(terms: Terms, weight: Tensor | None) -> Statistics:
+    dtype, triplets = terms.total.dtype, terms.triplets.sum().clamp(min=1)
+    without = terms.triplets == 0
+    if weight is not None:
+        without = without & (weight != 0)
+    return Statistics(
+        (terms.nonzero.sum() / terms.count.sum().clamp(min=1)).to(dtype),
+        terms.d_ap.sum() / triplets,
+        terms.d_an.sum() / triplets,
+        without.sum().to(dtype),
+    )

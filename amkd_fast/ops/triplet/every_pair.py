@@ -1,0 +1,165 @@
+"""Mining ``all`` and ``semihard`` by the operators: a few anchors at a time against every reference row.
+
+The matrix product is the library's; what is ours is the sweep over its rows, which gives the terms in the forward pass
+and the weight of every pair in the backward pass, where the product is computed again. Memory does not depend on N · P.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from amkd_fast.ops.triplet import reference as specification
+from amkd_fast.ops.triplet.arguments import Rows
+from amkd_fast.ops.triplet.distances import DISTANCES, from_unit, rowwise, rowwise_grads, short_rows
+from amkd_fast.ops.triplet.operators import Operators
+from amkd_fast.ops.triplet.reference import Outcome, Rule, Terms
+
+# Products at a time: they stay in a cache of the CPU; a GPU needs rows enough to fill itself.
+CHUNK = {"cpu": 1 << 20, "cuda": 1 << 24}
+SAMPLE = 256  # rows that the common vector is taken from
+# Up to this width distances come from differences: it costs little, and rows on a grid tie exactly.
+EXACT_WIDTH = 16
+
+
+class Centred(NamedTuple):
+    """Rows whose expanded distances keep their digits: their common vector is subtracted; for cosine, on the sphere."""
+
+    rows: Tensor  # [N, D] fp32 or fp64; 0 where the row is not finite or has no direction
+    square: Tensor  # [N] squared lengths, NaN for such a row and for all narrow ones: their distances are not expanded
+
+
+def loss(operators: Operators, rows: Rows, rule: Rule, weight: Tensor | None, reduction: str) -> Outcome:
+    """The loss of :func:`amkd_fast.triplet_margin_loss` for ``mining`` semihard and all."""
+    used = None if weight is None else weight.detach() != 0
+    reference = None if rows.is_batch else rows.reference
+    total, counts, sums = EveryPair.apply(rows.anchor, rows.positive, reference, used, (operators, rows, rule))
+    terms, active, triplets = counts.unbind(1)
+    return specification.reduce(Terms(total, terms, active, triplets, *sums.unbind(1)), weight, reduction)
+
+
+def centred(rows: Rows, distance: str) -> tuple[Centred, Centred]:
+    """Anchor and reference rows about a vector that they have in common: the mean of some of the reference rows."""
+    sets = [rows.reference] if rows.is_batch else [rows.reference, rows.anchor]
+    if distance == "cosine":
+        # On the sphere in fp64: rounded to fp32 the rows would lose what they do not share. 0/0 becomes NaN.
+        sets = [torch.where(short_rows(x)[:, None], torch.nan, x.double()) for x in sets]
+        sets = [x / torch.linalg.vector_norm(x, dim=1, keepdim=True) for x in sets]
+    sample = sets[0][:: -(-sets[0].shape[0] // SAMPLE)]
+    usable = sample.isfinite().all(1, keepdim=True)
+    common = torch.where(usable, sample, 0.0).sum(0) / usable.sum().clamp(min=1)
+    out = []
+    for x in sets:
+        x = (x - common).to(rows.anchor.dtype)
+        square = (x * x).sum(1)
+        finite = square.isfinite()
+        expanded = finite if x.shape[1] > EXACT_WIDTH else torch.zeros_like(finite)
+        out.append(Centred(torch.where(finite[:, None], x, 0.0), torch.where(expanded, square, torch.nan)))
+    return (out[0], out[0]) if rows.is_batch else (out[1], out[0])
+
+
+class EveryPair(torch.autograd.Function):
+    """Total, counts and sums of :class:`Terms` for each anchor; the gradient is that of the totals."""
+
+    @staticmethod
+    def forward(ctx, anchor, positive, reference, used, call):
+        operators, rows, rule = call
+        labels = (rows.labels, rows.reference_labels, rows.exclude_labels)
+        ctx.save_for_backward(anchor, positive, reference, used, *labels)
+        ctx.operators, ctx.rule, ctx.self_offset = operators, rule, rows.self_offset
+        with _full_precision(anchor):
+            parts = [operators.rows_forward(product, *rest) for _, product, rest in _chunks(rows, used, rule)]
+        total, counts, sums = (torch.cat(part) if len(parts) > 1 else part[0] for part in zip(*parts, strict=True))
+        ctx.mark_non_differentiable(counts, sums)
+        ctx.set_materialize_grads(False)
+        return total, counts, sums
+
+    @staticmethod
+    def backward(ctx, grad_total, *_):
+        if grad_total is None:
+            return (None,) * 5
+        anchor, positive, reference, used, *labels = ctx.saved_tensors
+        is_batch = reference is None
+        rows = Rows(anchor, positive, anchor if is_batch else reference, *labels, ctx.self_offset, is_batch)
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            return _differentiable_grads(ctx, grad_total, rows, used)
+        with _full_precision(anchor):
+            return *_grads(ctx.operators, rows, used, ctx.rule, grad_total), None, None
+
+
+def _grads(operators: Operators, rows: Rows, used: Tensor | None, rule: Rule, grad_total: Tensor):
+    """The gradients of anchor, positive and reference; of the first and the last together where they are one."""
+    a, r = centred(rows, rule.distance)
+    grad_a, grad_d_ap, grad_p = [], [], None
+    grad_r, column_sum = torch.zeros_like(r.rows), torch.zeros_like(r.square)
+    for at, product, rest in _chunks(rows, used, rule):
+        grad_d_ap.append(operators.rows_backward(product, grad_total[at], *rest))
+        u = product  # [n, P]
+        column_sum += u.sum(0)
+        grad_a.append(torch.addmm(u.sum(1, keepdim=True) * a.rows[at], u, r.rows, alpha=-1))
+        grad_r.addmm_(u.mT, a.rows[at], alpha=-1)
+    grad_a, grad_r = torch.cat(grad_a), grad_r.addcmul_(column_sum[:, None], r.rows)
+    if rule.distance == "cosine":
+        grad_a, grad_r = from_unit(grad_a, rows.anchor), from_unit(grad_r, rows.reference)
+    if rows.positive is not None:
+        to_anchor, grad_p = rowwise_grads(rows.anchor, rows.positive, torch.cat(grad_d_ap), rule.distance)
+        grad_a = grad_a + to_anchor
+    if rows.is_batch:
+        grad_a, grad_r = grad_a + grad_r, None
+    return grad_a, grad_p, grad_r
+
+
+def _chunks(rows: Rows, used: Tensor | None, rule: Rule):
+    """For some anchors at a time: where they are, their product with the reference, the operators' other arguments."""
+    a, r = centred(rows, rule.distance)
+    d_ap = None if rows.positive is None else rowwise(rows.anchor, rows.positive, rule.distance)
+    scalars = (
+        DISTANCES.index(rule.distance),
+        rule.margin,
+        rule.mining == "semihard",
+        rule.semihard_fallback,
+        rule.soft_margin,
+    )
+    n, p = rows.anchor.shape[0], rows.reference.shape[0]
+    step = max(1, CHUNK.get(rows.anchor.device.type, CHUNK["cuda"]) // p)
+    for first in range(0, n, step):
+        at = slice(first, min(first + step, n))
+        product = a.rows[at] @ r.rows.mT  # [n, P]
+        yield (
+            at,
+            product,
+            (
+                rows.anchor[at],
+                rows.reference,
+                a.square[at],
+                r.square,
+                None if d_ap is None else d_ap[at],
+                None if used is None else used[at],
+                None if rows.labels is None else rows.labels[at],
+                rows.reference_labels,
+                None if rows.exclude_labels is None else rows.exclude_labels[at],
+                -1 if rows.self_offset is None else rows.self_offset + first,
+                *scalars,
+            ),
+        )
+
+
+def _full_precision(x: Tensor):
+    """Autocast would round the distances, which then enter the loss."""
+    return torch.autocast(x.device.type, enabled=False)
+
+
+def _differentiable_grads(ctx, grad_total: Tensor, rows: Rows, used: Tensor | None):
+    """For a double backward, which is rare: through the reference."""
+    weight = None if used is None else used.to(rows.anchor.dtype)
+    with torch.enable_grad():
+        total = specification.loss(rows, ctx.rule, weight, "none").value
+        inputs = (rows.anchor, rows.positive, rows.reference)
+        wanted = [i for i in range(3) if ctx.needs_input_grad[i]]
+        found = torch.autograd.grad(total, [inputs[i] for i in wanted], grad_total, create_graph=True)
+    grads = [None] * 5
+    for i, g in zip(wanted, found, strict=True):
+        grads[i] = g
+    return tuple(grads)

@@ -1,0 +1,337 @@
+// Selection on a CPU. A tile of inner products, a register block at a time, then a sweep over its rows that keeps for
+// each anchor every reference row that rounding leaves in the race; those few are compared by their exact distances.
+#include "lanes.h"
+
+namespace amkd::triplet::AMKD_SIMD {
+namespace {
+
+constexpr double kInfinity = __builtin_huge_val();
+
+// Register block: kBlockRows anchors by kBlockVectors vectors of reference rows, all sums in registers.
+#if defined(__AVX512F__)
+constexpr int kBlockRows = 12;
+#else
+constexpr int kBlockRows = 6;
+#endif
+constexpr int kBlockVectors = 2;
+template <class T>
+constexpr int kPanel = kBlockVectors * kWidth<T>;
+// A tile of products and the panels that it is made of share the second-level cache.
+constexpr int64_t kProductRows = 96;
+constexpr int64_t kProductBytes = 1024;  // of a row
+template <class T>
+constexpr int64_t kProductColumns = kProductBytes / sizeof(T);
+
+// ---- preparation --------------------------------------------------------------------------------------------------
+
+template <class T>
+double scale_of(const Rows<T>& rows, int64_t i) {
+  return rows.scale == nullptr ? 1.0 : rows.scale[i];
+}
+
+template <class T>
+bool is_usable(const Rows<T>& rows, int64_t i) {
+  if (rows.scale != nullptr) return rows.scale[i] > 0.0;
+  const T* row = row_of(rows, i);
+  T zero = 0;
+  for (int64_t k = 0; k < rows.depth; ++k) zero += row[k] * 0;  // NaN where an element is not finite
+  return zero == 0;
+}
+
+template <class T>
+int64_t add_rows(const Rows<T>& rows, int64_t first, int64_t last, int64_t step, double* sum) {
+  int64_t usable = 0;
+  for (int64_t i = first; i < last; i += step) {
+    if (!is_usable(rows, i)) continue;
+    ++usable;
+    const double scale = scale_of(rows, i);
+    const T* row = row_of(rows, i);
+    for (int64_t k = 0; k < rows.depth; ++k) sum[k] += row[k] * scale;
+  }
+  return usable;
+}
+
+template <class T>
+void scale_rows(const Rows<T>& rows, double* scale, int64_t first, int64_t last) {
+  constexpr double kTiny = sizeof(T) == 4 ? 0x1p-63 : 0x1p-511;  // the root of the smallest normal number
+  for (int64_t i = first; i < last; ++i) {
+    const T* row = row_of(rows, i);
+    double square = 0.0;
+    for (int64_t k = 0; k < rows.depth; ++k) square += static_cast<double>(row[k]) * row[k];
+    const double norm = root(square);
+    scale[i] = norm <= kTiny ? 0.0 : norm < kInfinity ? 1.0 / norm : __builtin_nan("");
+  }
+}
+
+template <class T>
+void pack(const Rows<T>& rows, const double* common, T* data, T* square, int64_t first, int64_t last) {
+  constexpr int kWide = kPanel<T>;
+  for (int64_t panel = first; panel < last; ++panel) {
+    T* out = data + panel * kWide * rows.depth;
+    for (int c = 0; c < kWide; ++c) {
+      const int64_t i = panel * kWide + c;
+      const bool inside = i < rows.count;
+      const double scale = inside ? scale_of(rows, i) : 0.0;
+      bool usable = inside && (rows.scale == nullptr || scale > 0.0);
+      double sum = 0.0;
+      if (usable) {
+        const T* row = row_of(rows, i);
+        for (int64_t k = 0; k < rows.depth; ++k) {
+          const T x = static_cast<T>(row[k] * scale - common[k]);
+          out[k * kWide + c] = x;
+          sum += static_cast<double>(x) * x;
+        }
+        usable = static_cast<T>(sum) < static_cast<T>(kInfinity);
+      }
+      if (!usable) {
+        for (int64_t k = 0; k < rows.depth; ++k) out[k * kWide + c] = 0;
+      }
+      square[i] = usable ? static_cast<T>(sum) : static_cast<T>(inside ? __builtin_nan("") : kInfinity);
+    }
+  }
+}
+
+// ---- products -----------------------------------------------------------------------------------------------------
+
+// Element k of anchor i of packed panels; kPanel apart for the next k.
+template <class T>
+AMKD_INLINE const T* packed_row(const T* panels, int64_t i, int64_t depth) {
+  return panels + i / kPanel<T> * depth * kPanel<T> + i % kPanel<T>;
+}
+
+// Products of anchors i, i + 1, … with one panel of reference rows. Anchors behind `last` repeat the one before.
+template <class T>
+AMKD_INLINE void multiply(const T* anchors, int64_t i, int64_t last, const T* panel, int64_t depth, T* out,
+                          int64_t out_stride) {
+  using V = Values<T>;
+  const T* a[kBlockRows];
+#pragma GCC unroll 12
+  for (int r = 0; r < kBlockRows; ++r) a[r] = packed_row(anchors, i + r < last ? i + r : last - 1, depth);
+  V sums[kBlockRows][kBlockVectors] = {};
+  for (int64_t k = 0; k < depth; ++k) {
+    V b[kBlockVectors];
+#pragma GCC unroll 2
+    for (int v = 0; v < kBlockVectors; ++v) b[v] = load_as<V>(panel + k * kPanel<T> + v * kWidth<T>);
+#pragma GCC unroll 12
+    for (int r = 0; r < kBlockRows; ++r) {
+      const V x = a[r][k * kPanel<T>] - V{};  // a broadcast: adding to 0 would turn -0 around
+#pragma GCC unroll 2
+      for (int v = 0; v < kBlockVectors; ++v) sums[r][v] += x * b[v];
+    }
+  }
+#pragma GCC unroll 12
+  for (int r = 0; r < kBlockRows; ++r) {
+    for (int v = 0; v < kBlockVectors; ++v) std::memcpy(out + r * out_stride + v * kWidth<T>, &sums[r][v], kBytes);
+  }
+}
+
+// ---- the race -----------------------------------------------------------------------------------------------------
+
+// The k smallest of what is pushed: by key within the rounding error, by exact distance in the end. Farthest rows race
+// with their keys and distances negated.
+template <class T>
+class Race {
+ public:
+  Race() = default;
+  Race(const Select<T>& problem, int64_t anchor, double sign, int64_t k, T margin, Candidate<T>* list)
+      : problem_(&problem),
+        anchor_(anchor),
+        sign_(sign),
+        k_(k),
+        margin_(margin),
+        list_(list),
+        capacity_(candidates_a_row(k)) {}
+
+  // A key above this is out of the race.
+  T limit() const { return limit_; }
+
+  void push(T key, int64_t index) {
+    list_[count_++] = {key, static_cast<int32_t>(index), false, 0.0};
+    if (k_ == 1 && key + margin_ < limit_) limit_ = key + margin_;
+    if (count_ == capacity_) shorten();
+  }
+
+  // The winners' indices, nearest (or farthest) first, -1 behind the last one.
+  void finish(int64_t* out) {
+    drop();
+    if (count_ > 1) rank();
+    for (int64_t i = 0; i < k_; ++i) out[i] = i < count_ ? list_[i].index : -1;
+  }
+
+ private:
+  // Leaves room for new candidates, however many are equal.
+  void shorten() {
+    drop();
+    if (count_ > capacity_ / 2 + k_ / 2) {
+      rank();
+      if (count_ > k_) count_ = k_;
+    }
+  }
+
+  void drop() {
+    if (k_ > 1 && count_ > k_) limit_ = kth_key() + margin_;
+    int64_t kept = 0;
+    for (int64_t i = 0; i < count_; ++i) {
+      if (!(list_[i].key > limit_)) list_[kept++] = list_[i];
+    }
+    count_ = kept;
+  }
+
+  // The k-th smallest key that is a number, +inf where there are fewer. The others may turn out far away.
+  T kth_key() {
+    T* heap = reinterpret_cast<T*>(list_ + capacity_);
+    int64_t size = 0;
+    for (int64_t i = 0; i < count_; ++i) {
+      const T key = list_[i].key;
+      if (!(key == key)) continue;
+      if (size < k_) {
+        int64_t at = size++;
+        for (; at > 0 && heap[(at - 1) / 2] < key; at = (at - 1) / 2) heap[at] = heap[(at - 1) / 2];
+        heap[at] = key;
+      } else if (key < heap[0]) {
+        int64_t at = 0;
+        for (int64_t child; (child = 2 * at + 1) < k_; at = child) {
+          if (child + 1 < k_ && heap[child + 1] > heap[child]) ++child;
+          if (heap[child] <= key) break;
+          heap[at] = heap[child];
+        }
+        heap[at] = key;
+      }
+    }
+    return size < k_ ? static_cast<T>(kInfinity) : heap[0];
+  }
+
+  // Sorts by exact distance, NaN first, then by index.
+  void rank() {
+    for (int64_t i = 0; i < count_; ++i) {
+      Candidate<T>& c = list_[i];
+      if (c.is_exact) continue;
+      const double d = distance_of(problem_->distance, problem_->anchor, anchor_, problem_->reference, c.index);
+      c.exact = d == d ? sign_ * d : -kInfinity;
+      c.is_exact = true;
+    }
+    int64_t gap = 1;
+    while (gap < count_ / 3) gap = 3 * gap + 1;
+    for (; gap > 0; gap /= 3) sort_by(gap);  // Shell's: in place, and good for hundreds
+  }
+
+  void sort_by(int64_t gap) {
+    for (int64_t i = gap; i < count_; ++i) {
+      const Candidate<T> moving = list_[i];
+      int64_t at = i;
+      for (; at >= gap && before(moving, list_[at - gap]); at -= gap) list_[at] = list_[at - gap];
+      list_[at] = moving;
+    }
+  }
+
+  static bool before(const Candidate<T>& a, const Candidate<T>& b) {
+    return a.exact < b.exact || (a.exact == b.exact && a.index < b.index);
+  }
+
+  const Select<T>* problem_ = nullptr;
+  int64_t anchor_ = 0;
+  double sign_ = 1.0;
+  int64_t k_ = 1;
+  T margin_ = 0;  // twice the error of a key
+  T limit_ = static_cast<T>(kInfinity);
+  Candidate<T>* list_ = nullptr;
+  int64_t count_ = 0;
+  int64_t capacity_ = 0;
+};
+
+// What a comparison of keys of one anchor can be wrong by: rounding of the centred rows and of the sums of `depth`
+// products. NaN for an anchor that only exact distances serve.
+template <class T>
+T margin_of(const Select<T>& p, int64_t anchor) {
+  constexpr double kUnit = sizeof(T) == 4 ? 0x1p-24 : 0x1p-53;
+  const double a = root(p.anchor_panels.square[anchor]), r = p.largest;
+  const double error = kUnit * (2.0 * (p.anchor.depth + 4) * a * r + 4.0 * r * r + 4.0 * (a + r) * (a + r));
+  return static_cast<T>(2.0 * error);
+}
+
+// Sweeps one row of products: key |r|² - 2 a·r. What rounding does not rule out goes to one of the races; a key that is
+// NaN never is.
+template <class T>
+AMKD_INLINE void sweep(const Select<T>& p, int64_t anchor, const T* products, int64_t begin, int64_t end,
+                       Race<T>& nearest, Race<T>* farthest) {
+  using V = Values<T>;
+  using L = Labels<T>;
+  constexpr int kUnroll = 4;
+  const T* square = p.reference_panels.square + begin;
+  const Label<T>* labels = p.classes.reference + begin;
+  const Label<T> own = p.classes.anchor[anchor];
+  const Label<T>* excluded = p.classes.excluded + anchor * p.classes.excluded_count;
+  const int64_t itself = p.classes.self_offset < 0 ? -1 : p.classes.self_offset + anchor;
+  const L none = {};
+  const L positives_count = farthest == nullptr ? none : ~none;
+  for (int64_t j = 0; j < end - begin; j += kUnroll * kWidth<T>) {
+    const V near_limit = V{} + nearest.limit();
+    const V far_limit = V{} - (farthest == nullptr ? T(0) : farthest->limit());
+    L in_race[kUnroll], any = {};
+#pragma GCC unroll 4
+    for (int u = 0; u < kUnroll; ++u) {
+      const int64_t at = j + u * kWidth<T>;
+      const V key = load_as<V>(square + at) - 2 * load_as<V>(products + at);
+      const L label = load_as<L>(labels + at);
+      const L same = label == own;
+      L other = ~same;
+      for (int e = 0; e < p.classes.excluded_count; ++e) other &= label != excluded[e];
+      in_race[u] = (other & ~(key > near_limit)) | (same & positives_count & ~(key < far_limit));
+      any |= in_race[u];
+    }
+    if (lanes_of(any) == 0) continue;
+    for (int u = 0; u < kUnroll; ++u) {
+      for (unsigned lanes = lanes_of(in_race[u]); lanes != 0; lanes &= lanes - 1) {
+        const int64_t at = j + u * kWidth<T> + __builtin_ctz(lanes);
+        if (begin + at >= end || begin + at == itself) continue;
+        const T key = square[at] - 2 * products[at];
+        if (labels[at] == own) {
+          if (!(-key > farthest->limit())) farthest->push(-key, begin + at);
+        } else if (!(key > nearest.limit())) {
+          nearest.push(key, begin + at);
+        }
+      }
+    }
+  }
+}
+
+template <class T>
+void select(const Select<T>& p, const SelectScratch<T>& scratch, int64_t first, int64_t last) {
+  const int64_t rows = last - first, depth = p.anchor.depth, references = p.reference.count;
+  const bool with_positive = p.positive != nullptr;
+  Race<T> nearest[kProductRows], farthest[kProductRows];
+  Candidate<T>* room = scratch.candidates;
+  for (int64_t i = 0; i < rows; ++i) {
+    const T margin = margin_of(p, first + i);
+    nearest[i] = Race<T>(p, first + i, 1.0, p.k, margin, room);
+    room += race_room(p.k);
+    farthest[i] = Race<T>(p, first + i, -1.0, 1, margin, room);
+    room += race_room(1);
+  }
+  for (int64_t begin = 0; begin < references; begin += kProductColumns<T>) {
+    const int64_t end = begin + kProductColumns<T> < references ? begin + kProductColumns<T> : references;
+    for (int64_t panel = begin / kPanel<T>; panel * kPanel<T> < end; ++panel) {
+      for (int64_t i = 0; i < rows; i += kBlockRows) {
+        multiply(p.anchor_panels.data, first + i, last, p.reference_panels.data + panel * kPanel<T> * depth, depth,
+                 scratch.products + i * kProductColumns<T> + panel * kPanel<T> - begin, kProductColumns<T>);
+      }
+    }
+    for (int64_t i = 0; i < rows; ++i) {
+      sweep(p, first + i, scratch.products + i * kProductColumns<T>, begin, end, nearest[i],
+            with_positive ? &farthest[i] : nullptr);
+    }
+  }
+  for (int64_t i = 0; i < rows; ++i) {
+    nearest[i].finish(p.negative + (first + i) * p.k);
+    if (with_positive) farthest[i].finish(p.positive + first + i);
+  }
+}
+
+}  // namespace
+
+extern const SelectKernels<float> select_floats = {
+    kPanel<float>, kProductRows, kProductColumns<float>, add_rows, scale_rows, pack, select};
+extern const SelectKernels<double> select_doubles = {
+    kPanel<double>, kProductRows, kProductColumns<double>, add_rows, scale_rows, pack, select};
+
+}  // namespace amkd::triplet::AMKD_SIMD

@@ -1,0 +1,193 @@
+// Between triplet_cpu.cpp, which speaks with torch and shares the work among threads, and the *_cpu_kernels.cpp, which
+// are compiled once per SIMD level and know nothing of torch.
+#pragma once
+
+#include <cstdint>
+
+#include "triplet.h"
+
+namespace amkd::triplet {
+
+// Row labels as the kernels compare them: a vector of them has the lanes of a vector of T.
+template <class T>
+struct LabelOf {
+  using type = int32_t;
+};
+template <>
+struct LabelOf<double> {
+  using type = int64_t;
+};
+template <class T>
+using Label = typename LabelOf<T>::type;
+
+constexpr int kMostExcluded = 2;
+
+// Rows as they came.
+template <class T>
+struct Rows {
+  const T* data;   // [count, depth], unit column stride
+  int64_t stride;  // of a row, in elements
+  int64_t count;
+  int64_t depth;
+  // cosine: 1 / length, or 0 for a row without direction; null for the other distances.
+  const double* scale;
+};
+
+// Functions here are static: the linker must not replace a level's copy with another level's.
+template <class T>
+static inline const T* row_of(const Rows<T>& rows, int64_t i) {
+  return rows.data + i * rows.stride;
+}
+
+// Rows about a common vector, for expanded distances: element k of row i stands at (i / width * depth + k) * width +
+// i % width, where width is the kernel table's panel_width. The last panel is filled up with zeros.
+template <class T>
+struct Panels {
+  const T* data;
+  const T* square;  // [count, padded] squared lengths; NaN: only the exact distance will do; +inf in the padding
+};
+
+// Who is a candidate for whom. Without labels those of the anchors differ from all others.
+template <class T>
+struct Classes {
+  const Label<T>* anchor;     // [N]
+  const Label<T>* reference;  // [P, padded]
+  const Label<T>* excluded;   // [N, excluded_count]
+  int excluded_count;
+  int64_t self_offset;  // anchor i is reference row self_offset + i; -1: none is
+};
+
+template <class T>
+struct Candidate {
+  T key;
+  int32_t index;
+  bool is_exact;  // `exact` is known
+  double exact;   // orders as the distance does, ascending; the farthest come first where those are wanted
+};
+
+template <class T>
+struct Select {
+  Rows<T> anchor, reference;
+  Panels<T> anchor_panels, reference_panels;
+  Classes<T> classes;
+  Distance distance;
+  double largest;  // length of a reference row that `square` covers, at most
+  int64_t k;
+  int64_t* positive;  // [N] or null
+  int64_t* negative;  // [N, k]
+};
+
+// What a thread needs for select_rows.
+template <class T>
+struct SelectScratch {
+  T* products;               // product_rows * product_columns
+  Candidate<T>* candidates;  // product_rows * (race_room(1) + race_room(k))
+};
+
+static constexpr int64_t candidates_a_row(int64_t k) { return k == 1 ? 32 : 2 * k + 64; }
+// The k smallest keys find their place behind the candidates.
+static constexpr int64_t race_room(int64_t k) { return candidates_a_row(k) + (k == 1 ? 0 : k); }
+
+// The selected rows of the anchors, their terms and the way back.
+template <class T>
+struct Pairs {
+  Rows<T> anchor, positive, reference;  // positive.data null: positive_index tells
+  const int64_t* positive_index;        // [N] or null
+  const int64_t* negative_index;        // [N, k], -1: none
+  int64_t k;
+  const T* weight;  // [N] or null
+  Distance distance;
+  double margin;
+  bool soft_margin, swap;
+  Reduction reduction;
+  T* stats;  // csrc/triplet/triplet.h
+};
+
+// Coefficients of the gradient of each distance, with the upstream gradient and 1/d in them: D(u, v) moves u by
+// coefficient (u - v) and v by the opposite; cosine: the unit vectors.
+struct Coefficients {
+  double* ap;  // [N]
+  double* an;  // [N, k]
+  double* pn;  // [N, k] or null
+};
+
+// One anchor's triplets as a row of an output sees them: [begin, end) are numbers of anchor * (k + 1) + slot, where
+// slot 0 is the anchor's positive and slot s its s-th negative, in ascending order.
+struct Segment {
+  const int64_t* begin;
+  const int64_t* end;
+};
+
+// Every pair of some anchors with the reference rows: csrc/library.cpp, triplet_rows_forward.
+template <class T>
+struct EveryPair {
+  Rows<T> anchor, reference;
+  const T* anchor_square;      // [n]
+  const T* reference_square;   // [P]
+  const T* positive_distance;  // [n] or null
+  const bool* used;            // [n] or null
+  Classes<T> classes;
+  Distance distance;
+  double margin;
+  bool semihard, fallback, soft_margin;
+  T* product;         // [n, P]
+  const T* upstream;  // [n], backward
+};
+
+template <class T>
+struct RowTerms {
+  T* total;         // [n]
+  int64_t* counts;  // [n, 3]
+  T* sums;          // [n, 2]
+};
+
+template <class T>
+struct SelectKernels {
+  int panel_width;
+  int64_t product_rows, product_columns;
+
+  // Adds every step-th usable row of [first, last) to sum [depth]; returns how many there were.
+  int64_t (*add_rows)(const Rows<T>&, int64_t first, int64_t last, int64_t step, double* sum);
+  // Row scales for cosine, [first, last).
+  void (*scale_rows)(const Rows<T>&, double* scale, int64_t first, int64_t last);
+  // Panels [first, last) of rows about `common` [depth].
+  void (*pack)(const Rows<T>&, const double* common, T* data, T* square, int64_t first, int64_t last);
+  // Anchors [first, last), at most product_rows of them.
+  void (*select)(const Select<T>&, const SelectScratch<T>&, int64_t first, int64_t last);
+};
+
+template <class T>
+struct PairKernels {
+  // The distances of anchors [first, last) into the statistics.
+  void (*measure)(const Pairs<T>&, int64_t first, int64_t last);
+  // The gradient of row `row` of `rows`: what `segment` says of it, and with anchor >= 0 what that anchor's distances
+  // do.
+  void (*gradient)(const Pairs<T>&, const Coefficients&, const Rows<T>& rows, int64_t row, int64_t anchor,
+                   Segment segment, double* scratch, T* out);
+};
+
+template <class T>
+struct RowKernels {
+  // `scratch`: rows_scratch(P) bytes.
+  void (*forward)(const EveryPair<T>&, const RowTerms<T>&, void* scratch, int64_t first, int64_t last);
+  void (*backward)(const EveryPair<T>&, T* grad_positive, void* scratch, int64_t first, int64_t last);
+};
+
+// For RowKernels: distances and ranks of a row, its positives and their tables.
+static constexpr int64_t rows_scratch(int64_t references) { return (references + 64) * 64; }
+
+#define AMKD_TRIPLET_LEVEL(level)                    \
+  namespace level {                                  \
+  extern const SelectKernels<float> select_floats;   \
+  extern const SelectKernels<double> select_doubles; \
+  extern const PairKernels<float> pair_floats;       \
+  extern const PairKernels<double> pair_doubles;     \
+  extern const RowKernels<float> row_floats;         \
+  extern const RowKernels<double> row_doubles;       \
+  }
+AMKD_TRIPLET_LEVEL(baseline)
+AMKD_TRIPLET_LEVEL(avx2)
+AMKD_TRIPLET_LEVEL(avx512)
+#undef AMKD_TRIPLET_LEVEL
+
+}  // namespace amkd::triplet
