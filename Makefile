@@ -70,6 +70,7 @@ gates: build/.built
 bench: build/.built
 	$(PY) -m pytest benchmarks --benchmark-json=benchmarks/results/pytest-benchmark.json
 	$(PY) -m benchmarks.compare_kl --output benchmarks/results/kl-cpu.json
+	$(PY) -m benchmarks.compare_triplet --output benchmarks/results/triplet-cpu.json
 
 gpu:
 	$(PYTHON) tests/gpu/run.py

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from amkd_fast import checks
 from amkd_fast.ops.triplet.arguments import whole
 
-EMPTY = torch.iinfo(torch.int64).min  # the label of a slot that holds no row; no class may have it
+EMPTY = torch.iinfo(torch.int32).min  # the label of a slot that holds no row; no class may have it
 
 
 class CrossBatchMemory(nn.Module):
@@ -33,7 +33,7 @@ class CrossBatchMemory(nn.Module):
 
     Attributes:
         embeddings: The ring [S, D].
-        labels: Its labels [S], int64; the smallest int64 in an empty slot, which no class may have.
+        labels: Its labels [S], int64; the smallest int32 in an empty slot, which no class may have.
         cursor: The slot of the next row, int64 scalar.
         filled: Number of rows in the ring, int64 scalar.
 
@@ -73,7 +73,7 @@ class CrossBatchMemory(nn.Module):
         if dtype not in checks.FLOATING:
             raise TypeError(f"dtype={dtype}: must be float32, float64, float16 or bfloat16")
         self.register_buffer("embeddings", torch.zeros(size, dim, device=device, dtype=dtype))
-        self.register_buffer("labels", torch.full((size,), EMPTY, device=device))
+        self.register_buffer("labels", torch.full((size,), EMPTY, device=device, dtype=torch.int64))
         self.register_buffer("cursor", torch.zeros((), device=device, dtype=torch.int64))
         self.register_buffer("filled", torch.zeros((), device=device, dtype=torch.int64))
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import random
 import statistics
 import sys
 import time
@@ -20,11 +19,12 @@ from typing import Any
 
 from benchmarks import contest, machine, peers, roofline
 from benchmarks.cases import CASES, TEMPERATURE, Case, prepare
-from benchmarks.contest import Contestant, WrongResult
-from benchmarks.measure import block, block_length
+from benchmarks.contest import WrongResult
+from benchmarks.interleave import interleave, spread
+from benchmarks.measure import block_length
 
 BLOCK = 7e-3  # seconds
-ROUNDS, MOST_ROUNDS = 30, 200
+ROUNDS = 30
 SECONDS = 3.0  # that a case may take beyond its first ROUNDS
 QUICK_ROUNDS = 5
 
@@ -115,29 +115,6 @@ def compare(case: Case, rounds: int, seconds: float) -> dict[str, Any]:
         result |= {"ours": ours.name, "peer": peer.name, "ratio": ratio, **spread(paired, "ratio_in_a_round", 1.0)}
         result["reached"] = ratio >= case.target
     return result
-
-
-def interleave(
-    entries: list[Contestant], inputs: tuple[Any, ...], lengths: dict[Contestant, int], rounds: int, seconds: float
-) -> dict[Contestant, list[float]]:
-    """Seconds of one call for every contestant, a value a round."""
-    times: dict[Contestant, list[float]] = {entry: [] for entry in entries}
-    order, shuffle = list(entries), random.Random(0).shuffle
-    start = time.perf_counter()
-    done = 0
-    while done < rounds or (done < MOST_ROUNDS and time.perf_counter() - start < seconds):
-        shuffle(order)
-        for entry in order:
-            times[entry].append(block(entry, inputs, lengths[entry]))
-        done += 1
-    return times
-
-
-def spread(values: list[float], name: str, unit: float) -> dict[str, float]:
-    """Median and the 10th and 90th percentile."""
-    deciles = statistics.quantiles(values, n=10, method="inclusive")
-    names = (f"{name}_median", f"{name}_p10", f"{name}_p90")
-    return dict(zip(names, (x * unit for x in (statistics.median(values), deciles[0], deciles[-1])), strict=True))
 
 
 def print_contestants(result: dict[str, Any]) -> None:

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from benchmarks.contest import Contestant
 
+METRIC_LEARNING = "pytorch-metric-learning"
+
 
 def kl(temperature: float) -> list[Contestant]:
     """``F.kl_div`` with T², from log-probabilities and from probabilities of the teacher."""
@@ -46,7 +48,7 @@ def distillation(temperature: float, ce_weight: float, kl_weight: float) -> list
 
 
 def batch_hard(margin: float) -> list[Contestant]:
-    """Batch-hard triplets out of the whole distance matrix."""
+    """Batch-hard triplets out of the whole distance matrix, out of tiles of it, and by pytorch-metric-learning."""
 
     def cdist(rows: Tensor, labels: Tensor) -> Tensor:
         distance = torch.cdist(rows, rows)  # [N, N]
@@ -56,7 +58,44 @@ def batch_hard(margin: float) -> list[Contestant]:
         nearest = distance.masked_fill(same, torch.inf).amin(1)
         return F.relu(farthest - nearest + margin).mean()
 
-    return _both("cdist", cdist)
+    def tiled(rows: Tensor, labels: Tensor) -> Tensor:
+        positive, negative = [], []
+        with torch.no_grad():
+            square = rows.square().sum(1)
+            for first in range(0, len(rows), 256):
+                some = slice(first, first + 256)
+                key = torch.addmm(square, rows[some], rows.mT, alpha=-2)  # [256, N], distance² but for a constant
+                same = labels[some, None] == labels
+                negative.append(key.masked_fill(same, torch.inf).argmin(1))
+                own = torch.arange(len(key), device=rows.device)
+                same[own, own + first] = False
+                positive.append(key.masked_fill_(~same, -torch.inf).argmax(1))
+        far, near = rows[torch.cat(positive)], rows[torch.cat(negative)]
+        return F.relu((rows - far).norm(dim=1) - (rows - near).norm(dim=1) + margin).mean()
+
+    found = [*_both("cdist", cdist), Contestant("eager tiled", tiled)]
+    if find_spec("pytorch_metric_learning"):
+        from pytorch_metric_learning import distances, losses, miners, reducers
+
+        euclidean = distances.LpDistance(normalize_embeddings=False)
+        miner = miners.BatchHardMiner(distance=euclidean)
+        loss = losses.TripletMarginLoss(margin=margin, distance=euclidean, reducer=reducers.MeanReducer())
+        found.append(Contestant(METRIC_LEARNING, lambda rows, labels: loss(rows, labels, miner(rows, labels))))
+    return found
+
+
+def batch_all(margin: float) -> list[Contestant]:
+    """The mean over the non-zero terms of all triplets, as pytorch-metric-learning computes it without a miner."""
+    if not find_spec("pytorch_metric_learning"):
+        return []
+    from pytorch_metric_learning import distances, losses
+
+    return [
+        Contestant(
+            METRIC_LEARNING,
+            losses.TripletMarginLoss(margin=margin, distance=distances.LpDistance(normalize_embeddings=False)),
+        )
+    ]
 
 
 def pgd_step(step_size: float, eps: float, lower: float, upper: float) -> list[Contestant]:
@@ -83,12 +122,12 @@ def missing() -> dict[str, str]:
     """Libraries that belong into the comparison and are not in it, with the reason."""
     later = {
         "liger-kernel": ("liger_kernel", "its kernels need a GPU: not part of the CPU groups"),
-        "pytorch-metric-learning": ("pytorch_metric_learning", "joins with the fast triplet kernels"),
         "torchattacks": ("torchattacks", "joins with the fast attack kernels"),
     }
-    return {
+    found = {
         name: reason if find_spec(module) else f"not installed; {reason}" for name, (module, reason) in later.items()
     }
+    return found if find_spec("pytorch_metric_learning") else {METRIC_LEARNING: "not installed", **found}
 
 
 def _both(name: str, call: Callable[..., Tensor]) -> list[Contestant]:

@@ -7,6 +7,8 @@ namespace {
 
 constexpr double kInfinity = __builtin_huge_val();
 
+constexpr int kUnroll = 4;  // vectors of a sweep
+
 // Register block: kBlockRows anchors by kBlockVectors vectors of reference rows, all sums in registers.
 #if defined(__AVX512F__)
 constexpr int kBlockRows = 12;
@@ -86,7 +88,7 @@ void pack(const Rows<T>& rows, const double* common, T* data, T* square, int64_t
       if (!usable) {
         for (int64_t k = 0; k < rows.depth; ++k) out[k * kWide + c] = 0;
       }
-      square[i] = usable ? static_cast<T>(sum) : static_cast<T>(inside ? __builtin_nan("") : kInfinity);
+      square[i] = usable ? static_cast<T>(sum) : static_cast<T>(__builtin_nan(""));
     }
   }
 }
@@ -145,9 +147,15 @@ class Race {
   // A key above this is out of the race.
   T limit() const { return limit_; }
 
-  void push(T key, int64_t index) {
-    list_[count_++] = {key, static_cast<int32_t>(index), false, 0.0};
+  // A row with this key, or with none below it (+inf), will be pushed.
+  void expect(T key) {
     if (k_ == 1 && key + margin_ < limit_) limit_ = key + margin_;
+  }
+
+  void push(T key, int64_t index) {
+    if (key > limit_) return;
+    list_[count_++] = {key, static_cast<int32_t>(index), false, 0.0};
+    expect(key);
     if (count_ == capacity_) shorten();
   }
 
@@ -249,56 +257,104 @@ T margin_of(const Select<T>& p, int64_t anchor) {
   return static_cast<T>(2.0 * error);
 }
 
-// Sweeps one row of products: key |r|² - 2 a·r. What rounding does not rule out goes to one of the races; a key that is
-// NaN never is.
-template <class T>
-AMKD_INLINE void sweep(const Select<T>& p, int64_t anchor, const T* products, int64_t begin, int64_t end,
-                       Race<T>& nearest, Race<T>* farthest) {
+// One anchor against a tile of reference rows, four vectors at a time: body(offset, key, is_other, is_same). A key is
+// |r|² - 2 a·r; NaN where only the exact distance will do, behind the last row and for the anchor itself.
+template <bool kExclusions, class T, class Body>
+AMKD_INLINE void for_each_key(const Select<T>& p, int64_t anchor, const T* products, int64_t begin, int64_t end,
+                              Body body) {
   using V = Values<T>;
   using L = Labels<T>;
-  constexpr int kUnroll = 4;
   const T* square = p.reference_panels.square + begin;
   const Label<T>* labels = p.classes.reference + begin;
-  const Label<T> own = p.classes.anchor[anchor];
+  const L own = L{} + p.classes.anchor[anchor];
   const Label<T>* excluded = p.classes.excluded + anchor * p.classes.excluded_count;
-  const int64_t itself = p.classes.self_offset < 0 ? -1 : p.classes.self_offset + anchor;
-  const L none = {};
-  const L positives_count = farthest == nullptr ? none : ~none;
+  const L first = kExclusions ? L{} + excluded[0] : L{};
+  const L second = kExclusions ? L{} + excluded[p.classes.excluded_count - 1] : L{};
   for (int64_t j = 0; j < end - begin; j += kUnroll * kWidth<T>) {
-    const V near_limit = V{} + nearest.limit();
-    const V far_limit = V{} - (farthest == nullptr ? T(0) : farthest->limit());
-    L in_race[kUnroll], any = {};
+    V key[kUnroll];
+    L other[kUnroll], same[kUnroll];
 #pragma GCC unroll 4
     for (int u = 0; u < kUnroll; ++u) {
       const int64_t at = j + u * kWidth<T>;
-      const V key = load_as<V>(square + at) - 2 * load_as<V>(products + at);
+      key[u] = load_as<V>(square + at) - 2 * load_as<V>(products + at);
       const L label = load_as<L>(labels + at);
-      const L same = label == own;
-      L other = ~same;
-      for (int e = 0; e < p.classes.excluded_count; ++e) other &= label != excluded[e];
-      in_race[u] = (other & ~(key > near_limit)) | (same & positives_count & ~(key < far_limit));
-      any |= in_race[u];
+      same[u] = label == own;
+      other[u] = kExclusions ? (label != own) & (label != first) & (label != second) : label != own;
     }
-    if (lanes_of(any) == 0) continue;
-    for (int u = 0; u < kUnroll; ++u) {
-      for (unsigned lanes = lanes_of(in_race[u]); lanes != 0; lanes &= lanes - 1) {
-        const int64_t at = j + u * kWidth<T> + __builtin_ctz(lanes);
-        if (begin + at >= end || begin + at == itself) continue;
-        const T key = square[at] - 2 * products[at];
-        if (labels[at] == own) {
-          if (!(-key > farthest->limit())) farthest->push(-key, begin + at);
-        } else if (!(key > nearest.limit())) {
-          nearest.push(key, begin + at);
-        }
-      }
-    }
+    body(j, key, other, same);
+  }
+}
+
+// Tells the races how good a tile is before anything is pushed: else the first rows would all be candidates.
+template <bool kExclusions, class T>
+void look_ahead(const Select<T>& p, int64_t anchor, const T* products, int64_t begin, int64_t end, Race<T>& nearest,
+                Race<T>& farthest) {
+  using V = Values<T>;
+  using L = Labels<T>;
+  V near = V{} + static_cast<T>(kInfinity), far = near;
+  for_each_key<kExclusions>(p, anchor, products, begin, end,
+                            [&](int64_t, const V(&key)[kUnroll], const L(&other)[kUnroll], const L(&same)[kUnroll]) {
+                              for (int u = 0; u < kUnroll; ++u) {
+                                near = (other[u] & (key[u] < near)) ? key[u] : near;
+                                far = (same[u] & (-key[u] < far)) ? -key[u] : far;
+                              }
+                            });
+  for (int lane = 0; lane < kWidth<T>; ++lane) {
+    nearest.expect(near[lane]);
+    farthest.expect(far[lane]);
+  }
+}
+
+// What rounding does not rule out goes to one of the races; a key that is NaN it never does.
+template <bool kExclusions, bool kFarthest, class T>
+void sweep(const Select<T>& p, int64_t anchor, const T* products, int64_t begin, int64_t end, Race<T>& nearest,
+           Race<T>& farthest) {
+  using V = Values<T>;
+  using L = Labels<T>;
+  const int64_t itself = p.classes.self_offset < 0 ? -1 : p.classes.self_offset + anchor;
+  V near_limit = V{} + nearest.limit(), far_limit = V{} - farthest.limit();
+  for_each_key<kExclusions>(p, anchor, products, begin, end,
+                            [&](int64_t j, const V(&key)[kUnroll], const L(&other)[kUnroll], const L(&same)[kUnroll]) {
+                              L in_race[kUnroll], any = {};
+                              for (int u = 0; u < kUnroll; ++u) {
+                                in_race[u] = other[u] & ~(key[u] > near_limit);
+                                if (kFarthest) in_race[u] |= same[u] & ~(key[u] < far_limit);
+                                any |= in_race[u];
+                              }
+                              if (__builtin_expect(lanes_of(any) == 0, 1)) return;
+                              for (int u = 0; u < kUnroll; ++u) {
+                                for (unsigned lanes = lanes_of(in_race[u]); lanes != 0; lanes &= lanes - 1) {
+                                  const int lane = __builtin_ctz(lanes);
+                                  const int64_t row = begin + j + u * kWidth<T> + lane;
+                                  if (row >= end || row == itself) continue;
+                                  if (same[u][lane]) {
+                                    farthest.push(-key[u][lane], row);
+                                  } else {
+                                    nearest.push(key[u][lane], row);
+                                  }
+                                }
+                              }
+                              near_limit = V{} + nearest.limit();
+                              far_limit = V{} - farthest.limit();
+                            });
+}
+
+template <bool kExclusions, class T>
+void race(const Select<T>& p, int64_t anchor, T* products, int64_t begin, int64_t end, Race<T>& nearest,
+          Race<T>& farthest) {
+  const int64_t itself = p.classes.self_offset < 0 ? -1 : p.classes.self_offset + anchor;
+  if (itself >= begin && itself < end) products[itself - begin] = static_cast<T>(__builtin_nan(""));
+  if (begin == 0) look_ahead<kExclusions>(p, anchor, products, begin, end, nearest, farthest);
+  if (p.positive != nullptr) {
+    sweep<kExclusions, true>(p, anchor, products, begin, end, nearest, farthest);
+  } else {
+    sweep<kExclusions, false>(p, anchor, products, begin, end, nearest, farthest);
   }
 }
 
 template <class T>
 void select(const Select<T>& p, const SelectScratch<T>& scratch, int64_t first, int64_t last) {
   const int64_t rows = last - first, depth = p.anchor.depth, references = p.reference.count;
-  const bool with_positive = p.positive != nullptr;
   Race<T> nearest[kProductRows], farthest[kProductRows];
   Candidate<T>* room = scratch.candidates;
   for (int64_t i = 0; i < rows; ++i) {
@@ -317,13 +373,17 @@ void select(const Select<T>& p, const SelectScratch<T>& scratch, int64_t first, 
       }
     }
     for (int64_t i = 0; i < rows; ++i) {
-      sweep(p, first + i, scratch.products + i * kProductColumns<T>, begin, end, nearest[i],
-            with_positive ? &farthest[i] : nullptr);
+      T* products = scratch.products + i * kProductColumns<T>;
+      if (p.classes.excluded_count > 0) {
+        race<true>(p, first + i, products, begin, end, nearest[i], farthest[i]);
+      } else {
+        race<false>(p, first + i, products, begin, end, nearest[i], farthest[i]);
+      }
     }
   }
   for (int64_t i = 0; i < rows; ++i) {
     nearest[i].finish(p.negative + (first + i) * p.k);
-    if (with_positive) farthest[i].finish(p.positive + first + i);
+    if (p.positive != nullptr) farthest[i].finish(p.positive + first + i);
   }
 }
 

@@ -184,7 +184,7 @@ struct Packed {
     const int64_t count = (rows.count + kernels.panel_width - 1) / kernels.panel_width;
     data = Buffer<T>(std::max<int64_t>(count * kernels.panel_width * rows.depth, 1));
     square = Buffer<T>(padded);
-    std::fill(square.get() + rows.count, square.get() + padded, std::numeric_limits<T>::infinity());
+    std::fill(square.get() + rows.count, square.get() + padded, std::numeric_limits<T>::quiet_NaN());
     share(count, 4 * kernels.panel_width * rows.depth,
           [&](int64_t first, int64_t last) { kernels.pack(rows, common, data.get(), square.get(), first, last); });
     panels = {data.get(), square.get()};

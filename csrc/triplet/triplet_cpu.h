@@ -44,7 +44,7 @@ static inline const T* row_of(const Rows<T>& rows, int64_t i) {
 template <class T>
 struct Panels {
   const T* data;
-  const T* square;  // [count, padded] squared lengths; NaN: only the exact distance will do; +inf in the padding
+  const T* square;  // [count, padded] squared lengths; NaN: only the exact distance will do, or padding
 };
 
 // Who is a candidate for whom. Without labels those of the anchors differ from all others.

@@ -153,7 +153,7 @@ def triplet_margin_loss(
         return family.loss(*call) if operators is None else family.loss(operators, *call)
 
     outcome = ranks.loss(local, rows, rule, weight, reduction) if distributed else local(rule, reduction)
-    return (outcome.value, outcome.statistics) if return_statistics else outcome.value
+    return (outcome.value, outcome.statistics()) if return_statistics else outcome.value
 
 
 def mine_triplets(

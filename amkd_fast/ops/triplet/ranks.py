@@ -168,7 +168,7 @@ def _size(local: Local, rule: Rule, weight: Tensor, reduction: str) -> Tensor:
 def _without_terms(found: Outcome, rows: Rows, weight: Tensor | None, reduction: str) -> Tensor:
     """Whether the local size is the 1 that stands in for 0."""
     if reduction == "mean_nonzero":
-        return found.statistics.active == 0
-    missing = found.statistics.without_triplet
+        return found.statistics().active == 0
+    missing = found.statistics().without_triplet
     used = rows.anchor.shape[0] if weight is None else (weight.detach() != 0).sum().to(missing.dtype)
     return missing == used

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -55,7 +57,7 @@ class Outcome(NamedTuple):
 
     value: Tensor  # [] or [N]
     size: Tensor  # what the sum of the terms was divided by; 1 for a sum or no reduction
-    statistics: Statistics
+    statistics: Callable[[], Statistics]  # few ask
 
 
 class Pool(NamedTuple):
@@ -76,7 +78,7 @@ def loss(rows: Rows, rule: Rule, weight: Tensor | None, reduction: str) -> Outco
         nothing = zero.detach()
         missing = nothing + n if weight is None else (weight.detach() != 0).sum().to(nothing.dtype)
         value = zero.expand(n) if reduction == "none" else zero
-        return Outcome(value, nothing + 1, Statistics(nothing, nothing, nothing, missing))
+        return Outcome(value, nothing + 1, lambda: Statistics(nothing, nothing, nothing, missing))
     every_pair = rule.mining == "all" or (rule.mining == "semihard" and rows.positive is None)
     pool = _pool(rows, rule, weight, every_pair)
     if rule.mining == "all":
@@ -248,7 +250,7 @@ def _nearer(d_an: Tensor, d_pn: Tensor) -> Tensor:
 
 def reduce(terms: Terms, weight: Tensor | None, reduction: str) -> Outcome:
     """The loss out of the anchors' terms, and what there is to log about them."""
-    stats = _statistics(terms, weight)
+    stats = partial(_statistics, terms, weight)
     total, count = terms.total, terms.nonzero if reduction == "mean_nonzero" else terms.count
     if weight is not None:
         total, count = weight * total, weight * count
@@ -266,7 +268,7 @@ def _statistics(terms: Terms, weight: Tensor | None) -> Statistics:
     if weight is not None:
         without = without & (weight != 0)
     return Statistics(
-        (terms.nonzero.sum() / terms.count.sum().clamp(min=1)).to(dtype),
+        terms.nonzero.sum().to(dtype) / terms.count.sum().clamp(min=1),
         terms.d_ap.sum() / triplets,
         terms.d_an.sum() / triplets,
         without.sum().to(dtype),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -43,8 +45,12 @@ def loss(operators: Operators, rows: Rows, rule: Rule, weight: Tensor | None, re
         negative_index,
         (operators, rows, rule, reduction),
     )
-    size, terms, active, positive, negative, missing = stats[-TAIL:].unbind()
-    return Outcome(value, size, Statistics(active / terms.clamp(min=1), positive, negative, missing))
+    return Outcome(value, stats[-TAIL], partial(_statistics, stats))
+
+
+def _statistics(stats: Tensor) -> Statistics:
+    _, terms, active, positive, negative, missing = stats[-TAIL:].unbind()
+    return Statistics(active / terms.clamp(min=1), positive, negative, missing)
 
 
 @torch.no_grad()
