@@ -1,8 +1,8 @@
 """Which implementation of an operation runs, and why.
 
 The names are ``reference`` (plain PyTorch, any device), ``cpu`` and ``cuda`` (the compiled extension) and ``triton``.
-Under ``auto`` a CUDA tensor takes ``cuda``, then ``triton``, then ``reference``; a CPU tensor takes ``cpu``, then
-``reference``. A backend that was asked for by name never falls back: it raises.
+Under ``auto`` a CUDA tensor takes ``cuda`` (where a GPU has confirmed it), then ``triton``, then ``reference``; a CPU
+tensor takes ``cpu``, then ``reference``. A backend that was asked for by name never falls back: it raises.
 """
 
 from __future__ import annotations
@@ -23,9 +23,13 @@ BACKENDS = ("reference", "cpu", "triton", "cuda")
 # to warn; what is here and cannot run on this machine is.
 WRITTEN = {
     "kl": ("reference", "cpu", "triton", "cuda"),
-    "triplet": ("reference", "cpu"),
+    "triplet": ("reference", "cpu", "triton", "cuda"),
     "attack": ("reference",),
 }
+
+# What has compiled and has never run on a GPU is not for users who did not ask for it: ``auto`` passes it over, a call
+# by name gets it.
+UNCONFIRMED = {"triplet": ("cuda",)}
 
 try:
     from amkd_fast import _C
@@ -136,7 +140,7 @@ def _select_named(op: str, device: str) -> str:
 
 def _select_auto(op: str, device: str) -> str:
     for name in _AUTO.get(device, ("reference",)):
-        if name in WRITTEN[op]:
+        if name in WRITTEN[op] and name not in UNCONFIRMED.get(op, ()):
             reason = _unusable(op, name)
             if not reason:
                 return name

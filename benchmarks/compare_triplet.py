@@ -127,13 +127,13 @@ def timed(entry: Contestant, tensors: tuple[Tensor, ...]) -> float:
 
 def selection(count: int) -> dict[str, Any]:
     """The selection of farthest positives and nearest negatives against ``torch.mm`` into a matrix that is there."""
-    from amkd_fast.ops.triplet.native import operators
+    from amkd_fast.ops.triplet import native
 
     rows, labels = inputs(count, 16)
     rows, product = rows.detach(), torch.empty(count, count)
 
     def select() -> None:
-        operators.select(rows, None, labels, labels, None, 0, 0, 1, True)
+        native.cpu.select(rows, None, labels, labels, None, 0, 0, 1, True)
 
     def multiply() -> None:
         torch.mm(rows, rows.mT, out=product)

@@ -16,7 +16,7 @@ MOST_ROUNDS = 200
 def interleave(
     entries: list[Contestant], inputs: tuple[Any, ...], lengths: dict[Contestant, int], rounds: int, seconds: float
 ) -> dict[Contestant, list[float]]:
-    """Seconds of one call for every contestant, a value a round: ``rounds`` of them, more for as long as ``seconds``."""
+    """Seconds of one call for every contestant, a value a round: ``rounds``, or more for as long as ``seconds``."""
     times: dict[Contestant, list[float]] = {entry: [] for entry in entries}
     order, shuffle = list(entries), random.Random(0).shuffle
     start = time.perf_counter()

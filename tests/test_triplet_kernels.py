@@ -1,4 +1,4 @@
-"""The triplet kernels of every backend at sizes where they tile, share, search and approximate, against the reference."""
+"""The triplet kernels of every backend where they tile, share, search and approximate, against the reference."""
 
 import pytest
 import torch
@@ -168,6 +168,22 @@ def test_rows_that_are_not_finite(device, distance, rows, value):
     torch.testing.assert_close(got.double().cpu().isnan(), expected.isnan())
 
 
+@by_distance
+@pytest.mark.parametrize("spread", [1e-1, 1e-2, 1e-3])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_close_pairs_keep_the_digits_of_their_gradient(backend, device, distance, spread, reduction):
+    """Tight clusters: a pair's gradient is a difference of vectors a thousand times its size."""
+    rows = draw(5, 48, seed=2).repeat(40, 1) * 3 + spread * draw(200, 48)
+    call = {"labels": torch.arange(200) % 5, "mining": "all", "distance": distance, "margin": 5000.0}
+    tensors = {"anchor": rows}
+    if reduction == "none":
+        call["weight"] = torch.arange(200.0) / 100
+    loss, _, (grad,) = loss_and_grads(device, call, tensors)
+    expected, _, (expected_grad,) = truth(call, tensors)
+    assert relative(loss, expected) <= 1e-6
+    assert relative(grad, expected_grad) <= 2e-6
+
+
 @by_mode
 @pytest.mark.parametrize("shape", [(1, 1, 1), (2, 3, 1), (5, 2, 4096), (64, 65, 17), (97, 257, 16)])
 def test_odd_sizes(device, mode, shape):
@@ -279,4 +295,5 @@ def test_opcheck(backend, device):
     square, rest = (rows * rows).sum(1), (None, None, labels, labels, None, 0, 0, 1.0, False, False, False)
     product = rows @ rows.mT
     check(operators.rows_forward, (product, rows, rows, square, square, *rest))
-    check(operators.rows_backward, (product, square, rows, rows, square, square, *rest))
+    grads = torch.zeros_like(rows), torch.zeros_like(rows)
+    check(operators.rows_backward, (product, *grads, square, rows, rows, square, square, *rest))

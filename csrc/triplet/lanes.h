@@ -77,7 +77,6 @@ AMKD_INLINE Doubles load_doubles(const float* p) { return __builtin_convertvecto
 
 AMKD_INLINE double root(double x) { return __builtin_sqrt(x); }
 
-// Calls body(vector index, count) for the elements of a row in steps of Doubles; the last one may be shorter.
 // Σ (a·u - b·v)² in fp64: what every selection is decided by in the end, and what enters the loss. The difference of
 // two fp32 numbers is exact here.
 template <class T>
@@ -98,6 +97,23 @@ inline double square_of_difference(const T* u, double a, const T* v, double b, i
     total += d * d;
   }
   return total;
+}
+
+template <class T>
+inline double scale_of(const Rows<T>& rows, int64_t i) {
+  return rows.scale == nullptr ? 1.0 : rows.scale[i];
+}
+
+// out += c (a·u - b·v)
+template <class T>
+inline void add_difference(double c, const T* u, double a, const T* v, double b, int64_t depth, double* out) {
+  constexpr int kStep = kWidth<double>;
+  int64_t k = 0;
+  for (; k + kStep <= depth; k += kStep) {
+    const Doubles sum = load_doubles(out + k) + c * (load_doubles(u + k) * a - load_doubles(v + k) * b);
+    std::memcpy(out + k, &sum, sizeof(sum));
+  }
+  for (; k < depth; ++k) out[k] += c * (u[k] * a - v[k] * b);
 }
 
 // The distance of rows u and v, held at the largest finite number so that +inf is free to mean "no candidate".

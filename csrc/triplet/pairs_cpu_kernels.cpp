@@ -47,18 +47,6 @@ void measure(const Pairs<T>& p, int64_t first, int64_t last) {
   }
 }
 
-// out += c (a·u - b·v)
-template <class T>
-void add_difference(double c, const T* u, double a, const T* v, double b, int64_t depth, double* out) {
-  constexpr int kStep = kWidth<double>;
-  int64_t k = 0;
-  for (; k + kStep <= depth; k += kStep) {
-    const Doubles sum = load_doubles(out + k) + c * (load_doubles(u + k) * a - load_doubles(v + k) * b);
-    std::memcpy(out + k, &sum, sizeof(sum));
-  }
-  for (; k < depth; ++k) out[k] += c * (u[k] * a - v[k] * b);
-}
-
 // What a distance with this coefficient does to row u.
 template <class T>
 void add(double coefficient, Row<T> u, Row<T> v, double* out) {

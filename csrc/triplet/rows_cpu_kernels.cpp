@@ -23,6 +23,7 @@ struct Work {
   int32_t* rank;      // thresholds above (hinge) or below (semi-hard) each negative
   int32_t* positive;  // the reference row of each threshold
   int32_t* bucket_index;
+  double* sum;  // close pairs: [D]
   int64_t positives = 0, negatives = 0;
   bool nan_negative = false;
   int32_t first_nan = 0;
@@ -30,6 +31,7 @@ struct Work {
   Work(void* scratch, int64_t references) {
     const int64_t size = references + 64;
     table = static_cast<double*>(scratch);
+    sum = table + 8 * size;  // behind the 64 bytes that each reference row has here
     above = reinterpret_cast<int64_t*>(table + size);
     distance = reinterpret_cast<T*>(above + size);
     negative = distance + size;
@@ -76,6 +78,8 @@ void measure(const EveryPair<T>& p, int64_t i, const Work<T>& w) {
   const int64_t count = p.reference.count, itself = itself_of(p, i);
   const T* product = p.product + i * count;
   const V own = V{} + p.anchor_square[i];
+  uint64_t* close = p.close == nullptr ? nullptr : p.close + i * close_words(count);
+  for (int64_t word = 0; close != nullptr && word < close_words(count); ++word) close[word] = 0;
   for (int64_t j = 0; j < count; j += kWidth<T>) {
     const V lengths = own + load_up_to<V>(p.reference_square, j, count, T(1));
     const V square = lengths - 2 * load_up_to<V>(product, j, count, T(0));
@@ -88,6 +92,7 @@ void measure(const EveryPair<T>& p, int64_t i, const Work<T>& w) {
       const int64_t at = j + __builtin_ctz(lanes);
       if (at < count && at != itself) {
         w.distance[at] = static_cast<T>(distance_of(p.distance, p.anchor, i, p.reference, at));
+        if (close != nullptr) close[at / kCloseColumns] |= uint64_t{1} << at % kCloseColumns;
       }
     }
   }
@@ -100,7 +105,12 @@ bool sort_out(const EveryPair<T>& p, int64_t i, T outside, Work<T>& w) {
   using L = Labels<T>;
   w.positives = w.negatives = 0;
   w.nan_negative = false;
-  if (p.used != nullptr && !p.used[i]) return false;
+  if (p.used != nullptr && !p.used[i]) {
+    for (int64_t word = 0; p.close != nullptr && word < close_words(p.reference.count); ++word) {
+      p.close[i * close_words(p.reference.count) + word] = 0;
+    }
+    return false;
+  }
   measure(p, i, w);
   const int64_t count = p.reference.count, itself = itself_of(p, i);
   const Label<T> own = p.classes.anchor[i];
@@ -587,6 +597,25 @@ void forward(const EveryPair<T>& p, const RowTerms<T>& out, void* scratch, int64
   }
 }
 
+// What the close pairs of an anchor do to it; `sum` [D].
+template <class T>
+void add_close_pairs(const EveryPair<T>& p, int64_t i, const T* u, double* sum) {
+  const int64_t depth = p.anchor.depth, words = close_words(p.reference.count);
+  bool touched = false;
+  for (int64_t word = 0; word < words; ++word) {
+    for (uint64_t bits = p.close[i * words + word]; bits != 0; bits &= bits - 1) {
+      const int64_t j = word * kCloseColumns + __builtin_ctzll(bits);
+      if (u[j] == 0) continue;
+      for (int64_t k = 0; !touched && k < depth; ++k) sum[k] = 0.0;
+      touched = true;
+      add_difference(u[j], row_of(p.anchor, i), scale_of(p.anchor, i), row_of(p.reference, j), scale_of(p.reference, j),
+                     depth, sum);
+    }
+  }
+  T* out = p.grad_anchor + i * depth;
+  for (int64_t k = 0; touched && k < depth; ++k) out[k] += static_cast<T>(sum[k]);
+}
+
 template <class T>
 void backward(const EveryPair<T>& p, T* grad_positive, void* scratch, int64_t first, int64_t last) {
   Work<T> w(scratch, p.reference.count);
@@ -601,12 +630,42 @@ void backward(const EveryPair<T>& p, T* grad_positive, void* scratch, int64_t fi
     } else {
       p.soft_margin ? soft_backward(p, i, w, u, pull) : hinge_backward(p, i, w, u, pull);
     }
+    add_close_pairs(p, i, u, w.sum);
+  }
+}
+
+template <class T>
+void settle(const EveryPair<T>& p, double* scratch, int64_t first, int64_t last) {
+  const int64_t depth = p.reference.depth, words = close_words(p.reference.count);
+  for (int64_t word = first; word < last; ++word) {
+    uint64_t touched = 0;
+    for (int64_t i = 0; i < p.anchor.count; ++i) {
+      for (uint64_t bits = p.close[i * words + word]; bits != 0; bits &= bits - 1) {
+        const int column = __builtin_ctzll(bits);
+        const int64_t j = word * kCloseColumns + column;
+        T& u = p.product[i * p.reference.count + j];
+        if (u == 0) continue;
+        double* sum = scratch + column * depth;
+        if ((touched >> column & 1) == 0) {
+          for (int64_t k = 0; k < depth; ++k) sum[k] = 0.0;
+          touched |= uint64_t{1} << column;
+        }
+        add_difference(u, row_of(p.reference, j), scale_of(p.reference, j), row_of(p.anchor, i), scale_of(p.anchor, i),
+                       depth, sum);
+        u = T(0);
+      }
+    }
+    for (; touched != 0; touched &= touched - 1) {
+      const int column = __builtin_ctzll(touched);
+      T* out = p.grad_reference + (word * kCloseColumns + column) * depth;
+      for (int64_t k = 0; k < depth; ++k) out[k] += static_cast<T>(scratch[column * depth + k]);
+    }
   }
 }
 
 }  // namespace
 
-extern const RowKernels<float> row_floats = {forward, backward};
-extern const RowKernels<double> row_doubles = {forward, backward};
+extern const RowKernels<float> row_floats = {forward, backward, settle};
+extern const RowKernels<double> row_doubles = {forward, backward, settle};
 
 }  // namespace amkd::triplet::AMKD_SIMD

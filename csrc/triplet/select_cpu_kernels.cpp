@@ -27,11 +27,6 @@ constexpr int64_t kProductColumns = kProductBytes / sizeof(T);
 // ---- preparation --------------------------------------------------------------------------------------------------
 
 template <class T>
-double scale_of(const Rows<T>& rows, int64_t i) {
-  return rows.scale == nullptr ? 1.0 : rows.scale[i];
-}
-
-template <class T>
 bool is_usable(const Rows<T>& rows, int64_t i) {
   if (rows.scale != nullptr) return rows.scale[i] > 0.0;
   const T* row = row_of(rows, i);

@@ -590,7 +590,7 @@ struct EveryPairCall {
   template <class Body>
   void for_each_range(Body body) const {
     share(n, 16 * problem.reference.count, [&](int64_t first, int64_t last) {
-      const Buffer<char> scratch(rows_scratch(problem.reference.count));
+      const Buffer<char> scratch(rows_scratch(problem.reference.count, problem.reference.depth));
       body(scratch.get(), first, last);
     });
   }
@@ -626,7 +626,8 @@ std::tuple<Tensor, Tensor, Tensor> rows_forward(const Tensor& product, const Ten
   });
 }
 
-Tensor rows_backward(const Tensor& product, const Tensor& grad_total, const Tensor& anchor, const Tensor& reference,
+Tensor rows_backward(const Tensor& product, const Tensor& grad_anchor, const Tensor& grad_reference,
+                     const Tensor& grad_total, const Tensor& anchor, const Tensor& reference,
                      const Tensor& anchor_square, const Tensor& reference_square,
                      const std::optional<Tensor>& positive_distance, const std::optional<Tensor>& used,
                      const std::optional<Tensor>& labels, const std::optional<Tensor>& reference_labels,
@@ -638,11 +639,27 @@ Tensor rows_backward(const Tensor& product, const Tensor& grad_total, const Tens
                           reference_labels, exclude_labels, self_offset, distance, margin, semihard, fallback,
                           soft_margin);
     const Tensor upstream = call.vector_of(grad_total, "grad_total", call.n);
-    call.problem.upstream = data_of<T>(upstream);
+    EveryPair<T>& p = call.problem;
+    p.upstream = data_of<T>(upstream);
+    const auto check = [&](const Tensor& grad, const Rows<T>& rows, const char* name) {
+      STD_TORCH_CHECK(grad.scalar_type() == anchor.scalar_type() && grad.is_contiguous() && grad.dim() == 2 &&
+                          grad.size(0) == rows.count && grad.size(1) == rows.depth,
+                      name, ": must have the shape and dtype of its rows, contiguous");
+      return data_of<T>(grad);
+    };
+    p.grad_anchor = check(grad_anchor, p.anchor, "grad_anchor");
+    p.grad_reference = check(grad_reference, p.reference, "grad_reference");
+    const int64_t words = close_words(p.reference.count);
+    const Buffer<uint64_t> close(call.n * words);
+    p.close = close.get();
     const Tensor grad = new_empty(anchor, {positive_distance.has_value() ? call.n : 0}, anchor.scalar_type());
     call.for_each_range([&](void* scratch, int64_t first, int64_t last) {
       row_kernels<T>().backward(call.problem, positive_distance.has_value() ? data_of<T>(grad) : nullptr, scratch,
                                 first, last);
+    });
+    share(words, call.n, [&](int64_t first, int64_t last) {
+      const Buffer<double> scratch(kCloseColumns * p.reference.depth);
+      row_kernels<T>().settle(p, scratch.get(), first, last);
     });
     return grad;
   });

@@ -130,9 +130,18 @@ struct EveryPair {
   Distance distance;
   double margin;
   bool semihard, fallback, soft_margin;
-  T* product;         // [n, P]
-  const T* upstream;  // [n], backward
+  T* product;  // [n, P]
+
+  // Backward. In rows of close_words: a bit for each pair whose distance was computed again, because the expanded one
+  // had lost its digits. Its gradient would lose them in a product as well.
+  const T* upstream;  // [n]
+  uint64_t* close;    // [n, close_words], null in the forward pass
+  T* grad_anchor;     // [n, D], added to
+  T* grad_reference;  // [P, D], added to
 };
+
+constexpr int64_t kCloseColumns = 64;  // of a word
+static constexpr int64_t close_words(int64_t references) { return (references + kCloseColumns - 1) / kCloseColumns; }
 
 template <class T>
 struct RowTerms {
@@ -171,10 +180,13 @@ struct RowKernels {
   // `scratch`: rows_scratch(P) bytes.
   void (*forward)(const EveryPair<T>&, const RowTerms<T>&, void* scratch, int64_t first, int64_t last);
   void (*backward)(const EveryPair<T>&, T* grad_positive, void* scratch, int64_t first, int64_t last);
+  // Then, for words [first, last) of all anchors: close pairs leave U for the gradient of their reference rows.
+  // `scratch`: kCloseColumns * D.
+  void (*settle)(const EveryPair<T>&, double* scratch, int64_t first, int64_t last);
 };
 
-// For RowKernels: distances and ranks of a row, its positives and their tables.
-static constexpr int64_t rows_scratch(int64_t references) { return (references + 64) * 64; }
+// For RowKernels: distances and ranks of a row, its positives and their tables; a row of the gradient.
+static constexpr int64_t rows_scratch(int64_t references, int64_t depth) { return (references + 64) * 64 + 8 * depth; }
 
 #define AMKD_TRIPLET_LEVEL(level)                    \
   namespace level {                                  \

@@ -19,7 +19,22 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[2]
 ARCHITECTURES = ("80", "90a")
 # Kernels that read rows and so must load 16 bytes at a time, by family.
-WIDE = {"kl": ("forward_kernel", "mixture_kernel", "backward_kernel")}
+WIDE = {
+    "kl": ("forward_kernel", "mixture_kernel", "backward_kernel"),
+    "triplet": (
+        "columns_kernel",
+        "gather_kernel",
+        "rerank_kernel",
+        "rows_backward_kernel",
+        "rows_forward_kernel",
+        "scatter_kernel",
+        "select_kernel",
+        "terms_kernel",
+    ),
+}
+# Kernels of the tensor cores: on that architecture they multiply by warpgroups and copy 16 bytes at a time; elsewhere
+# they are empty.
+MATRIX = {("triplet", "90a"): ("products_kernel",)}
 
 
 class Kernel(NamedTuple):
@@ -33,6 +48,7 @@ class Kernel(NamedTuple):
     shared: int
     local_accesses: int
     wide_loads: int
+    warpgroup_products: int = 0
 
     @property
     def faults(self) -> list[str]:
@@ -42,6 +58,11 @@ class Kernel(NamedTuple):
             faults.append(f"{self.stack} bytes of stack, {self.local_accesses} local accesses: registers spill")
         if self.name.startswith(WIDE.get(self.family, ())) and not self.wide_loads:
             faults.append("no 16-byte load (LDG.E.128)")
+        if self.name.startswith(MATRIX.get((self.family, self.arch), ("no name",))):
+            if not self.warpgroup_products:
+                faults.append("no product of a warpgroup (HGMMA)")
+            if not self.wide_loads:
+                faults.append("no 16-byte copy (LDGSTS.E.128)")
         return faults
 
 
@@ -75,7 +96,7 @@ def compile_source(source: Path, target: Path) -> None:
     torch = Path(importlib.util.find_spec("torch").origin).parent
     command = [find_tool("nvcc"), "-c", source, "-o", target, "-O3", "-std=c++17", "-isystem", torch / "include"]
     command += ["-DTORCH_TARGET_VERSION=0x020B000000000000", "-DUSE_CUDA"]
-    command += ["-Werror", "all-warnings", "-Xcompiler", "-fPIC,-Wall,-Wextra,-Werror"]
+    command += ["-Werror", "all-warnings", "-Xcompiler", "-fPIC,-Wall,-Wextra,-Werror", "--threads", "0"]
     for arch in ARCHITECTURES:
         command += ["-gencode", f"arch=compute_{arch},code=sm_{arch}"]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
@@ -96,15 +117,16 @@ def inspect(family: str, binary: Path) -> list[Kernel]:
             symbol, _, body = function.partition("\n")
             code[arch, symbol.strip()] = (
                 len(re.findall(r"\b(?:LDL|STL)\b", body)),
-                len(re.findall(r"\bLDG\.E\.128\b", body)),
+                len(re.findall(r"\bLDG(?:STS)?\.E(?:\.\w+)*\.128\b", body)),
+                len(re.findall(r"\bHGMMA\b", body)),
             )
     kernels = []
     for arch, text in _by_arch(dump("--dump-resource-usage")):
         for symbol, registers, stack, shared in re.findall(
             r"Function (\S+?):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+)", text
         ):
-            local, wide = code[arch, symbol]
-            kernels.append(Kernel(family, arch, readable(symbol), int(registers), int(stack), int(shared), local, wide))
+            numbers = map(int, (registers, stack, shared))
+            kernels.append(Kernel(family, arch, readable(symbol), *numbers, *code[arch, symbol]))
     return kernels
 
 
@@ -143,7 +165,8 @@ def main() -> int:
                 faults += len(kernel.faults)
                 print(
                     f"{kernel.family:8} sm_{kernel.arch:4} {kernel.name:50} {kernel.registers:3} registers "
-                    f"{kernel.shared:5} B shared {kernel.wide_loads:2} wide loads  {'; '.join(kernel.faults) or 'ok'}"
+                    f"{kernel.shared:5} B shared {kernel.wide_loads:2} wide loads {kernel.warpgroup_products:3} HGMMA  "
+                    f"{'; '.join(kernel.faults) or 'ok'}"
                 )
     return 1 if faults else 0
 

@@ -37,6 +37,7 @@ class Launch(NamedTuple):
     constants: tuple
     attributes: tuple
     warps: int
+    most_registers: int | None  # that a thread may have; None leaves it to ptxas
     wide: bool  # must load 16 bytes at a time
 
 
@@ -97,7 +98,7 @@ def record(call: Call) -> list[Launch]:
         launches.append(
             Launch(
                 call.label, kernel.fn.__module__, name, freeze(signature), freeze(constants), freeze(attributes),
-                options.num_warps, name in call.wide,
+                options.num_warps, options.maxnreg, name in call.wide,
             )
         )  # fmt: skip
 
@@ -119,7 +120,8 @@ def compile_launch(launch: Launch, arch: int) -> Report:
     kernel = getattr(importlib.import_module(launch.module), launch.kernel)
     attributes = {key: [list(pair) for pair in value] for key, value in launch.attributes}
     source = ASTSource(kernel, dict(launch.signature), dict(launch.constants), attributes)
-    compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options={"num_warps": launch.warps})
+    options = {"num_warps": launch.warps, "maxnreg": launch.most_registers}
+    compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
     cuobjdump = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
@@ -145,6 +147,7 @@ def compile_all(launches: Iterable[Launch], architectures: Iterable[int]) -> Ite
 
 
 DIVERGENCES = ("forward", "reverse", "js", "soft_cross_entropy")
+DISTANCES = ("euclidean", "sqeuclidean", "cosine")
 
 
 def _kl_call(launcher, shape, dtype, divergence, *, labels=None, weights=False, per_row=False, wide=()) -> Call:
@@ -208,7 +211,87 @@ def kl_calls(every: bool) -> Iterator[Call]:
         yield call("forward", "many", dtype, "js", **full)
 
 
-CALLS: dict[str, Callable[[bool], Iterable[Call]]] = {"kl": kl_calls}
+def triplet_calls(every: bool) -> Iterator[Call]:
+    """Each kernel in each dtype, distance and branch; `every` multiplies them out further."""
+    from amkd_fast.ops.triplet import triton_rows, triton_select, triton_terms
+    from amkd_fast.ops.triplet.operators import statistics_dtype
+
+    empty = partial(torch.empty, device="meta")
+    index = partial(empty, dtype=torch.int64)
+    # Differences in one split and in several, products; no alignment at all; narrow rows.
+    sizes = {"small": (96, 96, 64), "split": (200, 512, 128), "large": (4096, 4096, 128)}
+    sizes |= {"odd": (300, 301, 17), "narrow": (64, 512, 2)}
+    dtypes = (torch.float32, torch.float64, *((torch.bfloat16, torch.float16) if every else ()))
+
+    def rows(size, dtype):
+        n, p, d = sizes[size]
+        return empty(n, d, dtype=dtype), empty(p, d, dtype=dtype), index(n), index(p)
+
+    def select(size, dtype, distance, k, precision="highest", wide=()):
+        anchor, reference, labels, reference_labels = rows(size, dtype)
+        exclude = empty(anchor.shape[0], 2, dtype=torch.int32) if k == 5 else None
+        arguments = (anchor, reference, labels, reference_labels, exclude, -1, distance, k, k != 5)
+        label = f"{list(sizes[size])} {str(dtype)[6:]} {DISTANCES[distance]} k {k} {precision}"
+        return Call(label, partial(_with_precision, precision, triton_select.launch_select, arguments), wide)
+
+    for precision, distance, k in itertools.product(("highest", "high"), (0, 2), (1, 5)):
+        yield select("large", torch.float32, distance, k, precision, ("triplet_centre_kernel",) if k == 1 else ())
+    for size, dtype, distance, k in itertools.product(("small", "split", "odd", "narrow"), dtypes, (0, 2), (1, 5, 100)):
+        if every or (size, k) in (("small", 1), ("split", 5), ("odd", 1 if distance else 100)):
+            yield select(size, dtype, distance, k)
+    unlabelled = (rows("narrow", torch.float32)[0], None, None, None, None, 0, 1, 1, False)
+    yield Call("batch without labels", partial(triton_select.launch_select, *unlabelled))
+
+    def terms(size, dtype, distance, soft, swap, wide):
+        anchor, reference, *_ = rows(size, dtype)
+        n, k, reduction = anchor.shape[0], 3, {"small": 3, "split": 0, "odd": 1}[size]
+        # What else there is to choose follows from soft and swap: explicit positives, weights, the batch itself.
+        given = (anchor, anchor if soft else None, None if size == "small" and not swap else reference)
+        stats = empty(n * (1 + k * (2 if swap else 1)) + 6, dtype=statistics_dtype(dtype))
+        given += (None if soft else index(n), index(n, k), empty(n, dtype=stats.dtype) if swap else None)
+        rule = (distance, 1.0, soft, swap, reduction)
+        label = f"{list(sizes[size])} {str(dtype)[6:]} {DISTANCES[distance]} soft {soft} swap {swap}"
+        yield Call(label, partial(triton_terms.launch_terms, *given, *rule), ("triplet_terms_kernel",) * wide)
+        grad_loss = empty((n,) if reduction == 3 else (), dtype=stats.dtype)
+        for deterministic in (False, True):
+            call = partial(triton_terms.launch_backward, grad_loss, *given, stats, *rule, deterministic)
+            yield Call(label, call, ("triplet_grad_kernel",) * wide)
+
+    flags = list(itertools.product((False, True), repeat=2))
+    for size, dtype, distance, (soft, swap) in itertools.product(("small", "split", "odd"), dtypes, range(3), flags):
+        chosen = size == "split" and dtype == torch.float32 and distance != 1 and soft == swap
+        chosen |= size == ("small" if distance else "odd") and swap and distance != 1 and soft == (distance == 2)
+        if every or chosen:
+            yield from terms(size, dtype, distance, soft, swap, size != "odd")
+
+    def pairs(size, dtype, distance, semihard, fallback, soft):
+        anchor, reference, labels, reference_labels = rows(size, dtype)
+        (n, p), stats = (anchor.shape[0], reference.shape[0]), partial(empty, dtype=dtype)
+        d_ap, exclude = (stats(n), index(n, 1)) if soft else (None, None)
+        rest = (anchor, reference, stats(n), stats(p), d_ap, empty(n, dtype=torch.bool), labels, reference_labels)
+        rest += (exclude, 0, distance, 1.0, semihard, fallback, soft)
+        label = f"{list(sizes[size])} {str(dtype)[6:]} {DISTANCES[distance]} semihard {semihard} {fallback} soft {soft}"
+        yield Call(label, partial(triton_rows.launch_rows_forward, stats(n, p), *rest))
+        yield Call(label, partial(triton_rows.launch_rows_backward, stats(n, p), None, None, stats(n), *rest))
+
+    modes = ((False, False), (True, False), (True, True))
+    for size, dtype, distance, (semihard, fallback), soft in itertools.product(
+        ("split", "odd"), dtypes[:2], range(3), modes, (False, True)
+    ):
+        if every or (distance != 1 and soft == (distance == 2) and fallback == semihard and size == "split"):
+            yield from pairs(size, dtype, distance, semihard, fallback, soft)
+
+
+def _with_precision(precision: str, launcher: Callable, arguments: tuple) -> None:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        launcher(*arguments)
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+CALLS: dict[str, Callable[[bool], Iterable[Call]]] = {"kl": kl_calls, "triplet": triplet_calls}
 
 
 def launches(family: str, every: bool = False) -> list[Launch]:

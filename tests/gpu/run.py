@@ -1,9 +1,9 @@
 """Everything that needs a GPU, in one call of under nine minutes and without a network: `make gpu`.
 
 Parts: build (the extension in place, with the CUDA kernels), tests (the suite without the gates), sanitize
-(compute-sanitizer's memcheck and racecheck over every kernel plan), bench (the KL benchmark). PART=tests runs one of
-them. A part that fails or runs out of its time does not stop the next; the exit code says whether all succeeded. Logs
-and JSON go to $OUT, else to benchmarks/results.
+(compute-sanitizer's memcheck and racecheck over every kernel plan), bench (the KL and the triplet benchmark).
+PART=tests runs one of them. A part that fails or runs out of its time does not stop the next; the exit code says
+whether all succeeded. Logs and JSON go to $OUT, else to benchmarks/results.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
+BENCHES = ("bench", "triplet")  # their logs end in a table
 OUT = Path(os.environ.get("OUT") or ROOT / "benchmarks" / "results").resolve()
 
 
@@ -39,7 +40,7 @@ def steps() -> list[Step]:
     script = [python, "-m", "tests.gpu.sanitize"]
     # The gates need no GPU. Triton compiles some hundred kernels for the tests: side by side where pytest-xdist is.
     tests = ["tests", "-q", "--maxfail=10", "-p", "no:cacheprovider"]
-    tests += [f"--ignore=tests/test_gates_{compiler}.py" for compiler in ("cuda", "triton")]
+    tests += [f"--ignore=tests/test_{name}.py" for name in ("gates_cuda", "gates_triton", "triplet_ranks")]  # gloo's
     tests += ["-n", str(min(8, os.cpu_count() or 1))] if importlib.util.find_spec("xdist") else []
     return [
         Step("build", "build", [python, "setup.py", "build_ext", "--inplace"], 120),
@@ -47,6 +48,7 @@ def steps() -> list[Step]:
         Step("sanitize", "memcheck", [*checked, "memcheck", *script], 60),
         Step("sanitize", "racecheck", [*checked, "racecheck", *script, "--short"], 60),
         Step("bench", "bench", [python, "-m", "benchmarks.gpu_kl", "--out", str(OUT / "gpu_kl.json")], 110),
+        Step("bench", "triplet", [python, "-m", "benchmarks.gpu_triplet", "--out", str(OUT / "gpu_triplet.json")], 90),
     ]
 
 
@@ -109,11 +111,11 @@ def main() -> int:
     for result in report["steps"]:
         if result["fault"]:
             print(f"\n--- {result['step']}: the last lines of {result['log']}\n{tail(result['log'], 25)}")
-        elif result["step"] == "bench":
+        elif result["step"] in BENCHES:
             print(f"\n{tail(result['log'], 60)}")
     print("\n" + "  ".join(f"{key}: {value}" for key, value in report["machine"].items()))
     for result in report["steps"]:
-        summary = "" if result["step"] == "bench" else tail(result["log"], 1)[:90]
+        summary = "" if result["step"] in BENCHES else tail(result["log"], 1)[:90]
         print(f"{result['step']:10} {result['seconds']:6.1f} s  {result['fault'] or 'ok':24} {summary}")
     return 1 if any(result["fault"] for result in report["steps"]) else 0
 

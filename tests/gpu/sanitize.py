@@ -17,6 +17,7 @@ import torch
 
 from amkd_fast.ops.kl import function
 from amkd_fast.ops.kl.function import Scalars
+from tests.gpu import sanitize_triplet
 
 # One block; edges alone; several blocks; a block a row, aligned and not; few long rows, split over blocks.
 SHAPES = {
@@ -86,6 +87,13 @@ def main() -> int:
         if not error <= TOLERANCE[dtype]:
             faults += 1
             print(f"{plan} {shape} {dtype} divergence {divergence}: relative error {error:.2e}")
+    for case in sanitize_triplet.cases(options.short):
+        cases += 1
+        if options.dry_run:
+            print(case)
+        elif wrong := sanitize_triplet.check(case):
+            faults += 1
+            print(f"{case}: {wrong}")
     print(f"{cases} cases, {faults} wrong")
     return 1 if faults else 0
 

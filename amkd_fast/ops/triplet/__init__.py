@@ -9,7 +9,7 @@ from amkd_fast.ops.triplet import arguments, every_pair, ranks, selected
 from amkd_fast.ops.triplet import reference as specification
 from amkd_fast.ops.triplet.arguments import Rows
 from amkd_fast.ops.triplet.distances import DISTANCES
-from amkd_fast.ops.triplet.operators import Operators
+from amkd_fast.ops.triplet.operators import Operators, statistics_dtype
 from amkd_fast.ops.triplet.reference import REDUCTIONS, Outcome, Rule, Statistics
 
 MINING = ("hard", "semihard", "all", "topk")
@@ -18,7 +18,7 @@ _OPERATORS: dict[str, Operators] = {}
 if backends.build_info() is not None:
     from amkd_fast.ops.triplet import native
 
-    _OPERATORS["cpu"] = _OPERATORS["cuda"] = native.operators
+    _OPERATORS |= {"cpu": native.cpu, "cuda": native.cuda}
 
 
 def triplet_margin_loss(
@@ -85,7 +85,7 @@ def triplet_margin_loss(
             the dtype's smallest normal number has distance 1 to all rows, and no gradient).
         soft_margin: Use the soft margin.
         swap: Take min(D_an, D_pn) for D_an in the cost, D_pn from the rows of positive and negative; the selection does
-            not change (Balntas et al.).
+            not change (Balntas et al.). With ``all`` and ``semihard`` only the reference does it.
         weight: Factor w ≥ 0 on every term of an anchor [N].
         reduction: ``"mean"`` is Σ w·term / Σ w, both over all terms that are left; ``"mean_nonzero"`` over those above
             0; ``"sum"`` is Σ w·term; ``"none"`` gives each anchor's share [N] of that sum, 0 for one left out.
@@ -119,6 +119,12 @@ def triplet_margin_loss(
         ValueError: A shape, device or value breaks the rules above.
         RuntimeError: ``distributed`` without an initialised default process group.
 
+    Numerics and memory:
+        ``hard`` and ``topk`` select by products of centred rows and settle what rounding leaves open by distances from
+        differences, also in collapsed sets; those enter the loss. ``all`` and ``semihard`` take a few anchors at a time
+        and distances from products, which follow ``torch.get_float32_matmul_precision()``, except for narrow rows
+        (D ≤ 16) and close pairs. No backend but the reference holds anything of size N × P.
+
     Source:
         Schroff, Kalenichenko and Philbin, FaceNet (2015), semi-hard; Hermans, Beyer and Leibe, In Defense of the
         Triplet Loss (2017), hard, all and the soft margin; Balntas et al., Learning local feature descriptors with
@@ -140,12 +146,12 @@ def triplet_margin_loss(
         checks.shape("weight", weight, (anchor.shape[0],), "one weight a row of anchor")
         checks.same_device(anchor=anchor, weight=weight)
     if distributed:  # after the checks: a rank that raises alone would leave the others waiting
-        rows = ranks.gather(rows)
-    if weight is not None:
-        weight = weight.to(rows.anchor.dtype)
+        rows = ranks.gather(arguments.widened(rows))
     every = mining in ("all", "semihard")
     lacking = f"swap with mining={mining!r} needs the distances among the reference rows" if every and swap else ""
-    operators = _operators(rows, lacking)
+    operators, rows = _serving(rows, lacking, every)
+    if weight is not None:
+        weight = weight.to(statistics_dtype(rows.anchor.dtype))
     family = specification if operators is None else every_pair if every else selected
 
     def local(rule: Rule, reduction: str) -> Outcome:
@@ -216,10 +222,10 @@ def mine_triplets(
     rule = _rule(mining, margin, k, semihard_fallback, distance)
     rows = arguments.rows(anchor, labels, positive, reference, reference_labels, exclude_labels, self_offset)
     if distributed:
-        rows = ranks.gather(rows)
-    operators = _operators(rows)
+        rows = ranks.gather(arguments.widened(rows))
+    operators, rows = _serving(rows)
     if operators is None or mining in ("all", "semihard"):  # whose lists are what the fast loss does without
-        return specification.mine_triplets(rows, rule)
+        return specification.mine_triplets(arguments.widened(rows), rule)
     return selected.mine(operators, rows, rule)
 
 
@@ -278,23 +284,26 @@ def nearest_negatives(
         checks.tensor(name, value)
     rows = arguments.rows(anchor, labels, None, reference, reference_labels, exclude_labels, self_offset)
     if distributed:
-        rows = ranks.gather(rows)
-    operators = _operators(rows)
+        rows = ranks.gather(arguments.widened(rows))
+    operators, rows = _serving(rows)
     if operators is None:
         return specification.nearest_negatives(rows, k, distance)
     return selected.nearest_negatives(operators, rows, k, distance)
 
 
-def _operators(rows: Rows, lacking: str = "") -> Operators | None:
-    """The operators of the backend that serves this call; None for the reference, which also serves empty sets."""
+def _serving(rows: Rows, lacking: str = "", wide: bool = False) -> tuple[Operators | None, Rows]:
+    """The operators of the backend that serves this call, None for the reference, which also serves empty sets.
+
+    With them the rows as they want them: in two bytes where they came so and a GPU selects, unless ``wide``.
+    """
     name = backends.select("triplet", rows.anchor.device.type, lacking)
     if name == "reference" or 0 in (*rows.anchor.shape, rows.reference.shape[0]):
-        return None
+        return None, arguments.widened(rows)
     if name not in _OPERATORS:
         from amkd_fast.ops.triplet import triton  # not at the top: importing amkd_fast does not import triton
 
         _OPERATORS["triton"] = triton.operators
-    return _OPERATORS[name]
+    return _OPERATORS[name], rows if rows.anchor.is_cuda and not wide else arguments.widened(rows)
 
 
 def _rule(

@@ -13,7 +13,7 @@ MAX_EXCLUDED = 2
 
 
 class Rows(NamedTuple):
-    """The rows of a call in one dtype (fp32 or fp64), with their labels."""
+    """The rows of a call in one dtype, with their labels."""
 
     anchor: Tensor  # [N, D]
     positive: Tensor | None  # [N, D]
@@ -66,20 +66,34 @@ def rows(
     )
     if exclude_labels is not None and exclude_labels.ndim == 1:
         exclude_labels = exclude_labels[:, None]
-    dtype = torch.float32
-    if any(x is not None and x.dtype == torch.float64 for x in (anchor, positive, reference)):
-        dtype = torch.float64
-    anchor = anchor.to(dtype)  # once: where it is the reference too, its two gradients add up before they are rounded
-    return Rows(
+    dtypes = {x.dtype for x in (anchor, positive, reference) if x is not None}
+    dtype = torch.float64 if torch.float64 in dtypes else dtypes.pop() if len(dtypes) == 1 else torch.float32
+    found = Rows(
         anchor,
-        None if positive is None else positive.to(dtype),
-        anchor if reference is None else reference.to(dtype),
+        positive,
+        anchor if reference is None else reference,
         labels,
         reference_labels,
         exclude_labels,
         self_offset,
         reference is None,
     )
+    return cast(found, dtype)
+
+
+def cast(rows: Rows, dtype: torch.dtype) -> Rows:
+    """The rows in another dtype."""
+    anchor = rows.anchor.to(dtype)  # once: where it is the reference too, its two gradients add up before rounding
+    return rows._replace(
+        anchor=anchor,
+        positive=None if rows.positive is None else rows.positive.to(dtype),
+        reference=anchor if rows.is_batch else rows.reference.to(dtype),
+    )
+
+
+def widened(rows: Rows) -> Rows:
+    """The rows in fp32 or fp64."""
+    return rows if rows.anchor.dtype == torch.float64 else cast(rows, torch.float32)
 
 
 def _check_labels(n, p, labels, positive, reference, reference_labels, exclude_labels) -> None:

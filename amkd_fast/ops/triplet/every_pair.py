@@ -92,23 +92,26 @@ class EveryPair(torch.autograd.Function):
 def _grads(operators: Operators, rows: Rows, used: Tensor | None, rule: Rule, grad_total: Tensor):
     """The gradients of anchor, positive and reference; of the first and the last together where they are one."""
     a, r = centred(rows, rule.distance)
-    grad_a, grad_d_ap, grad_p = [], [], None
-    grad_r, column_sum = torch.zeros_like(r.rows), torch.zeros_like(r.square)
+    grad_d_ap, grad_p = [], None
+    # A pair's gradient is a difference of products that can be a thousand times its size.
+    exact = a.rows.dtype if operators.splits_close_pairs else torch.float64
+    a_rows, r_rows = a.rows.to(exact), r.rows.to(exact)
+    grad_a, grad_r = a_rows.new_zeros(a_rows.shape), r_rows.new_zeros(r_rows.shape)
+    column_sum = r_rows.new_zeros(r_rows.shape[0])
     for at, product, rest in _chunks(rows, used, rule):
-        grad_d_ap.append(operators.rows_backward(product, grad_total[at], *rest))
-        u = product  # [n, P]
+        grad_d_ap.append(operators.rows_backward(product, grad_a[at], grad_r, grad_total[at], *rest))
+        u = product.to(exact)  # [n, P]
         column_sum += u.sum(0)
-        grad_a.append(torch.addmm(u.sum(1, keepdim=True) * a.rows[at], u, r.rows, alpha=-1))
-        grad_r.addmm_(u.mT, a.rows[at], alpha=-1)
-    grad_a, grad_r = torch.cat(grad_a), grad_r.addcmul_(column_sum[:, None], r.rows)
+        grad_a[at].addcmul_(u.sum(1, keepdim=True), a_rows[at]).addmm_(u, r_rows, alpha=-1)
+        grad_r.addmm_(u.mT, a_rows[at], alpha=-1)
+    grad_r.addcmul_(column_sum[:, None], r_rows)
     if rule.distance == "cosine":
         grad_a, grad_r = from_unit(grad_a, rows.anchor), from_unit(grad_r, rows.reference)
     if rows.positive is not None:
         to_anchor, grad_p = rowwise_grads(rows.anchor, rows.positive, torch.cat(grad_d_ap), rule.distance)
         grad_a = grad_a + to_anchor
-    if rows.is_batch:
-        grad_a, grad_r = grad_a + grad_r, None
-    return grad_a, grad_p, grad_r
+    grad_a = grad_a + grad_r if rows.is_batch else grad_a
+    return grad_a.to(rows.anchor.dtype), grad_p, None if rows.is_batch else grad_r.to(rows.anchor.dtype)
 
 
 def _chunks(rows: Rows, used: Tensor | None, rule: Rule):

@@ -2,4 +2,5 @@
 
 from amkd_fast.ops.triplet.operators import registered
 
-operators = registered()
+cuda = registered()
+cpu = cuda._replace(splits_close_pairs=True)

@@ -22,6 +22,7 @@ class Operators(NamedTuple):
     backward: Callable
     rows_forward: Callable
     rows_backward: Callable
+    splits_close_pairs: bool = False  # rows_backward takes pairs out of U whose gradient a product in fp32 would round
 
 
 def registered(suffix: str = "") -> Operators:
@@ -66,6 +67,9 @@ def fake_rows_forward(product, *_):
     return product.new_empty((n,)), product.new_empty((n, 3), dtype=torch.int64), product.new_empty((n, 2))
 
 
-def fake_rows_backward(product, grad_total, anchor, reference, anchor_square, reference_square, positive_distance, *_):
+def fake_rows_backward(
+    product, grad_anchor, grad_reference, grad_total, anchor, reference, anchor_square, reference_square,
+    positive_distance, *_
+):  # fmt: skip
     """The gradient of positive_distance."""
     return product.new_empty((0 if positive_distance is None else product.shape[0],))

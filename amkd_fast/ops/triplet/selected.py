@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from amkd_fast.ops.triplet import reference as specification
-from amkd_fast.ops.triplet.arguments import Rows
+from amkd_fast.ops.triplet.arguments import Rows, widened
 from amkd_fast.ops.triplet.distances import DISTANCES, rowwise
-from amkd_fast.ops.triplet.operators import TAIL, Operators
+from amkd_fast.ops.triplet.operators import TAIL, Operators, statistics_dtype
 from amkd_fast.ops.triplet.reference import REDUCTIONS, Outcome, Rule, Statistics
 from amkd_fast.ops.triplet.selection import INF
 
@@ -71,8 +71,9 @@ def nearest_negatives(operators: Operators, rows: Rows, k: int, distance: str) -
         _, index = select(operators, rows, distance, min(k, rows.reference.shape[0]), False)
     found = (index >= 0)[:, :, None]
     # An empty slot computes with zeros: it must not bring a NaN in.
-    anchor = torch.where(found, rows.anchor[:, None], 0.0)  # [N, k, D]
-    negative = torch.where(found, rows.reference[index.clamp(min=0)], 0.0)
+    dtype = statistics_dtype(rows.anchor.dtype)
+    anchor = torch.where(found, rows.anchor[:, None].to(dtype), 0.0)  # [N, k, D]
+    negative = torch.where(found, rows.reference[index.clamp(min=0)].to(dtype), 0.0)
     d = torch.where(index >= 0, rowwise(anchor, negative, distance), INF)
     rest = (0, k - index.shape[1])
     return F.pad(d, rest, value=INF), F.pad(index, rest, value=-1)
@@ -171,7 +172,7 @@ def _differentiable_grads(ctx, grad, saved):
         reference is None,
     )
     with torch.enable_grad():
-        value = specification.loss(rows, ctx.rule, weight, ctx.reduction).value
+        value = specification.loss(widened(rows), ctx.rule, weight, ctx.reduction).value
         inputs = (anchor, positive, reference, weight)
         wanted = [i for i in range(4) if ctx.needs_input_grad[i]]
         found = torch.autograd.grad(value, [inputs[i] for i in wanted], grad, create_graph=True)
