@@ -297,3 +297,27 @@ def test_opcheck(backend, device):
     check(operators.rows_forward, (product, rows, rows, square, square, *rest))
     grads = torch.zeros_like(rows), torch.zeros_like(rows)
     check(operators.rows_backward, (product, *grads, square, rows, rows, square, square, *rest))
+
+
+@by_distance
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("exclusions", [0, 1, 2])
+def test_rows_among_themselves(device, distance, dtype, exclusions):
+    """Each product serves two rows where the anchors are the reference set: blocks on, above and below the diagonal."""
+    rows, labels = draw(489, 20), torch.arange(489) % 9
+    rows[400] = rows[3]
+    call = {"distance": distance}
+    if exclusions:
+        call["exclude_labels"] = (labels[:, None] + torch.tensor([1, 5])[:exclusions]) % 9
+    with backends.backend("reference"):
+        expected = af.mine_triplets(rows.double(), labels, **call)
+    moved = {n: x.to(device) if isinstance(x, torch.Tensor) else x for n, x in call.items()}
+    got = af.mine_triplets(rows.to(device, dtype), labels.to(device), **moved)
+    for g, e in zip(got, expected, strict=True):
+        assert g.tolist() == e.tolist()
+    positive = draw(489, 20, seed=4).to(device)  # without labels all other rows are negatives
+    _, _, negative = af.mine_triplets(rows.to(device, dtype), positive=positive, distance=distance)
+    with backends.backend("reference"):
+        assert (
+            negative.tolist() == af.mine_triplets(rows.double(), positive=positive.cpu(), distance=distance)[2].tolist()
+        )

@@ -7,7 +7,11 @@ namespace {
 
 constexpr double kInfinity = __builtin_huge_val();
 
-constexpr int kUnroll = 4;  // vectors of a sweep
+#if defined(__AVX512F__)
+constexpr int kUnroll = 2;  // vectors of a sweep: a block of anchors is a whole number of such steps
+#else
+constexpr int kUnroll = 4;
+#endif
 
 // Register block: kBlockRows anchors by kBlockVectors vectors of reference rows, all sums in registers.
 #if defined(__AVX512F__)
@@ -334,59 +338,152 @@ void sweep(const Select<T>& p, int64_t anchor, const T* products, int64_t begin,
                             });
 }
 
-template <bool kExclusions, class T>
-void race(const Select<T>& p, int64_t anchor, T* products, int64_t begin, int64_t end, Race<T>& nearest,
-          Race<T>& farthest) {
-  const int64_t itself = p.classes.self_offset < 0 ? -1 : p.classes.self_offset + anchor;
-  if (itself >= begin && itself < end) products[itself - begin] = static_cast<T>(__builtin_nan(""));
-  if (begin == 0) look_ahead<kExclusions>(p, anchor, products, begin, end, nearest, farthest);
-  if (p.positive != nullptr) {
-    sweep<kExclusions, true>(p, anchor, products, begin, end, nearest, farthest);
-  } else {
-    sweep<kExclusions, false>(p, anchor, products, begin, end, nearest, farthest);
+// The races of anchor i: for the nearest negatives and the farthest positive.
+template <class T>
+struct Entry {
+  Race<T> nearest, farthest;
+};
+template <class T>
+Entry<T>* entries_of(void* races) {
+  return static_cast<Entry<T>*>(races);
+}
+
+template <class T>
+void start(const Select<T>& p, void* races, Candidate<T>* room, int64_t first, int64_t last) {
+  for (int64_t i = first; i < last; ++i) {
+    const T margin = margin_of(p, i);
+    Candidate<T>* list = room + (i - first) * (race_room(p.k) + race_room(1));
+    Entry<T>& entry = entries_of<T>(races)[i - first];
+    entry.nearest = Race<T>(p, i, 1.0, p.k, margin, list);
+    entry.farthest = Race<T>(p, i, -1.0, 1, margin, list + race_room(p.k));
   }
 }
 
 template <class T>
-void select(const Select<T>& p, const SelectScratch<T>& scratch, int64_t first, int64_t last) {
-  const int64_t rows = last - first, depth = p.anchor.depth, references = p.reference.count;
-  Race<T> nearest[kProductRows], farthest[kProductRows];
-  Candidate<T>* room = scratch.candidates;
-  for (int64_t i = 0; i < rows; ++i) {
-    const T margin = margin_of(p, first + i);
-    nearest[i] = Race<T>(p, first + i, 1.0, p.k, margin, room);
-    room += race_room(p.k);
-    farthest[i] = Race<T>(p, first + i, -1.0, 1, margin, room);
-    room += race_room(1);
-  }
-  for (int64_t begin = 0; begin < references; begin += kProductColumns<T>) {
-    const int64_t end = begin + kProductColumns<T> < references ? begin + kProductColumns<T> : references;
-    for (int64_t panel = begin / kPanel<T>; panel * kPanel<T> < end; ++panel) {
-      for (int64_t i = 0; i < rows; i += kBlockRows) {
-        multiply(p.anchor_panels.data, first + i, last, p.reference_panels.data + panel * kPanel<T> * depth, depth,
-                 scratch.products + i * kProductColumns<T> + panel * kPanel<T> - begin, kProductColumns<T>);
-      }
-    }
-    for (int64_t i = 0; i < rows; ++i) {
-      T* products = scratch.products + i * kProductColumns<T>;
-      if (p.classes.excluded_count > 0) {
-        race<true>(p, first + i, products, begin, end, nearest[i], farthest[i]);
-      } else {
-        race<false>(p, first + i, products, begin, end, nearest[i], farthest[i]);
-      }
-    }
-  }
-  for (int64_t i = 0; i < rows; ++i) {
-    nearest[i].finish(p.negative + (first + i) * p.k);
-    if (p.positive != nullptr) farthest[i].finish(p.positive + first + i);
+void finish(const Select<T>& p, void* races, int64_t first, int64_t last) {
+  for (int64_t i = first; i < last; ++i) {
+    Entry<T>& entry = entries_of<T>(races)[i - first];
+    entry.nearest.finish(p.negative + i * p.k);
+    if (p.positive != nullptr) entry.farthest.finish(p.positive + i);
   }
 }
 
+template <class T>
+void multiply_tile(const Select<T>& p, const Tile& tile, T* products) {
+  const int64_t depth = p.anchor.depth;
+  for (int64_t panel = tile.begin / kPanel<T>; panel * kPanel<T> < tile.end; ++panel) {
+    for (int64_t i = tile.first; i < tile.last; i += kBlockRows) {
+      multiply(p.anchor_panels.data, i, tile.last, p.reference_panels.data + panel * kPanel<T> * depth, depth,
+               products + (i - tile.first) * kProductColumns<T> + panel * kPanel<T> - tile.begin, kProductColumns<T>);
+    }
+  }
+}
+
+template <bool kExclusions, class T>
+void scan_rows_as(const Select<T>& p, const Tile& tile, T* products, Entry<T>* races, bool is_first) {
+  for (int64_t i = tile.first; i < tile.last; ++i, products += kProductColumns<T>, ++races) {
+    const int64_t itself = p.classes.self_offset < 0 ? -1 : p.classes.self_offset + i;
+    if (itself >= tile.begin && itself < tile.end) products[itself - tile.begin] = static_cast<T>(__builtin_nan(""));
+    if (is_first) look_ahead<kExclusions>(p, i, products, tile.begin, tile.end, races->nearest, races->farthest);
+    if (p.positive != nullptr) {
+      sweep<kExclusions, true>(p, i, products, tile.begin, tile.end, races->nearest, races->farthest);
+    } else {
+      sweep<kExclusions, false>(p, i, products, tile.begin, tile.end, races->nearest, races->farthest);
+    }
+  }
+}
+
+template <class T>
+void scan_rows(const Select<T>& p, const Tile& tile, T* products, void* races, bool is_first) {
+  if (p.classes.excluded_count > 0) {
+    scan_rows_as<true>(p, tile, products, entries_of<T>(races), is_first);
+  } else {
+    scan_rows_as<false>(p, tile, products, entries_of<T>(races), is_first);
+  }
+}
+
+// The columns of a tile as anchors of their own, a vector of them at a time.
+template <bool kExclusions, class T>
+void scan_columns_as(const Select<T>& p, const Tile& tile, const T* products, Entry<T>* races, bool is_first) {
+  using V = Values<T>;
+  using L = Labels<T>;
+  const int64_t rows = tile.last - tile.first, columns = tile.end - tile.begin;
+  const T* square = p.reference_panels.square + tile.first;
+  const Label<T>* label = p.classes.reference + tile.first;
+  const int exclusions = p.classes.excluded_count;
+  const L counts_positives = p.positive == nullptr ? L{} : ~L{};
+  for (int64_t j = 0; j < columns; j += kWidth<T>) {
+    const int64_t lanes = columns - j < kWidth<T> ? columns - j : kWidth<T>;
+    const L own = load_as<L>(p.classes.anchor + tile.begin + j);
+    L first = own, second = own;
+    for (int64_t lane = 0; kExclusions && lane < lanes; ++lane) {
+      const Label<T>* excluded = p.classes.excluded + (tile.begin + j + lane) * exclusions;
+      first[lane] = excluded[0];
+      second[lane] = excluded[exclusions - 1];
+    }
+    const auto key_of = [&](int64_t i) __attribute__((always_inline)) {
+      return square[i] - 2 * load_as<V>(products + i * kProductColumns<T> + j);
+    };
+    const auto is_other = [&](int64_t i) __attribute__((always_inline)) {
+      const L other = own != label[i];
+      return kExclusions ? other & (first != label[i]) & (second != label[i]) : other;
+    };
+    if (is_first) {
+      V near = V{} + static_cast<T>(kInfinity), far = near;
+      for (int64_t i = 0; i < rows; ++i) {
+        const V key = key_of(i);
+        near = (is_other(i) & (key < near)) ? key : near;
+        far = ((own == label[i]) & (-key < far)) ? -key : far;
+      }
+      for (int64_t lane = 0; lane < lanes; ++lane) {
+        races[j + lane].nearest.expect(near[lane]);
+        races[j + lane].farthest.expect(far[lane]);
+      }
+    }
+    V near_limit = V{} - static_cast<T>(kInfinity), far_limit = -near_limit;  // no lane behind the last one races
+    for (int64_t lane = 0; lane < lanes; ++lane) {
+      near_limit[lane] = races[j + lane].nearest.limit();
+      far_limit[lane] = -races[j + lane].farthest.limit();
+    }
+    for (int64_t i = 0; i < rows; ++i) {
+      const V key = key_of(i);
+      const L same = own == label[i];
+      const L in_race = (is_other(i) & ~(key > near_limit)) | (same & counts_positives & ~(key < far_limit));
+      unsigned found = lanes_of(in_race);
+      if (__builtin_expect(found == 0, 1)) continue;
+      for (; found != 0; found &= found - 1) {
+        const int lane = __builtin_ctz(found);
+        if (lane >= lanes) continue;
+        Entry<T>& entry = races[j + lane];
+        if (same[lane]) {
+          entry.farthest.push(-key[lane], tile.first + i);
+          far_limit[lane] = -entry.farthest.limit();
+        } else {
+          entry.nearest.push(key[lane], tile.first + i);
+          near_limit[lane] = entry.nearest.limit();
+        }
+      }
+    }
+  }
+}
+
+template <class T>
+void scan_columns(const Select<T>& p, const Tile& tile, const T* products, void* races, bool is_first) {
+  if (p.classes.excluded_count > 0) {
+    scan_columns_as<true>(p, tile, products, entries_of<T>(races), is_first);
+  } else {
+    scan_columns_as<false>(p, tile, products, entries_of<T>(races), is_first);
+  }
+}
+
+template <class T>
+constexpr SelectKernels<T> kernels = {kPanel<T>,       kProductRows, kProductColumns<T>, sizeof(Entry<T>), add_rows<T>,
+                                      scale_rows<T>,   pack<T>,      start<T>,           multiply_tile<T>, scan_rows<T>,
+                                      scan_columns<T>, finish<T>};
+
 }  // namespace
 
-extern const SelectKernels<float> select_floats = {
-    kPanel<float>, kProductRows, kProductColumns<float>, add_rows, scale_rows, pack, select};
-extern const SelectKernels<double> select_doubles = {
-    kPanel<double>, kProductRows, kProductColumns<double>, add_rows, scale_rows, pack, select};
+extern const SelectKernels<float> select_floats = kernels<float>;
+extern const SelectKernels<double> select_doubles = kernels<double>;
 
 }  // namespace amkd::triplet::AMKD_SIMD

@@ -8,7 +8,9 @@
 #include <cmath>
 #include <limits>
 #include <memory>
+#include <mutex>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "../common/cpu_level.h"
@@ -18,8 +20,9 @@
 namespace amkd::triplet {
 namespace {
 
-constexpr int64_t kSampleRows = 64;  // for the common vector: any vector near the rows will do
-constexpr double kOutlier = 256.0;   // times the mean squared length: such rows must not coarsen the others' keys
+constexpr int64_t kSampleRows = 64;      // for the common vector: any vector near the rows will do
+constexpr int64_t kSymmetricBlocks = 4;  // of anchors, from which on half of the products do
+constexpr double kOutlier = 256.0;       // times the mean squared length: such rows must not coarsen the others' keys
 
 #ifdef AMKD_X86
 #define AMKD_AT_LEVEL(kernels) \
@@ -129,6 +132,7 @@ class Labels {
         excluded_count_ <= kMostExcluded && static_cast<int64_t>(outside.size()) == anchors * excluded_count_,
         "exclude_labels: must be [N, E], E at most 2");
     if (!fit(own) || !fit(other) || !fit(outside)) rank(own, other, outside);
+    own.resize(std::max(padded, anchors), 0);
     anchor_.assign(own.begin(), own.end());
     other.resize(padded, 0);
     reference_.assign(other.begin(), other.end());
@@ -191,6 +195,12 @@ struct Packed {
   }
 };
 
+// What `share` should think of products of rows with columns.
+template <class T>
+int64_t cost_of(const Select<T>& p, int64_t rows, int64_t columns) {
+  return std::max<int64_t>(rows * columns * (p.anchor.depth + 16) / 16, 1);
+}
+
 // Marks reference rows far out as exact ones and returns the length of the longest other.
 template <class T>
 double largest_length(T* square, int64_t count) {
@@ -205,6 +215,80 @@ double largest_length(T* square, int64_t count) {
     if (square[j] > largest) largest = square[j];
   }
   return std::sqrt(largest);
+}
+
+template <class T>
+void select_from_reference(const Select<T>& p) {
+  const auto& kernels = select_kernels<T>();
+  const int64_t n = p.anchor.count, references = p.reference.count, columns = kernels.product_columns;
+  // Several pieces a thread, so that a slow one holds up nobody, of rows enough to use what they read.
+  const int64_t threads = torch::stable::get_num_threads();
+  const int64_t rows = std::clamp<int64_t>(n / (4 * threads), 12, kernels.product_rows) / 12 * 12;
+  share((n + rows - 1) / rows, cost_of(p, rows, references), [&](int64_t first_piece, int64_t last_piece) {
+    const Buffer<T> products(kernels.product_rows * columns);
+    const Buffer<Candidate<T>> room(rows * (race_room(p.k) + race_room(1)));
+    const Buffer<char> races(rows * kernels.race_bytes);
+    for (int64_t piece = first_piece; piece < last_piece; ++piece) {
+      const int64_t first = piece * rows, last = std::min(first + rows, n);
+      kernels.start(p, races.get(), room.get(), first, last);
+      for (int64_t begin = 0; begin < references; begin += columns) {
+        const Tile tile{first, last, begin, std::min(begin + columns, references)};
+        kernels.multiply(p, tile, products.get());
+        kernels.scan_rows(p, tile, products.get(), races.get(), begin == 0);
+      }
+      kernels.finish(p, races.get(), first, last);
+    }
+  });
+}
+
+// Where the anchors are the reference set each product serves two rows: only the tiles on and above the diagonal are
+// computed. The races of a block of anchors belong to whoever holds its lock; their outcome does not depend on the
+// order in which they are run.
+template <class T>
+void select_among_themselves(const Select<T>& p) {
+  const auto& kernels = select_kernels<T>();
+  const int64_t n = p.anchor.count, rows = kernels.product_rows, blocks = (n + rows - 1) / rows;
+  const Buffer<char> races(n * kernels.race_bytes);
+  const Buffer<Candidate<T>> room(n * (race_room(p.k) + race_room(1)));
+  const int64_t room_a_block = rows * (race_room(p.k) + race_room(1));
+  const auto races_of = [&](int64_t block) { return races.get() + block * rows * kernels.race_bytes; };
+  const auto each_block = [&](auto body) {
+    share(blocks, 64 * rows, [&](int64_t first, int64_t last) {
+      for (int64_t b = first; b < last; ++b) body(b, b * rows, std::min((b + 1) * rows, n));
+    });
+  };
+  each_block([&](int64_t b, int64_t first, int64_t last) {
+    kernels.start(p, races_of(b), room.get() + b * room_a_block, first, last);
+  });
+
+  struct Block {
+    std::mutex lock;
+    bool has_met = false;
+  };
+  std::vector<Block> state(blocks);
+  std::vector<std::pair<int64_t, int64_t>> tiles;  // along the diagonals: neighbours in time share no block
+  for (int64_t distance = 0; distance < blocks; ++distance) {
+    for (int64_t b = 0; b + distance < blocks; ++b) tiles.emplace_back(b, b + distance);
+  }
+  share(static_cast<int64_t>(tiles.size()), cost_of(p, rows, rows), [&](int64_t first_tile, int64_t last_tile) {
+    const Buffer<T> products(kernels.product_rows * kernels.product_columns);
+    for (int64_t t = first_tile; t < last_tile; ++t) {
+      const auto [a, b] = tiles[t];
+      const Tile tile{a * rows, std::min((a + 1) * rows, n), b * rows, std::min((b + 1) * rows, n)};
+      kernels.multiply(p, tile, products.get());
+      {
+        const std::lock_guard<std::mutex> guard(state[a].lock);
+        kernels.scan_rows(p, tile, products.get(), races_of(a), !state[a].has_met);
+        state[a].has_met = true;
+      }
+      if (a != b) {
+        const std::lock_guard<std::mutex> guard(state[b].lock);
+        kernels.scan_columns(p, tile, products.get(), races_of(b), !state[b].has_met);
+        state[b].has_met = true;
+      }
+    }
+  });
+  each_block([&](int64_t b, int64_t first, int64_t last) { kernels.finish(p, races_of(b), first, last); });
 }
 
 std::tuple<Tensor, Tensor> select(const Tensor& anchor_in, const std::optional<Tensor>& reference_in,
@@ -235,7 +319,8 @@ std::tuple<Tensor, Tensor> select(const Tensor& anchor_in, const std::optional<T
     const int64_t usable = kernels.add_rows(p.reference, 0, references, step, common.data());
     for (double& x : common) x /= std::max<int64_t>(usable, 1);
 
-    const int64_t padded = round_up(std::max(references, n), kernels.product_columns);
+    // A sweep reads whole steps behind the last row.
+    const int64_t padded = round_up(std::max(references, n), kernels.product_columns) + kernels.product_columns;
     const Packed<T> reference_panels(p.reference, common.data(), padded);
     const Packed<T> anchor_panels = reference_in.has_value() ? Packed<T>(p.anchor, common.data(), padded) : Packed<T>();
     p.largest = largest_length(reference_panels.square.get(), references);
@@ -247,18 +332,11 @@ std::tuple<Tensor, Tensor> select(const Tensor& anchor_in, const std::optional<T
     p.positive = find_positive ? data_of<int64_t>(positive) : nullptr;
     p.negative = data_of<int64_t>(negative);
 
-    // Several pieces a thread, so that a slow one holds up nobody, of rows enough to use what they read.
-    const int64_t threads = torch::stable::get_num_threads();
-    const int64_t rows = std::clamp<int64_t>(n / (4 * threads), 12, kernels.product_rows) / 12 * 12;
-    const int64_t pieces = (n + rows - 1) / rows;
-    share(pieces, std::max<int64_t>(rows * references * (p.anchor.depth + 16) / 16, 1),
-          [&](int64_t first, int64_t last) {
-            const Buffer<T> products(kernels.product_rows * kernels.product_columns);
-            const Buffer<Candidate<T>> candidates(rows * (race_room(k) + race_room(1)));
-            for (int64_t i = first; i < last; ++i) {
-              kernels.select(p, {products.get(), candidates.get()}, i * rows, std::min((i + 1) * rows, n));
-            }
-          });
+    if (!reference_in.has_value() && k == 1 && n >= kSymmetricBlocks * kernels.product_rows) {
+      select_among_themselves(p);
+    } else {
+      select_from_reference(p);
+    }
     return 0;
   });
   return {positive, negative};

@@ -77,14 +77,12 @@ struct Select {
   int64_t* negative;  // [N, k]
 };
 
-// What a thread needs for select_rows.
-template <class T>
-struct SelectScratch {
-  T* products;               // product_rows * product_columns
-  Candidate<T>* candidates;  // product_rows * (race_room(1) + race_room(k))
+// Anchors [first, last) by reference rows [begin, end); begin is a multiple of the kernel table's panel_width.
+struct Tile {
+  int64_t first, last, begin, end;
 };
 
-static constexpr int64_t candidates_a_row(int64_t k) { return k == 1 ? 32 : 2 * k + 64; }
+static constexpr int64_t candidates_a_row(int64_t k) { return k == 1 ? 16 : 2 * k + 64; }
 // The k smallest keys find their place behind the candidates.
 static constexpr int64_t race_room(int64_t k) { return candidates_a_row(k) + (k == 1 ? 0 : k); }
 
@@ -153,7 +151,8 @@ struct RowTerms {
 template <class T>
 struct SelectKernels {
   int panel_width;
-  int64_t product_rows, product_columns;
+  int64_t product_rows, product_columns;  // of a tile, at most
+  int64_t race_bytes;                     // that `races` has for each anchor
 
   // Adds every step-th usable row of [first, last) to sum [depth]; returns how many there were.
   int64_t (*add_rows)(const Rows<T>&, int64_t first, int64_t last, int64_t step, double* sum);
@@ -161,8 +160,17 @@ struct SelectKernels {
   void (*scale_rows)(const Rows<T>&, double* scale, int64_t first, int64_t last);
   // Panels [first, last) of rows about `common` [depth].
   void (*pack)(const Rows<T>&, const double* common, T* data, T* square, int64_t first, int64_t last);
-  // Anchors [first, last), at most product_rows of them.
-  void (*select)(const Select<T>&, const SelectScratch<T>&, int64_t first, int64_t last);
+  // For each of anchors [first, last) `races` and `room`, race_room(1) + race_room(k) candidates, begin with those of
+  // `first`.
+  void (*start)(const Select<T>&, void* races, Candidate<T>* room, int64_t first, int64_t last);
+  // `products`: product_rows * product_columns.
+  void (*multiply)(const Select<T>&, const Tile&, T* products);
+  // The tile's anchors meet its reference rows; `races` begin with the first anchor's. is_first: they met none so far.
+  void (*scan_rows)(const Select<T>&, const Tile&, T* products, void* races, bool is_first);
+  // The tile's reference rows as anchors meet its anchors as reference rows, where both are one set and the tile is not
+  // on the diagonal; `races` begin with those of row tile.begin.
+  void (*scan_columns)(const Select<T>&, const Tile&, const T* products, void* races, bool is_first);
+  void (*finish)(const Select<T>&, void* races, int64_t first, int64_t last);
 };
 
 template <class T>

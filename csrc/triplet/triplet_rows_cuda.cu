@@ -109,11 +109,10 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& product_in, const Tenso
 // All pairs stay in U: on a GPU the products with it are taken in fp64, which needs no exceptions.
 Tensor backward(const Tensor& product, const Tensor& /*grad_anchor*/, const Tensor& /*grad_reference*/,
                 const Tensor& grad_total, const Tensor& anchor, const Tensor& reference, const Tensor& anchor_square,
-                const Tensor& reference_square,
-                const std::optional<Tensor>& positive_distance, const std::optional<Tensor>& used,
-                const std::optional<Tensor>& labels, const std::optional<Tensor>& reference_labels,
-                const std::optional<Tensor>& exclude_labels, int64_t self_offset, int64_t distance, double margin,
-                bool semihard, bool fallback, bool soft_margin) {
+                const Tensor& reference_square, const std::optional<Tensor>& positive_distance,
+                const std::optional<Tensor>& used, const std::optional<Tensor>& labels,
+                const std::optional<Tensor>& reference_labels, const std::optional<Tensor>& exclude_labels,
+                int64_t self_offset, int64_t distance, double margin, bool semihard, bool fallback, bool soft_margin) {
   const int32_t device = anchor.get_device_index();
   const torch::stable::accelerator::DeviceGuard guard(device);
   const Arguments call(product, anchor, reference, anchor_square, reference_square, positive_distance, used, labels,

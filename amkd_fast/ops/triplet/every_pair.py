@@ -48,15 +48,15 @@ def centred(rows: Rows, distance: str) -> tuple[Centred, Centred]:
         sets = [torch.where(short_rows(x)[:, None], torch.nan, x.double()) for x in sets]
         sets = [x / torch.linalg.vector_norm(x, dim=1, keepdim=True) for x in sets]
     sample = sets[0][:: -(-sets[0].shape[0] // SAMPLE)]
-    usable = sample.isfinite().all(1, keepdim=True)
+    usable = (sample * 0 == 0).all(1, keepdim=True)
     common = torch.where(usable, sample, 0.0).sum(0) / usable.sum().clamp(min=1)
     out = []
     for x in sets:
         x = (x - common).to(rows.anchor.dtype)
         square = (x * x).sum(1)
-        finite = square.isfinite()
-        expanded = finite if x.shape[1] > EXACT_WIDTH else torch.zeros_like(finite)
-        out.append(Centred(torch.where(finite[:, None], x, 0.0), torch.where(expanded, square, torch.nan)))
+        odd = ~(square < torch.inf)
+        x = x.masked_fill_(odd[:, None], 0.0)
+        out.append(Centred(x, square.masked_fill_(odd if x.shape[1] > EXACT_WIDTH else odd | True, torch.nan)))
     return (out[0], out[0]) if rows.is_batch else (out[1], out[0])
 
 
@@ -101,6 +101,10 @@ def _grads(operators: Operators, rows: Rows, used: Tensor | None, rule: Rule, gr
     for at, product, rest in _chunks(rows, used, rule):
         grad_d_ap.append(operators.rows_backward(product, grad_a[at], grad_r, grad_total[at], *rest))
         u = product.to(exact)  # [n, P]
+        if rows.is_batch and u.shape[0] == u.shape[1]:  # all anchors at once: both directions in one product
+            u = u + u.mT
+            grad_a.addcmul_(u.sum(1, keepdim=True), a_rows).addmm_(u, a_rows, alpha=-1)
+            break
         column_sum += u.sum(0)
         grad_a[at].addcmul_(u.sum(1, keepdim=True), a_rows[at]).addmm_(u, r_rows, alpha=-1)
         grad_r.addmm_(u.mT, a_rows[at], alpha=-1)
