@@ -94,11 +94,11 @@ def truth(call: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> Answer:
     return answer(reference(call), wide)
 
 
-def verify(contestant: Contestant, inputs: tuple[Tensor, ...], expected: Answer) -> Errors:
+def verify(contestant: Contestant, inputs: tuple[Tensor, ...], expected: Answer, limit: float | None = None) -> Errors:
     """Compare with :func:`truth`.
 
     Raises:
-        WrongResult: The error is above :data:`LIMITS`.
+        WrongResult: The error is above ``limit``, by default that of :data:`LIMITS`.
     """
     got = answer(contestant, inputs)
     if (got.grad is None) != (expected.grad is None):
@@ -107,7 +107,7 @@ def verify(contestant: Contestant, inputs: tuple[Tensor, ...], expected: Answer)
         _distance(got.value, expected.value),
         None if expected.grad is None else _distance(got.grad, expected.grad),
     )
-    limit = LIMITS[inputs[0].dtype]
+    limit = LIMITS[inputs[0].dtype] if limit is None else limit
     if not all(error <= limit for error in errors if error is not None):  # a NaN is not
         raise WrongResult(f"{contestant.name}: {errors} against the fp64 reference, allowed is {limit:g}")
     return errors

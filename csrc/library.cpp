@@ -44,9 +44,10 @@ STABLE_TORCH_LIBRARY(amkd_fast, m) {
       "Tensor reference_square, Tensor? positive_distance, Tensor? used, Tensor? labels, Tensor? reference_labels, "
       "Tensor? exclude_labels, int self_offset, int distance, float margin, bool semihard, bool fallback, "
       "bool soft_margin) -> (Tensor total, Tensor counts, Tensor sums)");
-  // With the gradient of total [n]: product becomes U [n, P], so that anchor i moves by rowsum(U) a - U r and reference j
-  // by colsum(U) r - U^T a. Pairs so close that a difference of products would lose their digits may go into grad_anchor
-  // [n, D] and grad_reference [P, D] instead, with 0 in U. Returns the gradient of positive_distance ([0] without one).
+  // With the gradient of total [n]: product becomes U [n, P], so that anchor i moves by rowsum(U) a - U r and reference
+  // j by colsum(U) r - U^T a. Pairs so close that a difference of products would lose their digits may go into
+  // grad_anchor [n, D] and grad_reference [P, D] instead, with 0 in U. Returns the gradient of positive_distance ([0]
+  // without one).
   m.def(
       "triplet_rows_backward(Tensor(a!) product, Tensor(b!) grad_anchor, Tensor(c!) grad_reference, "
       "Tensor grad_total, Tensor anchor, Tensor reference, Tensor anchor_square, Tensor reference_square, "
