@@ -4,7 +4,6 @@
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <limits>
 #include <memory>
@@ -148,8 +147,7 @@ class Labels {
     return std::all_of(labels.begin(), labels.end(), [](int64_t x) { return static_cast<Label<T>>(x) == x; });
   }
 
-  static void rank(std::vector<int64_t>& own, const std::vector<int64_t>& other_in, std::vector<int64_t>& outside) {
-    std::vector<int64_t>& other = const_cast<std::vector<int64_t>&>(other_in);
+  static void rank(std::vector<int64_t>& own, std::vector<int64_t>& other, std::vector<int64_t>& outside) {
     std::vector<int64_t> known = other;
     std::sort(known.begin(), known.end());
     known.erase(std::unique(known.begin(), known.end()), known.end());
