@@ -24,7 +24,7 @@ BACKENDS = ("reference", "cpu", "triton", "cuda")
 WRITTEN = {
     "kl": ("reference", "cpu", "triton", "cuda"),
     "triplet": ("reference", "cpu", "triton", "cuda"),
-    "attack": ("reference",),
+    "attack": ("reference", "cpu"),
 }
 
 # What has compiled and has never run on a GPU is not for users who did not ask for it: ``auto`` passes it over, a call

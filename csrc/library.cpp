@@ -53,4 +53,27 @@ STABLE_TORCH_LIBRARY(amkd_fast, m) {
       "Tensor grad_total, Tensor anchor, Tensor reference, Tensor anchor_square, Tensor reference_square, "
       "Tensor? positive_distance, Tensor? used, Tensor? labels, Tensor? reference_labels, Tensor? exclude_labels, "
       "int self_offset, int distance, float margin, bool semihard, bool fallback, bool soft_margin) -> Tensor");
+
+  // One step of every sample of x [B, ...] into out, which may be x itself. The images and the velocity lie alike,
+  // contiguous or channels_last. x, x0 (none: no ball) and out have one dtype, grad has it too or that of the
+  // arithmetic, which velocity, the numbers a sample (step_sizes, radii, gap [B]) and a channel (lowers, uppers [C])
+  // have; these replace the numbers of the same name in the singular. active: bool [B]. rule: csrc/attack/attack.h.
+  m.def(
+      "attack_step(Tensor(a!) out, Tensor x, Tensor grad, Tensor? x0, Tensor? step_sizes, Tensor? radii, Tensor? gap, "
+      "Tensor(b!)? velocity, Tensor? lowers, Tensor? uppers, Tensor? active, int rule, float step_size, float radius, "
+      "float lower, float upper, float decay, bool project, int top) -> ()");
+  // logits [B, K]; labels and target [B] int64. loss: 0 cross-entropy, 1 boundary (of probabilities where softmax), 2
+  // difference of logits ratio. Returns value [B], grad_logits [B, K], prediction [B] int64 and active [B] bool. A
+  // class out of range is an error on a CPU and makes its row inert on a GPU.
+  m.def(
+      "attack_objective(Tensor logits, Tensor labels, Tensor? target, int loss, bool softmax, bool targeted) "
+      "-> (Tensor value, Tensor grad_logits, Tensor prediction, Tensor active)");
+  // student, teacher [B, K] of one dtype; labels [B] int64; seeds: int64 [], replaces seed. Returns index, base and
+  // target int64 [limit] and valid bool [limit].
+  m.def(
+      "attack_bases(Tensor student, Tensor teacher, Tensor labels, int limit, Tensor? seeds, int seed) "
+      "-> (Tensor index, Tensor base, Tensor target, Tensor valid)");
+  // A class other than base [B] for each row of logits [B, K]; rows [B] int64 (none: 0, 1, ...) are the draws'
+  // counters.
+  m.def("attack_draw(Tensor logits, Tensor base, Tensor? rows, Tensor? seeds, int seed) -> Tensor");
 }

@@ -7,11 +7,25 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from places import moving, stand_on
 
 from amkd_fast import philox
-from amkd_fast.ops.attack import attack_objective, attack_step, draw_targets, select_boundary_bases
+from amkd_fast.ops import attack
 
+OPERATION = "attack"
 SHAPE = (5, 3, 4, 4)
+
+
+attack_step = moving(attack.attack_step, in_place=("momentum", "out"))
+attack_objective = moving(attack.attack_objective)
+draw_targets, select_boundary_bases = moving(attack.draw_targets), moving(attack.select_boundary_bases)
+
+
+@pytest.fixture(autouse=True)
+def _on_each_backend(device):
+    before = stand_on(device)
+    yield
+    stand_on(before)
 
 
 def draw(*shape, seed=0, dtype=torch.float64):

@@ -206,6 +206,18 @@ AMKD_INLINE Floats larger(Floats a, Floats b) {
 }
 AMKD_INLINE double larger(double a, double b) { return a > b ? a : b; }
 
+// a < b ? a : b, likewise.
+AMKD_INLINE Floats smaller(Floats a, Floats b) {
+#if defined(__AVX512F__)
+  return bits<Floats>(_mm512_min_ps(bits<__m512>(a), bits<__m512>(b)));
+#elif defined(__AVX2__)
+  return bits<Floats>(_mm256_min_ps(bits<__m256>(a), bits<__m256>(b)));
+#else
+  return a < b ? a : b;
+#endif
+}
+AMKD_INLINE double smaller(double a, double b) { return a < b ? a : b; }
+
 AMKD_INLINE double sum_lanes(Floats v) {
   return across(v, [](Floats a, Floats b) { return a + b; });
 }

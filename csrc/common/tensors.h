@@ -39,7 +39,7 @@ inline Tensor new_empty(const Tensor& like, std::initializer_list<int64_t> sizes
 inline void check_device(const Tensor& tensor, const char* name, const Tensor& like) {
   STD_TORCH_CHECK(
       tensor.is_cuda() == like.is_cuda() && (!like.is_cuda() || tensor.get_device_index() == like.get_device_index()),
-      name, ": must be on the device of student");
+      name, ": must be on the device of the first tensor");
 }
 
 // The data of an optional tensor with one element for each row of `like`, checked, or null. `hold` keeps a contiguous

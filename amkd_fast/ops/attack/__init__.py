@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from amkd_fast import backends, checks, philox
-from amkd_fast.ops.attack import arguments, reference
+from amkd_fast.ops.attack import arguments, operators, reference
+from amkd_fast.ops.attack.function import FusedStep
+from amkd_fast.ops.attack.operators import Operators, Step
 from amkd_fast.ops.attack.reference import BoundaryBases
 
 __all__ = ["BoundaryBases", "attack_objective", "attack_step", "draw_targets", "select_boundary_bases"]
+
+_OPERATORS: dict[str, Operators | None] = {"reference": None}
+if backends.build_info() is not None:
+    from amkd_fast.ops.attack import native
+
+    _OPERATORS["cpu"] = _OPERATORS["cuda"] = native.operators
 
 
 def attack_step(
@@ -89,26 +98,14 @@ def attack_step(
     checks.finite("decay", decay)
     if not 0.0 < checks.finite("top", top) <= 1.0:
         raise ValueError(f"top={top!r}: must lie above 0 and at most at 1")
-    backends.select("attack", x.device)
+    call = Step(x0, step_size, eps, norm, norm_power, gap, momentum, decay, lower, upper, active, project, top)
+    _, fast = _serving(x)
     if x.numel() == 0:
         return x.clone() if out is None else out
-    moved, velocity = reference.attack_step(
-        x,
-        grad,
-        x0=x0,
-        step_size=step_size,
-        eps=eps,
-        norm=norm,
-        norm_power=norm_power,
-        gap=gap,
-        velocity=momentum,
-        decay=decay,
-        lower=lower,
-        upper=upper,
-        active=active,
-        project=project,
-        top=top,
-    )
+    follows = torch.is_grad_enabled() and (x.requires_grad or grad.requires_grad)
+    if fast is not None:
+        return FusedStep.apply(x, grad, fast, call) if follows else operators.step(fast, x, grad, out, call)
+    moved, velocity = reference.attack_step(x, grad, **call._asdict())
     if momentum is not None:
         momentum.copy_(velocity.detach())
     return moved if out is None else out.copy_(moved)
@@ -142,13 +139,14 @@ def attack_objective(
     Returns:
         ``(value, grad_logits, prediction, active)``: value [B] in float32 (float64 for float64 logits); its gradient
         [B, K] in the dtype of the logits, ready for ``torch.autograd.grad(logits, x, grad_logits)``; prediction int64
-        [B], the lowest index among equal logits; active bool [B], True while the attack has not reached its aim. A row
-        whose logits hold a NaN or whose value is not finite has gradient 0 and is not active. Nothing carries a graph.
+        [B], the lowest index among equal logits; active bool [B], True while the attack has not reached its aim. The
+        value of a row whose logits hold a NaN is NaN; a row whose value is not finite has gradient 0 and is not
+        active. Nothing carries a graph.
 
     Raises:
         TypeError: A dtype or a type differs from the above.
-        ValueError: A shape, a device or a value breaks a rule above. Classes out of range are found on a CPU only;
-            looking at them on a GPU would wait for it.
+        ValueError: A shape, a device or a value breaks a rule above. Classes out of range are found on a CPU only,
+            as looking at them on a GPU would wait for it; there the fast backends give such a row the value NaN.
 
     Example:
         >>> import torch, amkd_fast as af
@@ -168,8 +166,13 @@ def attack_objective(
     if target is not None:
         arguments.check_classes("target", target, logits)
     checks.same_device(logits=logits, labels=labels, target=target)
-    backends.select("attack", logits.device)
-    return reference.attack_objective(logits, labels, loss, target, score, targeted)
+    backend, fast = _serving(logits)
+    if backend != "cpu":  # whose operator looks itself
+        arguments.check_range("labels", labels, logits)
+        arguments.check_range("target", target, logits)
+    if fast is None:
+        return reference.attack_objective(logits, labels, loss, target, score, targeted)
+    return operators.objective(fast, logits, labels, loss, target, score, targeted)
 
 
 def select_boundary_bases(
@@ -218,8 +221,10 @@ def select_boundary_bases(
         raise ValueError(f"teacher.shape={tuple(teacher.shape)}: must have at least 2 classes")
     checks.same_device(student=student, teacher=teacher, labels=labels)
     philox.check_seed(seed, teacher.device)
-    backends.select("attack", teacher.device)
-    return reference.select_boundary_bases(student, teacher, labels, limit, seed)
+    _, fast = _serving(teacher)
+    if fast is None:
+        return reference.select_boundary_bases(student, teacher, labels, limit, seed)
+    return BoundaryBases(*operators.bases(fast, student, teacher, labels, limit, seed))
 
 
 def draw_targets(logits: Tensor, base: Tensor, *, seed: int | Tensor, rows: Tensor | None = None) -> Tensor:
@@ -258,5 +263,19 @@ def draw_targets(logits: Tensor, base: Tensor, *, seed: int | Tensor, rows: Tens
         checks.integer("rows", rows)
         checks.shape("rows", rows, (logits.shape[0],), "one counter per row")
         rows = rows.long()
-    backends.select("attack", logits.device)
-    return reference.draw_targets(logits, base, seed, rows)
+    backend, fast = _serving(logits)
+    if backend != "cpu":
+        arguments.check_range("base", base, logits)
+    if fast is None:
+        return reference.draw_targets(logits, base, seed, rows)
+    return operators.draw(fast, logits, base, seed, rows)
+
+
+def _serving(tensor: Tensor) -> tuple[str, Operators | None]:
+    """The backend that serves a call on ``tensor``'s device, and its operators: None for the reference."""
+    name = backends.select("attack", tensor.device.type)
+    if name == "triton" and name not in _OPERATORS:
+        from amkd_fast.ops.attack import triton  # not at the top: importing amkd_fast does not import triton
+
+        _OPERATORS["triton"] = triton.operators
+    return name, _OPERATORS[name]

@@ -103,9 +103,15 @@ def check_logits(name: str, value: object) -> None:
 
 
 def check_classes(name: str, value: object, logits: Tensor) -> None:
-    """``value`` must be one class in [0, K) for every row of ``logits``."""
+    """``value`` must be one class for every row of ``logits``."""
     checks.integer(name, value)
     checks.shape(name, value, (logits.shape[0],), "one class per row")
+
+
+def check_range(name: str, value: Tensor | None, logits: Tensor) -> None:
+    """The classes must lie in [0, K), where looking costs no device synchronisation."""
+    if value is None:
+        return
     if value.device.type == "cpu" and value.numel() and not torch.compiler.is_compiling():
         low, high = (int(bound) for bound in torch.aminmax(value))
         if low < 0 or high >= logits.shape[1]:

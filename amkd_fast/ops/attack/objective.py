@@ -28,7 +28,8 @@ def attack_objective(
         else:
             value, gradient = _dlr(z, labels, rival, targeted)
 
-    usable = torch.isfinite(value) & torch.isfinite(gradient).all(1) & ~torch.isnan(z).any(1)
+    value = torch.where(torch.isnan(z).any(1), torch.nan, value)
+    usable = torch.isfinite(value) & torch.isfinite(gradient).all(1)
     gradient = torch.where(usable[:, None], gradient, 0.0).to(logits.dtype)
     unfinished = prediction != target if targeted else prediction == labels
     return value, gradient, prediction, unfinished & usable

@@ -58,12 +58,12 @@ def attack_step(
         moves = moves & torch.isfinite(reach / peak)
     g, peak = torch.where(moves, g, 1.0), torch.where(moves, peak, 1.0)
 
-    moved = wide + torch.where(moves, reach, 0.0) * _heading(g / peak, peak, norm, norm_power, top)
+    moved = wide + torch.where(moves, reach, 0.0) * _heading(g, peak, norm, norm_power, top)
+    largest = torch.finfo(work).max
+    moved = moved.clamp(-largest, largest)  # the ball can pull back what is finite
     if radius is not None:
         moved = _into_ball(moved, x0.to(work), radius, norm)
-    # fmax and fmin let a NaN bound pass by instead of handing it on.
-    moved = moved if low is None else torch.fmax(moved, low)
-    moved = moved if high is None else torch.fmin(moved, high)
+    moved = _within(moved, low, high)
     limit = torch.finfo(x.dtype).max
     moved = moved.clamp(-limit, limit).to(x.dtype)
     if radius is not None:
@@ -82,22 +82,28 @@ def project_l1(difference: Tensor, radius: Tensor) -> Tensor:
     return torch.where(size.sum(1, keepdim=True) > radius, difference.sign() * shrunk, difference)
 
 
-def _heading(unit: Tensor, peak: Tensor, norm: str, norm_power: int, top: float) -> Tensor:
-    """Direction of ascent for g = ``peak`` x ``unit``; the largest entry of ``unit`` is 1: no norm overflows."""
+def top_count(top: float, size: int) -> int:
+    """How many of ``size`` coordinates an l1 step moves at least."""
+    return max(1, math.ceil(top * size))
+
+
+def _heading(g: Tensor, peak: Tensor, norm: str, norm_power: int, top: float) -> Tensor:
+    """Direction of ascent; ``peak`` is the largest entry of g."""
     if norm == "linf":
-        return unit.sign()
+        return g.sign()
     if norm == "l1":
-        size = unit.abs().flatten(1)  # [B, n]
-        largest = size.topk(max(1, math.ceil(top * size.shape[1])), dim=1).values[:, -1]
-        chosen = (unit.abs() >= _per_sample(largest, unit)) & (unit != 0)
-        return torch.where(chosen, unit.sign(), 0.0) / chosen.sum(_sample_dims(unit), keepdim=True)
+        size = g.abs().flatten(1)  # [B, n]
+        largest = size.topk(top_count(top, size.shape[1]), dim=1).values[:, -1]
+        chosen = (g.abs() >= _per_sample(largest, g)) & (g != 0)
+        return torch.where(chosen, g.sign(), 0.0) / chosen.sum(_sample_dims(g), keepdim=True)
+    unit = g / peak  # so that no norm overflows
     length = torch.linalg.vector_norm(unit, dim=_sample_dims(unit), keepdim=True)
     return unit / length if norm_power == 1 else unit / (length.square() * peak)
 
 
 def _into_ball(moved: Tensor, x0: Tensor, radius: Tensor, norm: str) -> Tensor:
     if norm == "linf":
-        return torch.fmin(torch.fmax(moved, x0 - radius), x0 + radius)
+        return _within(moved, x0 - radius, x0 + radius)
     difference = moved - x0
     if norm == "l1":
         inside = project_l1(difference.flatten(1), radius.flatten(1)).view_as(difference)
@@ -107,6 +113,15 @@ def _into_ball(moved: Tensor, x0: Tensor, radius: Tensor, norm: str) -> Tensor:
     peak = torch.where(peak > 0, peak, 1.0)
     length = peak * torch.linalg.vector_norm(difference / peak, dim=_sample_dims(moved), keepdim=True)
     return torch.where(length > radius, x0 + difference * (radius / length), moved)
+
+
+def _within(moved: Tensor, low: Tensor | None, high: Tensor | None) -> Tensor:
+    """Clip; a NaN bound bounds nothing, and a NaN that was in the sample stays."""
+    if low is not None:
+        moved = torch.where(moved < low, low, moved)
+    if high is not None:
+        moved = torch.where(moved > high, high, moved)
+    return moved
 
 
 def _without_blocked(x: Tensor, g: Tensor, direction: Tensor, low: Tensor | None, high: Tensor | None) -> Tensor:

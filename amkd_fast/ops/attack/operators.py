@@ -1,0 +1,170 @@
+"""The operators that every fast backend of the attack family has, and how the public functions' arguments reach them.
+
+`csrc/library.cpp` states the schemas; the Triton operators have the same with the suffix `_triton`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from amkd_fast.ops.attack.steps import top_count
+
+NAMES = ("attack_step", "attack_objective", "attack_bases", "attack_draw")
+LOSSES = ("ce", "boundary", "dlr")  # the position is the operators' `loss` number
+INF = float("inf")
+
+
+class Operators(NamedTuple):
+    """The operators of one backend."""
+
+    step: Callable
+    objective: Callable
+    bases: Callable
+    draw: Callable
+
+
+class Step(NamedTuple):
+    """A call of `attack_step` besides ``out``, ``x`` and ``grad``: the arguments of the specification."""
+
+    x0: Tensor | None
+    step_size: float | Tensor
+    eps: float | Tensor | None
+    norm: str
+    norm_power: int
+    gap: Tensor | None
+    velocity: Tensor | None
+    decay: float
+    lower: float | Tensor | None
+    upper: float | Tensor | None
+    active: Tensor | None
+    project: bool
+    top: float
+
+
+def registered(suffix: str = "") -> Operators:
+    """The operators `amkd_fast::attack_*` with ``suffix``, made known to torch.compile."""
+    for name, fake in zip(NAMES, (fake_step, fake_objective, fake_bases, fake_draw), strict=True):
+        torch.library.register_fake(f"amkd_fast::{name}{suffix}", fake)
+    return Operators(*(getattr(torch.ops.amkd_fast, f"{name}{suffix}").default for name in NAMES))
+
+
+def work_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What images and logits of ``dtype`` are computed in."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def step(operators: Operators, x: Tensor, grad: Tensor, out: Tensor | None, call: Step) -> Tensor:
+    """Run the step operator; the velocity of ``call`` changes in place."""
+    work = work_dtype(x.dtype)
+    x = _dense(x)
+    images = (grad, call.x0 if call.eps is not None else None, call.velocity)
+    grad, x0, velocity = (image if image is None else _lying_like(x, image) for image in images)
+    into = out if out is not None and _alike(x, out) else torch.empty_like(x)
+    numbers, tensors = [], []
+    pairs = ((call.step_size, 0.0), (call.eps, 0.0), (call.lower, -INF), (call.upper, INF))
+    for value, nothing in pairs:
+        given = isinstance(value, Tensor)
+        tensors.append(_row(value, work) if given else None)
+        numbers.append(nothing if given or value is None else float(value))
+    step_sizes, radii, lowers, uppers = tensors
+    gap = None if call.gap is None else _row(call.gap, work)
+    rule = {"linf": 0, "l2": 1, "l1": 2, "boundary": 2 + call.norm_power}[call.norm]
+    operators.step(
+        into, x, grad, x0, step_sizes, radii, gap, velocity, lowers, uppers, call.active, rule, *numbers, call.decay,
+        call.project, top_count(call.top, x[0].numel()),
+    )  # fmt: skip
+    if velocity is not call.velocity:
+        call.velocity.copy_(velocity)
+    return into if out is None or into is out else out.copy_(into)
+
+
+def objective(
+    operators: Operators, logits: Tensor, labels: Tensor, loss: str, target: Tensor | None, score: str, targeted: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Run the objective operator."""
+    target = None if target is None else target.long()
+    softmax = score == "softmax"
+    try:
+        return operators.objective(logits.detach(), labels.long(), target, LOSSES.index(loss), softmax, targeted)
+    except RuntimeError as error:
+        raise _named(error) from None
+
+
+def bases(operators: Operators, student: Tensor, teacher: Tensor, labels: Tensor, limit: int, seed: int | Tensor):
+    """Run the selection operator."""
+    if student.dtype != teacher.dtype:
+        dtype = torch.promote_types(student.dtype, teacher.dtype)
+        student, teacher = student.to(dtype), teacher.to(dtype)
+    return operators.bases(student.detach(), teacher.detach(), labels.long(), limit, *_seed(seed))
+
+
+def draw(operators: Operators, logits: Tensor, base: Tensor, seed: int | Tensor, rows: Tensor | None) -> Tensor:
+    """Run the operator that draws targets."""
+    try:
+        return operators.draw(logits.detach(), base.long(), rows, *_seed(seed))
+    except RuntimeError as error:
+        raise _named(error) from None
+
+
+def fake_step(*_) -> None:
+    """Returns nothing: the result is in ``out``."""
+
+
+def fake_objective(logits, *_):
+    """(value, grad_logits, prediction, active)."""
+    rows = logits.shape[:1]
+    return (
+        logits.new_empty(rows, dtype=work_dtype(logits.dtype)),
+        logits.new_empty(logits.shape),
+        logits.new_empty(rows, dtype=torch.int64),
+        logits.new_empty(rows, dtype=torch.bool),
+    )
+
+
+def fake_bases(student, teacher, labels, limit, *_):
+    """(index, base, target, valid)."""
+    columns = (student.new_empty((limit,), dtype=torch.int64) for _ in range(3))
+    return (*columns, student.new_empty((limit,), dtype=torch.bool))
+
+
+def fake_draw(logits, *_):
+    """One class a row."""
+    return logits.new_empty(logits.shape[:1], dtype=torch.int64)
+
+
+def _dense(x: Tensor) -> Tensor:
+    x = x.detach()
+    if x.is_contiguous() or (x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)):
+        return x
+    return x.contiguous()
+
+
+def _lying_like(x: Tensor, image: Tensor) -> Tensor:
+    image = image.detach()
+    return image if _alike(x, image) else torch.empty_like(x, dtype=image.dtype).copy_(image)
+
+
+def _alike(x: Tensor, image: Tensor) -> bool:
+    """Whether flat positions agree; strides of dimensions of size 1 may differ and mean nothing."""
+    return image.stride() == x.stride() or (x.is_contiguous() and image.is_contiguous())
+
+
+def _row(value: Tensor, dtype: torch.dtype) -> Tensor:
+    return value.detach().to(dtype).contiguous()
+
+
+def _named(error: RuntimeError) -> Exception:
+    """The ValueError in what the CPU operator says about a class out of range; another error stays what it is."""
+    _, _, rule = str(error).partition("classes: ")
+    return ValueError(rule.splitlines()[0]) if rule else error
+
+
+def _seed(seed: int | Tensor) -> tuple[Tensor | None, int]:
+    """The low 64 bits of an int as the operators' signed number, or the tensor."""
+    if isinstance(seed, Tensor):
+        return seed, 0
+    return None, (seed + 2**63) % 2**64 - 2**63
