@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks import attack_rivals
 from benchmarks.contest import Contestant
 
 METRIC_LEARNING = "pytorch-metric-learning"
@@ -118,16 +119,32 @@ def boundary_step(step_size: float, lower: float, upper: float) -> list[Contesta
     return _both("boundary step", step)
 
 
+def boundary_objective() -> list[Contestant]:
+    """Value, gradient in the logits, prediction and active flag of f_k − f_b: by autograd, and written down."""
+
+    def autograd(logits: Tensor, base: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        leaf = logits.detach().requires_grad_()
+        value = (leaf.gather(1, target[:, None]) - leaf.gather(1, base[:, None]))[:, 0]
+        (grad,) = torch.autograd.grad(value.sum(), leaf)
+        prediction = logits.argmax(1)
+        return value.detach(), grad, prediction, prediction == base
+
+    def closed(logits: Tensor, base: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        value = (logits.gather(1, target[:, None]) - logits.gather(1, base[:, None]))[:, 0]
+        grad = torch.zeros_like(logits).scatter_(1, target[:, None], 1.0).scatter_(1, base[:, None], -1.0)
+        prediction = logits.argmax(1)
+        return value, grad, prediction, prediction == base
+
+    return [Contestant("eager autograd", autograd), *_both("objective", closed)]
+
+
 def missing() -> dict[str, str]:
     """Libraries that belong into the comparison and are not in it, with the reason."""
-    later = {
-        "liger-kernel": ("liger_kernel", "its kernels need a GPU: not part of the CPU groups"),
-        "torchattacks": ("torchattacks", "joins with the fast attack kernels"),
-    }
-    found = {
-        name: reason if find_spec(module) else f"not installed; {reason}" for name, (module, reason) in later.items()
-    }
-    return found if find_spec("pytorch_metric_learning") else {METRIC_LEARNING: "not installed", **found}
+    reason = "its kernels need a GPU: not part of the CPU groups"
+    found = {"liger-kernel": reason if find_spec("liger_kernel") else f"not installed; {reason}"}
+    if not find_spec("pytorch_metric_learning"):
+        found[METRIC_LEARNING] = "not installed"
+    return {**found, **attack_rivals.missing()}
 
 
 def _both(name: str, call: Callable[..., Tensor]) -> list[Contestant]:

@@ -715,7 +715,6 @@ def test_targeted_attack_goes_to_its_target(loss):
         (lambda net: BoundaryAttack(net, step_size=-1.0), ValueError, "step_size=-1.0"),
         (lambda net: BoundaryAttack(net, refine=-1), ValueError, "refine=-1"),
         (lambda net: BoundaryAttack(net, retarget=3), ValueError, "retarget=3"),
-        (lambda net: BoundaryAttack(net, capture=True), NotImplementedError, "capture=True"),
         (lambda net: BoundaryAttack(net, capture="yes"), ValueError, "capture='yes'"),
         (lambda net: BoundaryAttack(lambda x: x), TypeError, "model is a function"),
         (lambda net: BoundaryAttack(net)(torch.zeros(3)), ValueError, "images.shape"),

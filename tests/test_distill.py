@@ -20,13 +20,16 @@ import torch
 
 pytest.importorskip("lightning", reason="the extra `train` is not installed")
 
+from amkd_fast.distill import boundaries, errors, experiment, files, methods, networks, robustness
 from amkd_fast.distill import data as datasets
-from amkd_fast.distill import errors, experiment, files, methods, networks
+from amkd_fast.distill.bar import bar
 from amkd_fast.distill.checkpoint import load_network
 from amkd_fast.distill.cli import main
 from amkd_fast.distill.data import Batch, Batches
 from amkd_fast.distill.methods import Moment
+from amkd_fast.distill.plan import Plan
 from amkd_fast.distill.settings import BN_POLICIES, METHODS, Settings
+from amkd_fast.distill.subject import images_for
 
 ROOT = Path(__file__).parents[1]
 TINY = {
@@ -473,3 +476,182 @@ def test_plain_loop_example():
     path = ROOT / "examples" / "plain_loop.py"
     assert len(path.read_text().splitlines()) < 80
     assert runpy.run_path(str(path))["main"]() > 80.0
+
+
+# --- evaluate: attacks, tables, files
+
+
+def test_robust_accuracy_by_radius_norm_and_kept_iterate(teacher_file, tmp_path, capsys):
+    out = tmp_path / "found.json"
+    words = ["evaluate", str(teacher_file), "--attack", "pgd", "--limit", "100", "--steps", "4", "--output", str(out)]
+    assert main([*words, "--eps", "0", "0.05", "0.3", "--batch-size", "64"]) == 0
+    printed = capsys.readouterr()
+    assert printed.err == ""  # no bar without a terminal
+    assert "on 100 clean test images" in printed.out
+    assert "95 % interval" in printed.out
+    result = json.loads(out.read_text())
+    rows = result["pgd"]
+    assert [row["eps"] for row in rows] == [0.0, 0.05, 0.3]
+    assert rows[0]["right"] == result["clean"]["right"]
+    assert rows[0]["accuracy"] > rows[1]["accuracy"] > rows[2]["accuracy"]
+    for row in (result["clean"], *rows):
+        low, high = row["interval95"]
+        assert low <= row["accuracy"] == row["right"] / row["images"] <= high
+        assert row["images"] == 100
+    assert result["kind"] == "evaluate"
+    assert result["plan"]["limit"] == 100
+    assert {"amkd_fast", "torch", "device"} <= set(result["environment"])
+    last = rows[1]["right"]
+    options = ["--keep", "first", "--restarts", "2", "--loss", "dlr"]
+    assert main([*words, "--overwrite", "--eps", "0.05", *options, "--step-size", "0.03"]) == 0
+    line = capsys.readouterr().out.splitlines()[1]
+    assert line.startswith("under PGD (linf, eps 0.05, 4 steps, 2 restarts, loss dlr, keep first): ")
+    assert json.loads(out.read_text())["pgd"][0]["right"] <= last + 2
+    for norm, eps in (("l2", "0.5"), ("l1", "3")):
+        assert main([*words, "--overwrite", "--norm", norm, "--eps", eps]) == 0
+        assert f"({norm}, eps {eps}, 4 steps)" in capsys.readouterr().out
+        assert json.loads(out.read_text())["pgd"][0]["right"] < result["clean"]["right"]
+
+
+def test_a_radius_in_pixels_is_one_in_pixels(teacher_file, monkeypatch):
+    network, about = load_network(teacher_file)
+    found = []
+    count = robustness.robust_accuracy
+
+    def spy(view, batches, attack, **options):
+        images, labels = (torch.cat(part) for part in zip(*batches, strict=True))
+        found.append((images, attack(images, labels, seed=1).images))
+        return count(view, batches, attack, **options)
+
+    monkeypatch.setattr(robustness, "robust_accuracy", spy)
+    for norm, order, eps in (("linf", torch.inf, 0.1), ("l2", 2, 0.7), ("l1", 1, 3.0)):
+        plan = Plan(str(teacher_file), attack="pgd", norm=norm, eps=(eps,), limit=50)
+        _, data = images_for(plan, network, about)
+        robustness.measure(network, data, plan, False)
+        clean, attacked = (data.pixels(images) for images in found[-1])
+        assert attacked.min() >= -1e-6
+        assert attacked.max() <= 1 + 1e-6
+        distance = torch.linalg.vector_norm((attacked - clean).flatten(1), order, dim=1)
+        assert distance.max() <= eps * (1 + 1e-4)
+        assert distance.max() > 0.9 * eps
+
+
+def test_limited_images_come_from_every_class(tmp_path):
+    pets = picture_folder(tmp_path / "pets", classes=("bird", "cat", "dog"))
+    settings = Settings(data=str(pets), image_size=8)
+    network = networks.build(0, width=2, blocks=1, channels=3, classes=3)
+    data = datasets.load(settings)
+    about = experiment.describe("student", 0, data, settings)
+    for limit in (3, 6, 17, 18, 99, 0):
+        _, found = images_for(Plan("net.ckpt", limit=limit), network, about)
+        counts = torch.bincount(found.test.labels, minlength=3)
+        assert counts.sum() == min(limit or 18, 18)
+        assert counts.max() - counts.min() <= 1
+    torch.testing.assert_close(found.test.images, data.test.images)
+
+
+def test_boundary_report_and_similarity(teacher_file, tmp_path, capsys):
+    out = tmp_path / "found.json"
+    words = ["evaluate", str(teacher_file), "--attack", "boundary", "--limit", "60", "--output", str(out)]
+    assert main([*words, "--compare", str(teacher_file), "--batch-size", "32"]) == 0
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    assert "MagSim 1.000 ± 0.000" in printed.out
+    assert "AngSim 1.000 ± 0.000" in printed.out
+    result = json.loads(out.read_text())
+    assert list(result["boundary"]) == ["official", "paper", "zoo", "near_boundary"]
+    for found in result["boundary"].values():
+        assert found["images"] == result["clean"]["right"]
+        assert sum(found["shares"].values()) == pytest.approx(1.0)
+        assert found["distance"] == sorted(found["distance"])
+        assert found["distance"][0] > 0.0
+    similarity = result["similarity"]
+    assert similarity["attempted"] == 9 * similarity["bases"] == 9 * result["clean"]["right"]
+    assert similarity["count"] + sum(similarity["pairs_left_out"].values()) == similarity["attempted"]
+
+    other = tmp_path / "other.ckpt"
+    checkpoint = torch.load(teacher_file, weights_only=True)
+    checkpoint["amkd_fast"].update(mean=[0.25], std=0.5)
+    torch.save(checkpoint, other)
+    words = [*words, "--overwrite", "--steps", "5"]
+    assert main([*words, "--compare", str(other), "--preset", "paper", "--targets", "runner_up", "--progress"]) == 0
+    assert "(paper, runner_up target)" in capsys.readouterr().out
+    similarity = json.loads(out.read_text())["similarity"]
+    assert similarity["attempted"] == similarity["bases"] > 0
+
+
+def test_a_network_with_another_normalisation(digits):
+    network = networks.build(0, width=2, blocks=1, channels=1, classes=10).eval()
+    pixels = digits.pixels(digits.test.images[:20])
+    want = network((pixels - 0.25) / 0.5)
+    got = boundaries.Renormalised(network, digits, (0.25,), 0.5)(digits.test.images[:20])
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+
+
+def test_words_of_evaluate_that_do_not_go_together(teacher_file, tmp_path, capsys):
+    def complaint(*words):
+        assert main(["evaluate", str(teacher_file), *words]) == 2
+        return one_line(capsys)
+
+    assert "--eps: is for --attack pgd, not for --attack none" in complaint("--eps", "0.1")
+    assert "--step-size: is for --attack pgd" in complaint("--attack", "boundary", "--step-size", "0.1")
+    assert "--compare: is for --attack boundary" in complaint("--attack", "pgd", "--compare", "x.ckpt")
+    assert "--targets: is for --compare" in complaint("--attack", "boundary", "--targets", "every")
+    assert "--steps: is for --attack" in complaint("--steps", "3")
+    assert "--overwrite: is for --output" in complaint("--overwrite")
+    assert "at least 0 and finite" in complaint("--attack", "pgd", "--eps", "0.1", "inf")
+    assert "l7" in complaint("--attack", "pgd", "--norm", "l7")
+    assert "at least 1" in complaint("--attack", "pgd", "--restarts", "0")
+    assert "x.ckpt: no such file" in complaint("--attack", "boundary", "--limit", "5", "--compare", "x.ckpt")
+    assert "is a folder" in complaint("--output", str(tmp_path))
+    assert "there is no folder" in complaint("--output", str(tmp_path / "no" / "found.json"))
+    (tmp_path / "found.json").write_text("precious")
+    assert "--overwrite" in complaint("--output", str(tmp_path / "found.json"))
+    assert (tmp_path / "found.json").read_text() == "precious"
+
+
+def test_a_failed_evaluation_leaves_the_earlier_file(teacher_file, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "found.json"
+    out.write_text("precious")
+
+    def full(_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files.os, "fsync", full)
+        assert main(["evaluate", str(teacher_file), "--output", str(out), "--overwrite"]) == 2
+    assert one_line(capsys).endswith("found.json: No space left on device")
+    assert out.read_text() == "precious"
+    assert os.listdir(tmp_path) == ["found.json"]
+    assert main(["evaluate", str(teacher_file), "--output", str(out), "--overwrite"]) == 0
+    assert set(json.loads(out.read_text())) == {"kind", "environment", "method", "plan", "settings", "clean"}
+
+
+def test_networks_that_an_evaluation_cannot_use(teacher_file, tmp_path, capsys):
+    checkpoint = torch.load(teacher_file, weights_only=True)
+    for name, value in (("std", [0.3]), ("std", 0.0), ("std", float("nan")), ("mean", [0.1, 0.2]), ("mean", 0.3)):
+        wrong = copy.deepcopy(checkpoint)
+        wrong["amkd_fast"][name] = value
+        torch.save(wrong, tmp_path / "wrong.ckpt")
+        assert main(["evaluate", str(tmp_path / "wrong.ckpt")]) == 2
+        assert f"{name} {value!r} is not one number" in one_line(capsys)
+        words = ["evaluate", str(teacher_file), "--attack", "boundary", "--limit", "5", "--compare"]
+        assert main([*words, str(tmp_path / "wrong.ckpt")]) == 2
+        assert f"{name} {value!r} is not one number" in one_line(capsys)
+    pets = picture_folder(tmp_path / "pets")
+    words = ["--data", str(pets), "--image-size", "8", "--epochs", "1", "--student-width", "2"]
+    assert main(["train", "--method", "student", *words, "--output", str(tmp_path / "out")]) == 0
+    two = str(tmp_path / "out" / "best.ckpt")
+    assert main(["evaluate", two, "--attack", "pgd", "--loss", "dlr"]) == 2
+    assert "needs at least 3 classes, the data has 2" in one_line(capsys)
+    assert main(["evaluate", str(teacher_file), "--attack", "boundary", "--limit", "5", "--compare", two]) == 2
+    assert "is for 2 classes and 3 channels" in one_line(capsys)
+
+
+def test_progress_bar(capsys):
+    with bar("counting", True) as report:
+        report(1, 2)
+        report(2, None)
+    with bar("nothing", False) as report:
+        assert report is None
+    assert capsys.readouterr().out == ""

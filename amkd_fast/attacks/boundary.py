@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -11,10 +10,11 @@ from torch import Tensor, nn
 
 from amkd_fast import checks
 from amkd_fast.attacks import engine
+from amkd_fast.attacks.capture import Graphs, check_capture
 from amkd_fast.attacks.frozen import FrozenModel
+from amkd_fast.attacks.search import Search
 from amkd_fast.attacks.surroundings import undisturbed
-from amkd_fast.ops.attack import attack_objective, attack_step, draw_targets
-from amkd_fast.ops.attack.objective import best_other
+from amkd_fast.ops.attack import attack_objective
 
 
 class Status(IntEnum):
@@ -95,8 +95,9 @@ class BoundaryAttack:
     [V]: as read in public code. ``near_boundary`` is ours. The presets ``paper``, ``zoo`` and ``near_boundary`` mean
     the valid pixel range of the images' own normalisation, which only the caller knows: give ``lower`` and ``upper``.
 
-    The attack runs eagerly on a CPU and, in this version, on a GPU, with one host synchronisation a step for the early
-    exit. It honours an autocast context around the call. The caller's random state is put back afterwards.
+    The attack stops when the last sample has arrived. Eagerly that costs one host synchronisation a step; with
+    ``capture`` a step is a CUDA graph, and its outcome is read while the next step runs. It honours an autocast context
+    around the call (eagerly). The caller's random state is put back afterwards.
 
     Args:
         model: The network, or a view of it by :func:`amkd_fast.attacks.frozen`; a module is frozen with the defaults.
@@ -109,14 +110,15 @@ class BoundaryAttack:
         retarget: Keep a sample that landed in a third class as one of that class; None takes the preset's.
         lower: Smallest pixel value, a number or one per channel [C], in the units of the images.
         upper: Largest pixel value, likewise.
-        capture: ``"auto"`` or False. This version captures no CUDA graph.
+        capture: Replay steps from a CUDA graph, recorded once for each size of batch (rounded up, so that similar
+            batches share it). True; False; or ``"auto"``, which is False until a GPU has confirmed the recordings. What
+            cannot be recorded runs eagerly, with one warning; ``attack.graphs.reason`` says why.
         compact: Take finished samples out of the batch; True, False or ``"auto"``, which is True on a CPU.
         logits_of: Picks the logits [B, K] from the outputs of a model that has several.
 
     Raises:
         TypeError: An argument has another type than the above.
         ValueError: An argument's value breaks a rule above.
-        NotImplementedError: ``capture`` is True.
 
     Example:
         >>> import torch, amkd_fast as af
@@ -146,7 +148,7 @@ class BoundaryAttack:
     ) -> None:
         checks.choice("preset", preset, PRESETS)
         engine.check_count("steps", steps, 1)
-        engine.check_capture(capture)
+        check_capture(capture)
         engine.check_switch("compact", compact, "auto")
         if step_size is not None:
             checks.positive("step_size", step_size)
@@ -165,7 +167,7 @@ class BoundaryAttack:
         self.model = engine.as_frozen(model)
         self.steps = steps
         self.settings = PRESETS[preset]._replace(**{name: value for name, value in given.items() if value is not None})
-        self.compact = compact
+        self.compact, self.capture, self.graphs = compact, capture, Graphs()
         self.logits_of = logits_of
 
     def __call__(
@@ -201,153 +203,27 @@ class BoundaryAttack:
         engine.check_rows("target", target, images)
         engine.check_rows("valid", valid, images, flags=True)
         with undisturbed(images.device), torch.no_grad():
-            search = _Search(self, images, base, target, valid, seed, record_gaps)
+            search = Search(self, images, base, target, valid, seed, record_gaps)
             search.step_until_done()
             search.bisect()
-            return search.result()
+            return self._samples(search)
 
-
-class _Search:
-    """One batch on its way. Full-length tensors hold the results; ``rows`` are those still in the working batch."""
-
-    def __init__(self, attack: BoundaryAttack, images, base, target, valid, seed, record_gaps) -> None:
-        settings = attack.settings
-        device, count = images.device, images.shape[0]
-        self.settings, self.limit = settings, attack.steps
-        self.network: Callable = attack.model.network(images)
-        self.logits_of = attack.logits_of
-        self.compact = device.type == "cpu" if attack.compact == "auto" else attack.compact
-        self.bounds = {name: engine.to_device(getattr(settings, name), device) for name in ("lower", "upper")}
-        self.seed = seed
-        self.original = images
-        self.images = engine.own(images)
-        self.inside = self.images.clone() if settings.refine else None  # the last point inside the base class
-        self.base = None if base is None else base.long()
-        self.target = None if target is None else target.long()
-        self.valid = torch.ones(count, dtype=torch.bool, device=device) if valid is None else valid
-        self.steps = torch.zeros(count, dtype=torch.int64, device=device)
-        self.logits = None
-        self.gaps = [] if record_gaps else None
-        drop = self.compact and valid is not None
-        self.rows = valid.nonzero()[:, 0] if drop else torch.arange(count, device=device)
-
-    def step_until_done(self) -> None:
-        if self.rows.numel() == 0:
-            self._begin(self.original.new_zeros((0, engine.count_classes(self.network, self.logits_of, self.original))))
-            return
-        x, alive = self.images[self.rows], self.valid[self.rows]
-        for step in range(self.limit + 1):
-            last = step == self.limit
-            logits, leaf = engine.evaluate(self.network, self.logits_of, x, grad=not last)
-            if step == 0:
-                self._begin(logits)
-            self._put(self.logits, logits, alive)
-            gap, grad_logits, active = self._objective(logits, alive)
-            alive = alive & active
-            if last:
-                return
-            keep = alive.nonzero()[:, 0] if self.compact else None
-            if not (keep.numel() if self.compact else bool(alive.any())):
-                return
-            grad = engine.input_gradient(logits, leaf, torch.where(alive[:, None], grad_logits, 0.0))
-            del logits, leaf
-            if self.compact and keep.numel() < alive.numel():
-                self.rows, x, alive, gap, grad = (part[keep] for part in (self.rows, x, alive, gap, grad))
-            self.steps.index_add_(0, self.rows, alive.long())
-            if self.inside is not None:
-                self._put(self.inside, x, alive)
-            power = self.settings.norm_power
-            options = {"norm": "boundary", "norm_power": power, "project": self.settings.project, **self.bounds}
-            x = attack_step(x, grad, step_size=self.settings.step_size, gap=gap, active=alive, **options)
-            self._put(self.images, x, alive)
-
-    def bisect(self) -> None:
-        crossed = self._left_base(self.logits, self.base) & self.valid & (self.steps > 0)
-        if not self.settings.refine:
-            return
-        self.rows = crossed.nonzero()[:, 0] if self.compact else torch.arange(crossed.numel(), device=crossed.device)
-        if self.rows.numel() == 0:
-            return
-        work = torch.promote_types(self.images.dtype, torch.float32)
-        inside, outside = self.inside[self.rows], self.images[self.rows]
-        base, crossed = self.base[self.rows], crossed[self.rows]
-        for _ in range(self.settings.refine):
-            middle = torch.lerp(inside.to(work), outside.to(work), 0.5).to(inside.dtype)
-            logits, _ = engine.evaluate(self.network, self.logits_of, middle, grad=False)
-            beyond = crossed & self._left_base(logits, base)
-            self._put(self.logits, logits, beyond)
-            flags = beyond.view(-1, *[1] * (middle.dim() - 1))
-            short = (crossed & (logits.argmax(1) == base)).view_as(flags)
-            inside, outside = torch.where(short, middle, inside), torch.where(flags, middle, outside)
-        self._put(self.images, outside, crossed)
-
-    def result(self) -> BoundarySamples:
-        value, _, prediction, _ = self._evaluate_objective(self.logits, self.base, self.target)
-        moved, left = self.steps > 0, prediction != self.base
-        landed = torch.where(prediction == self.target, Status.CROSSED, Status.THIRD)
-        status = torch.where(left, torch.where(moved, landed, Status.OUTSIDE), Status.UNCROSSED)
-        status = torch.where(_usable(self.logits) & torch.isfinite(value), status, Status.FAILED)
-        status = torch.where(self.valid, status, Status.PADDED)
-        accepted = status == Status.CROSSED
-        if self.settings.accept == "all":
-            accepted = status <= Status.OUTSIDE
-        target = self.target
-        if self.settings.retarget:
+    def _samples(self, search: Search) -> BoundarySamples:
+        settings, logits, base, target = self.settings, search.logits, search.base, search.target
+        value, _, prediction, _ = attack_objective(logits, base, loss="boundary", target=target, score=settings.score)
+        landed = torch.where(prediction == target, Status.CROSSED, Status.THIRD)
+        left = torch.where(search.steps > 0, landed, Status.OUTSIDE)
+        status = torch.where(prediction != base, left, Status.UNCROSSED)
+        status = torch.where(torch.isfinite(value), status, Status.FAILED)
+        status = torch.where(search.valid, status, Status.PADDED)
+        accepted = status <= Status.OUTSIDE if settings.accept == "all" else status == Status.CROSSED
+        if settings.retarget:
             third = status == Status.THIRD
             accepted = accepted | third
             target = torch.where(third, prediction, target)
-            value = self._evaluate_objective(self.logits, self.base, target)[0]
-        images = torch.empty_like(self.original).copy_(self.images)
-        gaps = None if self.gaps is None else self._trajectory()
-        gap = torch.where(self.valid, -value, 0.0)
-        return BoundarySamples(images, self.logits, target, status, self.steps, gap, accepted, self.base, gaps)
-
-    def _begin(self, logits: Tensor) -> None:
-        """Size the results and settle bases and targets by the logits on the clean images."""
-        count = self.valid.numel()
-        self.logits = logits.new_zeros((count, logits.shape[1])).detach()
-        if self.base is None:
-            self.base = self._spread(logits.argmax(1))
-        if self.target is None:
-            base = self.base[self.rows]
-            seeded = self.seed is not None
-            drawn = draw_targets(logits, base, seed=self.seed, rows=self.rows) if seeded else best_other(logits, base)
-            self.target = self._spread(drawn)
-
-    def _objective(self, logits: Tensor, alive: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        base, target = self.base[self.rows], self.target[self.rows]
-        value, grad_logits, prediction, active = self._evaluate_objective(logits, base, target)
-        if self.gaps is not None:
-            seen = value
-            if self.settings.retarget:
-                effective = torch.where(prediction == base, target, prediction)
-                seen = self._evaluate_objective(logits, base, effective)[0]
-            current = self.gaps[-1].clone() if self.gaps else value.new_full(self.valid.shape, torch.nan)
-            self._put(current, -seen, alive)
-            self.gaps.append(current)
-        return -value, grad_logits, active
-
-    def _evaluate_objective(self, logits: Tensor, base: Tensor, target: Tensor):
-        return attack_objective(logits, base, loss="boundary", target=target, score=self.settings.score)
-
-    def _trajectory(self) -> Tensor:
-        """[steps + 1, M]: the rows after the early exit repeat the last one."""
-        if not self.gaps:
-            return self.logits.new_full((self.limit + 1, self.valid.numel()), torch.nan)
-        return torch.stack(self.gaps + self.gaps[-1:] * (self.limit + 1 - len(self.gaps)))
-
-    def _put(self, full: Tensor, part: Tensor, flags: Tensor) -> None:
-        """Write the flagged samples of the working batch to their rows."""
-        flags = flags.view(-1, *[1] * (part.dim() - 1))
-        full.index_copy_(0, self.rows, torch.where(flags, part.detach(), full[self.rows]))
-
-    def _spread(self, part: Tensor) -> Tensor:
-        return part.new_zeros(self.valid.numel()).index_copy_(0, self.rows, part)
-
-    @staticmethod
-    def _left_base(logits: Tensor, base: Tensor) -> Tensor:
-        return (logits.argmax(1) != base) & _usable(logits)
-
-
-def _usable(logits: Tensor) -> Tensor:
-    return ~torch.isnan(logits).any(1)
+            value = attack_objective(logits, base, loss="boundary", target=target, score=settings.score)[0]
+        images = torch.empty_like(search.original).copy_(search.images)
+        gap = torch.where(search.valid, -value, 0.0)
+        gaps = search.trajectory()
+        logits = torch.where(search.valid[:, None], logits, 0.0) if search.some_padded else logits
+        return BoundarySamples(images, logits, target, status, search.steps, gap, accepted, base, gaps)

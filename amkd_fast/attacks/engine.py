@@ -12,19 +12,12 @@ from amkd_fast.attacks.frozen import FrozenModel, frozen
 from amkd_fast.ops.attack.arguments import check_bound
 
 LogitsOf = Callable[[object], Tensor]
+Evaluate = Callable[..., tuple[Tensor, Tensor]]  # `evaluate` below with its network and logits_of
 
 
 def as_frozen(model: nn.Module | FrozenModel) -> FrozenModel:
     """Take a view as it is; make the default one of a module."""
     return model if isinstance(model, FrozenModel) else frozen(model)
-
-
-def check_capture(capture: object) -> None:
-    """``capture`` must be "auto" or False: there are no CUDA graphs in this version."""
-    if capture is True:
-        raise NotImplementedError("capture=True: this version runs attacks eagerly; use capture='auto' or False")
-    if capture is not False:
-        checks.choice("capture", capture, ("auto", False, True))
 
 
 def check_switch(name: str, value: object, *others: object) -> None:
@@ -69,9 +62,17 @@ def to_device(bound: float | Tensor | None, device: torch.device) -> float | Ten
     return bound.to(device) if isinstance(bound, Tensor) else bound
 
 
-def own(images: Tensor) -> Tensor:
+def clipped(x: Tensor, lower: float | Tensor | None, upper: float | Tensor | None) -> Tensor:
+    """``x`` [m, C, ...] inside bounds that are numbers or [C]; a NaN bound bounds nothing."""
+    for bound, clip in ((lower, torch.fmax), (upper, torch.fmin)):
+        if bound is not None:
+            x = clip(x, torch.as_tensor(bound).to(x).reshape(1, -1, *[1] * (x.dim() - 2)))
+    return x
+
+
+def own(images: Tensor, memory_format: torch.memory_format) -> Tensor:
     """A private, detached copy that autograd accepts."""
-    return images.detach().clone()
+    return images.detach().clone(memory_format=memory_format)
 
 
 def evaluate(network: Callable, logits_of: LogitsOf | None, x: Tensor, *, grad: bool) -> tuple[Tensor, Tensor]:
@@ -97,7 +98,6 @@ def input_gradient(logits: Tensor, leaf: Tensor, grad_logits: Tensor) -> Tensor:
     return torch.autograd.grad(logits, leaf, grad_logits)[0]
 
 
-def count_classes(network: Callable, logits_of: LogitsOf | None, images: Tensor) -> int:
+def count_classes(evaluate: Evaluate, images: Tensor) -> int:
     """K, where no image is left to ask."""
-    blank = images.new_zeros((1, *images.shape[1:]))
-    return evaluate(network, logits_of, blank, grad=False)[0].shape[1]
+    return evaluate(images.new_zeros((1, *images.shape[1:])), grad=False)[0].shape[1]

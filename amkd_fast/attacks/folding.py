@@ -63,8 +63,8 @@ class FoldedNetwork:
         self.update()
 
     @torch.no_grad()
-    def update(self) -> None:
-        """Take over the present parameters and buffers, in place."""
+    def update(self) -> bool:
+        """Take over the present parameters and buffers; False: in place."""
         own = tensors(self._copy)
         for name, value in tensors(self._model).items():
             own[name].copy_(value)
@@ -72,6 +72,7 @@ class FoldedNetwork:
             weight, bias = _fold(self._model.get_submodule(convolution), self._model.get_submodule(norm))
             folded.weight.copy_(weight)
             folded.bias.copy_(bias)
+        return False
 
     def __call__(self, x: Tensor):
         return self._network(x)

@@ -25,12 +25,14 @@ class FrozenModel:
         model: The network it shows; never changed.
         folded: Whether BatchNorm is folded. Decided when a batch is first seen, False before.
         reason: Why it is not folded although it was asked for; empty otherwise.
+        generation: Rises whenever the network runs on other tensors than before, not when their numbers change.
     """
 
     def __init__(self, model: nn.Module, fold_batchnorm: bool, channels_last: bool, dtype: torch.dtype | None) -> None:
         self.model = model
         self.folded = False
         self.reason = ""
+        self.generation = 0
         self._fold_batchnorm = fold_batchnorm
         self._channels_last = channels_last
         self._dtype = dtype
@@ -51,10 +53,15 @@ class FrozenModel:
                 self._build(x)
         elif versions != self._versions:
             with torch.inference_mode(False):
-                self._run.update()
+                self.generation += self._run.update()
         self._versions = versions
         self._structure = structure if x.shape[0] else None  # an empty batch proves nothing: build again next time
         return self._evaluate
+
+    def memory_format(self, images: Tensor) -> torch.memory_format:
+        """The memory format that ``images`` are run in, once :meth:`network` has seen such a batch."""
+        last = self._run_channels_last and images.dim() == 4
+        return torch.channels_last if last else torch.contiguous_format
 
     def refresh(self) -> None:
         """Build the view anew on the next call: for changes that leave no trace in tensor versions (``p.data.mul_()``,
@@ -66,6 +73,7 @@ class FrozenModel:
 
     def _build(self, x: Tensor) -> None:
         self.folded, self.reason = False, ""
+        self.generation += 1
         self._native = next((value.dtype for value in tensors(self.model).values() if value.is_floating_point()), None)
         plain = _PlainNetwork(self.model)
         # Whatever the model itself raises comes out here, before anything is tried on it.
@@ -158,7 +166,8 @@ class _PlainNetwork:
         self.update()
 
     @torch.no_grad()
-    def update(self) -> None:
+    def update(self) -> bool:
+        """Take over the present parameters and buffers; True: they are other tensors now."""
         own = {}
         for name, value in tensors(self._model).items():
             detached = value.detach()
@@ -171,6 +180,7 @@ class _PlainNetwork:
             if self._channels_last and own[name].dim() == 4:
                 own[name] = own[name].contiguous(memory_format=torch.channels_last)
         self._tensors = own
+        return True
 
     def __call__(self, x: Tensor):
         with _evaluating(self._model):

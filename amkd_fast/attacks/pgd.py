@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -10,10 +9,10 @@ from torch import Tensor, nn
 
 from amkd_fast import checks, philox
 from amkd_fast.attacks import engine
+from amkd_fast.attacks.capture import Graphs, check_capture
+from amkd_fast.attacks.descent import Descent
 from amkd_fast.attacks.frozen import FrozenModel
-from amkd_fast.attacks.start import random_start
 from amkd_fast.attacks.surroundings import undisturbed
-from amkd_fast.ops.attack import attack_objective, attack_step
 from amkd_fast.ops.attack.arguments import LOSSES
 
 KEEPS = ("last", "best", "first")
@@ -43,8 +42,8 @@ class PGD:
     FGSM (Goodfellow et al. 2015) is ``steps=1`` with ``step_size=eps``, its default there; MI-FGSM (Dong et al. 2018)
     is ``momentum=1.0`` with ``step_size=eps / steps``. The steps are :func:`amkd_fast.attack_step`'s.
 
-    The attack runs eagerly on a CPU and, in this version, on a GPU; only ``keep="first"`` and restarts synchronise with
-    the host. It honours an autocast context around the call. The caller's random state is put back afterwards.
+    Only ``keep="first"`` and restarts synchronise with the host, with ``capture`` only restarts. The attack honours an
+    autocast context around the call (eagerly). The caller's random state is put back afterwards.
 
     Args:
         model: The network, or a view of it by :func:`amkd_fast.attacks.frozen`; a module is frozen with the defaults.
@@ -64,14 +63,15 @@ class PGD:
             first; or ``"first"``, the first adversarial one, at which the sample is finished (else the last).
         project: As in :func:`amkd_fast.attack_step`.
         top: As in :func:`amkd_fast.attack_step`.
-        capture: ``"auto"`` or False. This version captures no CUDA graph.
+        capture: Replay steps from a CUDA graph, recorded once for each size of batch (rounded up, so that similar
+            batches share it). True; False; or ``"auto"``, which is False until a GPU has confirmed the recordings. What
+            cannot be recorded runs eagerly, with one warning; ``attack.graphs.reason`` says why.
         compact: Take finished samples out of the batch; True, False or ``"auto"``, which is True on a CPU.
         logits_of: Picks the logits [B, K] from the outputs of a model that has several.
 
     Raises:
         TypeError: An argument has another type than the above.
         ValueError: An argument's value breaks a rule above.
-        NotImplementedError: ``capture`` is True.
 
     Example:
         >>> import torch, amkd_fast as af
@@ -107,7 +107,7 @@ class PGD:
     ) -> None:
         engine.check_count("steps", steps, 1)
         engine.check_count("restarts", restarts, 1)
-        engine.check_capture(capture)
+        check_capture(capture)
         engine.check_switch("compact", compact, "auto")
         for name, value in (("random_start", random_start), ("targeted", targeted), ("project", project)):
             engine.check_switch(name, value)
@@ -130,7 +130,7 @@ class PGD:
         self.lower, self.upper = lower, upper
         self.objective = {"loss": loss, "targeted": targeted}
         self.step = {"norm": norm, "project": project, "top": top}
-        self.compact = compact
+        self.compact, self.capture, self.graphs = compact, capture, Graphs()
         self.logits_of = logits_of
 
     def __call__(
@@ -169,134 +169,8 @@ class PGD:
         if self.objective["targeted"] and target is None:
             raise ValueError("target=None: must be given for a targeted attack")
         with undisturbed(images.device), torch.no_grad():
-            run = _Run(self, images, labels, target, valid, seed)
+            descent = Descent(self, images, labels, target, valid, seed)
             for restart in range(self.restarts):
-                if not run.survivors(restart):
+                if not descent.run(restart):
                     break
-                run.descend(restart)
-            return run.result()
-
-
-class _Run:
-    """One batch on its way. Full-length tensors hold the results; ``rows`` are those still in the working batch."""
-
-    def __init__(self, attack: PGD, images, labels, target, valid, seed) -> None:
-        device, count = images.device, images.shape[0]
-        self.attack, self.original, self.seed = attack, images, seed
-        self.network: Callable = attack.model.network(images)
-        self.compact = device.type == "cpu" if attack.compact == "auto" else attack.compact
-        self.bounds = {name: engine.to_device(getattr(attack, name), device) for name in ("lower", "upper")}
-        self.clean = engine.own(images)
-        self.images = self.clean.clone()
-        self.labels = None if labels is None else labels.long()
-        self.target = None if target is None else target.long()
-        self.valid = torch.ones(count, dtype=torch.bool, device=device) if valid is None else valid
-        self.steps = torch.zeros(count, dtype=torch.int64, device=device)
-        self.known = torch.zeros(count, dtype=torch.bool, device=device)  # an iterate has been recorded
-        self.adversarial = self.known.clone()
-        self.logits = self.value = None
-
-    def survivors(self, restart: int) -> bool:
-        """Choose the samples of this restart; False when none is left."""
-        wanted = self.valid & ~self.adversarial
-        count = wanted.numel()
-        every = torch.arange(count, device=wanted.device)
-        if self.compact:
-            self.rows = wanted.nonzero()[:, 0]
-        else:
-            self.rows = every if restart == 0 or bool(wanted.any()) else every[:0]
-        self.alive = wanted[self.rows]
-        return self.rows.numel() > 0
-
-    def descend(self, restart: int) -> None:
-        attack, alive = self.attack, self.alive
-        if self.labels is None:
-            self._predict_labels()
-        x0 = self.clean[self.rows]
-        x = self._start(x0, restart, alive) if attack.random_start else x0
-        work = torch.promote_types(x.dtype, torch.float32)
-        velocity = None if attack.momentum is None else torch.zeros_like(x, dtype=work)
-        for step in range(attack.steps + 1):
-            last = step == attack.steps
-            logits, leaf = self._logits(x, grad=not last)
-            value, grad_logits, success, open_ = self._objective(logits)
-            done = alive & ~open_ if attack.keep == "first" else torch.zeros_like(alive)
-            if last or attack.keep != "last":
-                offered = alive if last or attack.keep == "best" else done
-                self._record(x, logits, value, success, offered)
-            alive = alive & ~done
-            if last:
-                return
-            if attack.keep == "first":
-                keep = alive.nonzero()[:, 0] if self.compact else None
-                if not (keep.numel() if self.compact else bool(alive.any())):
-                    return
-            grad = engine.input_gradient(logits, leaf, torch.where(alive[:, None], grad_logits, 0.0))
-            del logits, leaf
-            if attack.keep == "first" and self.compact and keep.numel() < alive.numel():
-                self.rows, x, x0, grad, alive = (part[keep] for part in (self.rows, x, x0, grad, alive))
-                velocity = None if velocity is None else velocity[keep]
-            self.steps.index_add_(0, self.rows, alive.long())
-            x = self._step(x, grad, x0, velocity, alive)
-
-    def result(self) -> PGDSamples:
-        if self.logits is None:
-            classes = engine.count_classes(self.network, self.attack.logits_of, self.original)
-            self._allocate(self.original.new_zeros((0, classes), dtype=torch.float32), None)
-        images = torch.empty_like(self.original).copy_(self.images)
-        return PGDSamples(images, self.logits, self.adversarial, self.steps, self.value)
-
-    def _step(self, x, grad, x0, velocity, alive) -> Tensor:
-        attack = self.attack
-        decay = 1.0 if attack.momentum is None else attack.momentum
-        sizes = {"step_size": self._rows_of(attack.step_size), "eps": self._rows_of(attack.eps)}
-        return attack_step(
-            x, grad, x0=x0, momentum=velocity, decay=decay, active=alive, **sizes, **self.bounds, **attack.step
-        )
-
-    def _start(self, x0: Tensor, restart: int, alive: Tensor) -> Tensor:
-        eps = self._rows_of(self.attack.eps)
-        start = random_start(x0, eps, self.attack.step["norm"], self.rows, self.seed, restart)
-        ones = [1] * (x0.dim() - 2)
-        for bound, clip in ((self.bounds["lower"], torch.fmax), (self.bounds["upper"], torch.fmin)):
-            if bound is not None:
-                start = clip(start, torch.as_tensor(bound).to(start).reshape(1, -1, *ones))
-        return torch.where(alive.view(-1, 1, *ones), start, x0)
-
-    def _objective(self, logits: Tensor):
-        target = None if self.target is None else self.target[self.rows]
-        value, grad_logits, prediction, open_ = attack_objective(
-            logits, self.labels[self.rows], target=target, **self.attack.objective
-        )
-        reached = prediction == target if self.attack.objective["targeted"] else prediction != self.labels[self.rows]
-        success = reached & torch.isfinite(value) & ~torch.isnan(logits).any(1)
-        return value, grad_logits, success, open_
-
-    def _record(self, x: Tensor, logits: Tensor, value: Tensor, success: Tensor, offered: Tensor) -> None:
-        """Take the offered iterates that are better than what their rows hold."""
-        if self.logits is None:
-            self._allocate(logits, value)
-        before = self.adversarial[self.rows]
-        better = success & ~before | ~self.known[self.rows]
-        if self.attack.keep == "best":
-            better = better | ((success == before) & (value > self.value[self.rows]))
-        better = better & offered
-        parts = ((self.images, x), (self.logits, logits), (self.value, value), (self.adversarial, success))
-        for full, part in (*parts, (self.known, torch.ones_like(success))):
-            flags = better.view(-1, *[1] * (part.dim() - 1))
-            full.index_copy_(0, self.rows, torch.where(flags, part.detach(), full[self.rows]))
-
-    def _allocate(self, logits: Tensor, value: Tensor | None) -> None:
-        count = self.valid.numel()
-        self.logits = logits.new_zeros((count, logits.shape[1])).detach()
-        self.value = (logits if value is None else value).new_zeros(count)
-
-    def _predict_labels(self) -> None:
-        logits, _ = engine.evaluate(self.network, self.attack.logits_of, self.clean[self.rows], grad=False)
-        self.labels = torch.zeros_like(self.steps).index_copy_(0, self.rows, logits.argmax(1))
-
-    def _logits(self, x: Tensor, *, grad: bool) -> tuple[Tensor, Tensor]:
-        return engine.evaluate(self.network, self.attack.logits_of, x, grad=grad)
-
-    def _rows_of(self, value: float | Tensor) -> float | Tensor:
-        return value.to(self.rows.device)[self.rows] if isinstance(value, Tensor) else value
+            return PGDSamples(*descent.result())

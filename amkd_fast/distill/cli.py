@@ -9,6 +9,7 @@ from dataclasses import fields
 from typing import Any, NoReturn
 
 from amkd_fast.distill.errors import UserError, require_extra
+from amkd_fast.distill.plan import Plan
 from amkd_fast.distill.settings import METHODS, Settings
 
 BAD_INPUT = 2
@@ -60,29 +61,24 @@ def _abandon_stdout() -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
+    values = vars(options)
+    if options.command == "evaluate":
+        plan = Plan.from_options({field.name: values[field.name] for field in fields(Plan) if field.name in values})
+
     # Only now, with the arguments known to be good: torch and lightning take seconds to import.
     import torch
 
     from amkd_fast.distill import methods
 
-    values = vars(options)
     given = {field.name: values[field.name] for field in fields(Settings) if field.name in values}
     settings = Settings(**given)
     device = _device(options.device)
     torch.set_num_threads(_threads(options.threads, settings))
+    progress = sys.stderr.isatty() if options.progress is None else options.progress
     if options.command == "evaluate":
         from amkd_fast.distill.evaluate import evaluate
 
-        evaluate(
-            options.checkpoint,
-            data_path=values.get("data"),
-            attack=options.attack,
-            eps=options.eps,
-            step_size=options.eps / 4 if options.step_size is None else options.step_size,
-            steps=options.steps,
-            seed=options.seed,
-            device=device,
-        )
+        evaluate(plan, device=device, progress=progress)
         return
     methods.check(settings)
     common = {
@@ -90,7 +86,7 @@ def _run(options: argparse.Namespace) -> None:
         "teacher_path": options.teacher,
         "overwrite": options.overwrite,
         "device": device,
-        "progress": sys.stderr.isatty() if options.progress is None else options.progress,
+        "progress": progress,
     }
     if options.command == "compare":
         from amkd_fast.distill.compare import compare
@@ -144,14 +140,8 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--jobs", type=_whole(0), default=0, help="runs at a time; 0: as many as the CPU has room for")
     _add_output(compare, "runs/compare")
 
-    evaluate = commands.add_parser("evaluate", help="accuracy of a checkpoint")
-    evaluate.add_argument("checkpoint", help="a .ckpt of train or compare")
-    evaluate.add_argument("--data", default=argparse.SUPPRESS, help="other data than it was trained with")
-    evaluate.add_argument("--attack", choices=("none", "pgd"), default="none")
-    evaluate.add_argument("--eps", type=_number(0.0), default=0.1, help="linf radius, pixels in [0, 1] (default: 0.1)")
-    evaluate.add_argument("--step-size", type=_number(0.0, above=True), help="default: eps / 4")
-    evaluate.add_argument("--steps", type=_whole(1), default=10)
-    evaluate.add_argument("--seed", type=_whole(0), default=0)
+    evaluate = commands.add_parser("evaluate", help="accuracy of a checkpoint, clean and attacked; its boundaries")
+    _add_evaluation(evaluate)
     _add_machine(evaluate)
 
     for command in (train, compare):
@@ -164,16 +154,52 @@ def _add_output(parser: argparse.ArgumentParser, default: str) -> None:
     parser.add_argument("--output", default=default, help=f"result folder (default: {default})")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier result once this one is complete")
     parser.add_argument("--teacher", help="checkpoint of a teacher; default: train one")
-    parser.add_argument(
-        "--progress", action=argparse.BooleanOptionalAction, help="progress bars; default: on a terminal"
-    )
 
 
 def _add_machine(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--progress", action=argparse.BooleanOptionalAction, help="progress bars; default: on a terminal"
+    )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument(
         "--threads", type=_whole(0), default=0, help="CPU threads; 0: one for digits, else torch's choice"
     )
+
+
+def _add_evaluation(parser: argparse.ArgumentParser) -> None:
+    from amkd_fast.distill import plan as p
+    from amkd_fast.distill import settings as s
+
+    def add(name: str, group: Any = parser, **more: Any) -> None:
+        group.add_argument("--" + name, default=argparse.SUPPRESS, **more)
+
+    parser.add_argument("checkpoint", help="a .ckpt of train or compare")
+    add("data", help="other data than it was trained with")
+    add("attack", choices=p.ATTACKS, help="pgd: robust accuracy; boundary: how the presets reach it (default: none)")
+    add("steps", type=_whole(1), help=f"of an attack (default: {Plan.steps})")
+    add("seed", type=_whole(0), help=f"of random starts and targets (default: {Plan.seed})")
+    add("batch-size", type=_whole(1), help=f"images attacked together (default: {Plan.batch_size})")
+    add("limit", type=_whole(0), help="test images, taken evenly over the set; 0: all (default)")
+    add("output", metavar="FILE.json", help="write settings, versions and results there")
+    add("overwrite", action="store_true", help="replace that file")
+
+    pgd = parser.add_argument_group("with --attack pgd")
+    add("eps", pgd, type=_number(0.0), nargs="+", help="radius or several, pixels in [0, 1] (default: 0.1)")
+    add("step-size", pgd, type=_number(0.0, above=True), help="default: 2.5 eps / steps, eps in a single step")
+    add("norm", pgd, choices=p.NORMS, help=f"default: {Plan.norm}")
+    add("restarts", pgd, type=_whole(1), help="runs on what the ones before left right (default: 1)")
+    add("loss", pgd, choices=p.LOSSES, help=f"default: {Plan.loss}")
+    add(
+        "keep",
+        pgd,
+        choices=p.KEEPS,
+        help=f"the iterate that counts; first, best: any that fools (default: {Plan.keep})",
+    )
+
+    boundary = parser.add_argument_group("with --attack boundary")
+    add("compare", boundary, metavar="OTHER.ckpt", help="MagSim and AngSim against this network as the teacher")
+    add("preset", boundary, choices=s.PRESETS, help=f"attack of --compare (default: {Plan.preset})")
+    add("targets", boundary, choices=p.TARGETS, help=f"classes of --compare (default: {Plan.targets})")
 
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:

@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
+#include <limits>
 #include <memory>
 #include <vector>
 
@@ -56,21 +57,35 @@ const DrawKernel* draw_kernels() { AMKD_AT_LEVEL(draw_kernels); }
 
 // The bound of every coordinate of a sample, channel by channel.
 template <class W>
-void spread(const StepArguments& p, const void* channels, double scalar, W* out) {
+void spread(const StepWork& p, const void* channels, double scalar, double none, W* out) {
   const W* bounds = static_cast<const W*>(channels);
   for (int64_t k = 0; k < p.size; ++k) {
-    out[k] = bounds == nullptr ? static_cast<W>(scalar) : bounds[k / p.run % p.channels];
+    const double bound = bounds == nullptr ? scalar : bounds[k / p.run % p.channels];
+    out[k] = static_cast<W>(saturated(bound, none, p.largest));
+  }
+}
+
+double largest_of(ScalarType type) {
+  switch (type) {
+    case ScalarType::Double:
+      return std::numeric_limits<double>::max();
+    case ScalarType::Half:
+      return 65504.0;
+    case ScalarType::BFloat16:
+      return 0x1.fep127;
+    default:
+      return std::numeric_limits<float>::max();
   }
 }
 
 template <class W>
 void step_all(const StepArguments& arguments) {
-  StepWork p{arguments, nullptr, nullptr};
+  StepWork p{arguments, largest_of(arguments.type), nullptr, nullptr};
   std::unique_ptr<W[]> table;
   if ((p.lowers != nullptr || p.uppers != nullptr) && p.run < kShortRun) {
     table.reset(new W[2 * p.size]);
-    spread(arguments, p.lowers, p.scalars.lower, table.get());
-    spread(arguments, p.uppers, p.scalars.upper, table.get() + p.size);
+    spread(p, p.lowers, p.scalars.lower, -p.largest, table.get());
+    spread(p, p.uppers, p.scalars.upper, p.largest, table.get() + p.size);
     p.lower_at = table.get();
     p.upper_at = table.get() + p.size;
   }

@@ -12,8 +12,15 @@ constexpr int kElements = 4;
 // Bounds of every coordinate of a sample, [size] in the dtype of the arithmetic, where channels are too short a run to
 // be served by two numbers at a time; null else.
 struct StepWork : StepProblem {
+  double largest;  // finite number of the samples' dtype
   const void *lower_at, *upper_at;
 };
+
+// A bound among the numbers that a sample can hold; a NaN becomes `none`.
+static inline double saturated(double bound, double none, double largest) {
+  if (bound != bound) return none;
+  return bound > largest ? largest : (bound < -largest ? -largest : bound);
+}
 
 struct Rows {
   int64_t rows, classes;

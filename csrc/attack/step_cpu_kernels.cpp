@@ -50,11 +50,9 @@ AMKD_INLINE void sweep(int64_t begin, int64_t end, Body body) {
 
 AMKD_INLINE Floats absolute(Floats v) { return bits<Floats>(bits<Ints>(v) & 0x7fffffff); }
 AMKD_INLINE double absolute(double v) { return __builtin_fabs(v); }
-// The number `magnitude` ≥ 0 with the sign of `v`.
-AMKD_INLINE Floats with_sign(Floats magnitude, Floats v) {
-  return bits<Floats>(bits<Ints>(magnitude) | (bits<Ints>(v) & INT32_MIN));
-}
-AMKD_INLINE double with_sign(double magnitude, double v) { return __builtin_copysign(magnitude, v); }
+// `a`, or -a where `v` is negative.
+AMKD_INLINE Floats with_sign(Floats a, Floats v) { return bits<Floats>(bits<Ints>(a) ^ (bits<Ints>(v) & INT32_MIN)); }
+AMKD_INLINE double with_sign(double a, double v) { return __builtin_signbit(v) ? -a : a; }
 
 template <class W>
 constexpr W kMost = sizeof(W) == 4 ? W(0x1.fffffep127) : W(0x1.fffffffffffffp1023);
@@ -62,14 +60,6 @@ template <class W>
 bool is_finite(W v) {
   return __builtin_fabs(v) <= kMost<W>;
 }
-
-// The largest finite number of what is stored.
-template <class T>
-constexpr double kLargest = kMost<typename WorkOf<T>::type>;
-template <>
-constexpr double kLargest<Half> = 65504.0;
-template <>
-constexpr double kLargest<BFloat16> = 0x1.fep127;
 
 // ---- sums over a sample -------------------------------------------------------------------------------------------
 
@@ -228,11 +218,13 @@ struct Table {
   }
 };
 
-// Calls body(k, part, bounds) for all of a sample, with the bounds that hold there.
-template <class W, class Body>
+// Calls body(k, part, bounds) for all of a sample, with the bounds that hold there. They are numbers that the samples'
+// dtype has, so that a result that keeps them is finite; `saturated` in attack_cpu.cpp sees to the table's.
+template <class T, class Body>
 AMKD_INLINE void sweep_bounded(const StepWork& p, Body body) {
-  const auto with = [&](int64_t begin, int64_t end, auto bounds) {
-    sweep<W>(begin, end, [&](int64_t k, auto part) { body(k, part, bounds); });
+  using W = typename WorkOf<T>::type;
+  const auto with = [body](int64_t begin, int64_t end, auto bounds) {
+    sweep<W>(begin, end, [body, bounds](int64_t k, auto part) { body(k, part, bounds); });
   };
   if (p.lower_at != nullptr) {
     with(0, p.size, Table<W>{static_cast<const W*>(p.lower_at), static_cast<const W*>(p.upper_at)});
@@ -242,8 +234,8 @@ AMKD_INLINE void sweep_bounded(const StepWork& p, Body body) {
   const auto* uppers = static_cast<const W*>(p.uppers);
   const int64_t run = lowers == nullptr && uppers == nullptr ? p.size : p.run;
   for (int64_t begin = 0, channel = 0; begin < p.size; begin += run, ++channel) {
-    const double low = lowers == nullptr ? p.scalars.lower : lowers[channel];
-    const double high = uppers == nullptr ? p.scalars.upper : uppers[channel];
+    const double low = saturated(lowers == nullptr ? p.scalars.lower : lowers[channel], -p.largest, p.largest);
+    const double high = saturated(uppers == nullptr ? p.scalars.upper : uppers[channel], p.largest, p.largest);
     with(begin, begin + run, Splat<W>{splat<Vector<W>>(low), splat<Vector<W>>(high)});
   }
 }
@@ -253,10 +245,7 @@ AMKD_INLINE void sweep_bounded(const StepWork& p, Body body) {
 template <class W>
 struct AlongSign {
   Vector<W> reach;
-  AMKD_INLINE Vector<W> operator()(Vector<W> g) const {
-    const Vector<W> none{};
-    return g > none ? reach : (g < none ? -reach : none);
-  }
+  AMKD_INLINE Vector<W> operator()(Vector<W> g) const { return g == Vector<W>{} ? g : with_sign(reach, g); }
 };
 
 template <class W>
@@ -292,6 +281,12 @@ struct InBox {
   }
 };
 
+// Finite, so that a ball can pull it back.
+AMKD_INLINE Floats held(Floats v) {
+  return smaller(splat<Floats>(kMost<float>), larger(splat<Floats>(-kMost<float>), v));
+}
+AMKD_INLINE double held(double v) { return smaller(kMost<double>, larger(-kMost<double>, v)); }
+
 // The last step into an l2 or l1 ball, from what left it.
 template <class T, class W, bool kSquare>
 struct PulledIn {
@@ -299,7 +294,7 @@ struct PulledIn {
   Vector<W> amount;  // l2: a factor; l1: what every coordinate of the difference loses
   template <class Part>
   AMKD_INLINE Vector<W> operator()(Vector<W> moved, int64_t k, Part part) const {
-    const Vector<W> clean = get(x0 + k, part), difference = moved - clean, none{};
+    const Vector<W> clean = get(x0 + k, part), difference = held(moved) - clean, none{};
     if constexpr (kSquare) return clean + difference * amount;
     return clean + with_sign(larger(absolute(difference) - amount, none), difference);
   }
@@ -315,19 +310,15 @@ struct Sample {
   W* moved;  // scratch
   W reach, radius;
 
-  template <class Heading>
-  AMKD_INLINE static V clipped(V x, V g, Heading heading) {
-    const V most = splat<V>(kMost<W>);
-    return smaller(most, larger(-most, x + heading(g)));  // the ball can pull back what is finite
-  }
-
   template <class Heading, class Ball>
   void finish(Heading heading, Ball ball) const {
-    const V most = splat<V>(kLargest<T>);
-    sweep_bounded<W>(p, [&](int64_t k, auto part, auto bounds) {
-      V v = ball(clipped(get(x + k, part), get(g + k, part), heading), k, part);
-      v = smaller(bounds.upper(k, part), larger(bounds.lower(k, part), v));
-      put(out + k, part, smaller(most, larger(-most, v)));
+    // By value: for all the compiler knows, a store could change what a reference names.
+    const T* x = this->x;
+    const W* g = this->g;
+    T* out = this->out;
+    sweep_bounded<T>(p, [=](int64_t k, auto part, auto bounds) {
+      const V v = ball(get(x + k, part) + heading(get(g + k, part)), k, part);
+      put(out + k, part, smaller(bounds.upper(k, part), larger(bounds.lower(k, part), v)));
     });
   }
 
@@ -335,7 +326,7 @@ struct Sample {
   template <class Heading>
   void finish_in_ball(Heading heading, bool square) const {
     sweep<W>(0, p.size, [&](int64_t k, auto part) {
-      put(moved + k, part, clipped(get(x + k, part), get(g + k, part), heading) - V(get(x0 + k, part)));
+      put(moved + k, part, held(get(x + k, part) + heading(get(g + k, part))) - V(get(x0 + k, part)));
     });
     if (square) {
       const double length = length_of_moved();
@@ -409,7 +400,7 @@ template <class T, class W>
 void take_out_blocked(const StepWork& p, const T* x, W* g, W reach) {
   using V = Vector<W>;
   const V sign = splat<V>(reach > 0 ? 1.0 : reach < 0 ? -1.0 : 0.0), none{};
-  sweep_bounded<W>(p, [&](int64_t k, auto part, auto bounds) {
+  sweep_bounded<T>(p, [&](int64_t k, auto part, auto bounds) {
     const V at = get(x + k, part), v = get(g + k, part), direction = v * sign;
     const V above = at <= bounds.lower(k, part) ? (direction < none ? none : v) : v;
     put(g + k, part, at >= bounds.upper(k, part) ? (direction > none ? none : above) : above);

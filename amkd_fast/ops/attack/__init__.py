@@ -93,8 +93,7 @@ def attack_step(
         >>> af.attack_step(x, grad, x0=x, step_size=0.2, eps=0.15, lower=0.0, upper=1.0)
         tensor([[0.3500, 1.0000]])
     """
-    arguments.check_step(x, grad, x0, eps, norm, norm_power, gap, momentum, lower, upper, active, out)
-    arguments.check_per_sample("step_size", step_size, x)
+    arguments.check_step(x, grad, x0, step_size, eps, norm, norm_power, gap, momentum, lower, upper, active, out)
     checks.finite("decay", decay)
     if not 0.0 < checks.finite("top", top) <= 1.0:
         raise ValueError(f"top={top!r}: must lie above 0 and at most at 1")

@@ -14,8 +14,10 @@ LOSSES = ("ce", "boundary", "dlr")
 SCORES = ("logits", "softmax")
 
 
-def check_step(x, grad, x0, eps, norm, norm_power, gap, momentum, lower, upper, active, out) -> None:
+def check_step(x, grad, x0, step_size, eps, norm, norm_power, gap, momentum, lower, upper, active, out) -> None:
     """What :func:`amkd_fast.attack_step` asks of its tensors and of their combination."""
+    if _is_usual(x, (grad, x0, momentum, out), (step_size, eps, lower, upper), norm, norm_power, gap, active):
+        return
     checks.floating("x", x)
     if x.dim() < 2:
         raise ValueError(f"x.shape={tuple(x.shape)}: must have a batch dimension and at least one more")
@@ -43,6 +45,7 @@ def check_step(x, grad, x0, eps, norm, norm_power, gap, momentum, lower, upper, 
         check_per_sample("eps", eps, x)
         if not isinstance(eps, Tensor) and not eps >= 0:
             raise ValueError(f"eps={eps!r}: must be at least 0")
+    check_per_sample("step_size", step_size, x)
     if momentum is not None:
         _check_momentum(momentum, x, norm)
     for name, value in (("lower", lower), ("upper", upper)):
@@ -57,6 +60,35 @@ def check_step(x, grad, x0, eps, norm, norm_power, gap, momentum, lower, upper, 
     )
     if out is not None and torch.is_grad_enabled() and (x.requires_grad or grad.requires_grad):
         raise ValueError("out: must be None where autograd follows x or grad")
+
+
+def _is_usual(x, images, numbers, norm, norm_power, gap, active) -> bool:
+    """Whether a call is of the kind that attacks make all the time, at a tenth of the cost of looking closely."""
+    if not isinstance(x, Tensor) or x.requires_grad or x.dim() < 2:
+        return False
+    shape, dtype, device = x.shape, x.dtype, x.device
+    grad, x0, momentum, _ = images
+    if dtype not in (torch.float32, torch.float64) or grad is None:
+        return False
+    for image in images:
+        if image is not None and not (
+            isinstance(image, Tensor) and image.dtype == dtype and image.shape == shape and image.device == device
+        ):
+            return False
+    for number in numbers:
+        if number is not None and not (type(number) is float and -1e30 < number < 1e30):
+            return False
+    step_size, eps, _, _ = numbers
+    for row, kinds in ((gap, (dtype,)), (active, (torch.bool,))):
+        if row is not None and not (
+            isinstance(row, Tensor) and row.dtype in kinds and row.shape == shape[:1] and row.device == device
+        ):
+            return False
+    if grad.requires_grad or step_size is None or (eps is not None and (eps < 0 or x0 is None)):
+        return False
+    if norm == "boundary":
+        return gap is not None and eps is None and momentum is None and norm_power in (1, 2)
+    return norm in NORMS and norm_power == 1 and gap is None and (momentum is None or not momentum.requires_grad)
 
 
 def _check_momentum(momentum: Tensor, x: Tensor, norm: str) -> None:

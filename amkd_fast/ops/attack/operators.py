@@ -16,6 +16,7 @@ from amkd_fast.ops.attack.steps import top_count
 NAMES = ("attack_step", "attack_objective", "attack_bases", "attack_draw")
 LOSSES = ("ce", "boundary", "dlr")  # the position is the operators' `loss` number
 INF = float("inf")
+_RULES = {("linf", 1): 0, ("l2", 1): 1, ("l1", 1): 2, ("boundary", 1): 3, ("boundary", 2): 4}
 
 
 class Operators(NamedTuple):
@@ -61,21 +62,20 @@ def step(operators: Operators, x: Tensor, grad: Tensor, out: Tensor | None, call
     """Run the step operator; the velocity of ``call`` changes in place."""
     work = work_dtype(x.dtype)
     x = _dense(x)
-    images = (grad, call.x0 if call.eps is not None else None, call.velocity)
-    grad, x0, velocity = (image if image is None else _lying_like(x, image) for image in images)
+    grad = _lying_like(x, grad)
+    x0 = None if call.eps is None else _lying_like(x, call.x0)
+    velocity = None if call.velocity is None else _lying_like(x, call.velocity)
     into = out if out is not None and _alike(x, out) else torch.empty_like(x)
-    numbers, tensors = [], []
-    pairs = ((call.step_size, 0.0), (call.eps, 0.0), (call.lower, -INF), (call.upper, INF))
-    for value, nothing in pairs:
-        given = isinstance(value, Tensor)
-        tensors.append(_row(value, work) if given else None)
-        numbers.append(nothing if given or value is None else float(value))
-    step_sizes, radii, lowers, uppers = tensors
-    gap = None if call.gap is None else _row(call.gap, work)
-    rule = {"linf": 0, "l2": 1, "l1": 2, "boundary": 2 + call.norm_power}[call.norm]
+    step_sizes, step_size = _split(call.step_size, 0.0, work)
+    radii, radius = _split(call.eps, 0.0, work)
+    lowers, lower = _split(call.lower, -INF, work)
+    uppers, upper = _split(call.upper, INF, work)
+    gap, _ = _split(call.gap, 0.0, work)
+    rule = _RULES[call.norm, call.norm_power]
+    top = top_count(call.top, x[0].numel()) if rule == 2 else 1
     operators.step(
-        into, x, grad, x0, step_sizes, radii, gap, velocity, lowers, uppers, call.active, rule, *numbers, call.decay,
-        call.project, top_count(call.top, x[0].numel()),
+        into, x, grad, x0, step_sizes, radii, gap, velocity, lowers, uppers, call.active, rule, step_size, radius,
+        lower, upper, call.decay, call.project, top,
     )  # fmt: skip
     if velocity is not call.velocity:
         call.velocity.copy_(velocity)
@@ -137,24 +137,27 @@ def fake_draw(logits, *_):
 
 
 def _dense(x: Tensor) -> Tensor:
-    x = x.detach()
     if x.is_contiguous() or (x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)):
         return x
     return x.contiguous()
 
 
 def _lying_like(x: Tensor, image: Tensor) -> Tensor:
-    image = image.detach()
     return image if _alike(x, image) else torch.empty_like(x, dtype=image.dtype).copy_(image)
 
 
 def _alike(x: Tensor, image: Tensor) -> bool:
     """Whether flat positions agree; strides of dimensions of size 1 may differ and mean nothing."""
-    return image.stride() == x.stride() or (x.is_contiguous() and image.is_contiguous())
+    return (x.is_contiguous() and image.is_contiguous()) or image.stride() == x.stride()
 
 
-def _row(value: Tensor, dtype: torch.dtype) -> Tensor:
-    return value.detach().to(dtype).contiguous()
+def _split(value: float | Tensor | None, nothing: float, dtype: torch.dtype) -> tuple[Tensor | None, float]:
+    """A tensor that replaces the number beside it, or None and the number."""
+    if value is None:
+        return None, nothing
+    if isinstance(value, Tensor):
+        return value.to(dtype).contiguous(), nothing
+    return None, float(value)
 
 
 def _named(error: RuntimeError) -> Exception:

@@ -1,0 +1,144 @@
+"""``amkd-distill evaluate --attack boundary``: how the searches end, and whether two networks' boundaries agree."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from amkd_fast.attacks import PRESETS, BoundaryAttack, Status, boundary_similarity
+from amkd_fast.distill.bar import bar
+from amkd_fast.distill.checkpoint import load_network
+from amkd_fast.distill.data import Data, InOrder
+from amkd_fast.distill.errors import UserError
+from amkd_fast.distill.methods import boundary_attack, predict
+from amkd_fast.distill.networks import ResNet
+from amkd_fast.distill.plan import Plan
+from amkd_fast.distill.settings import Settings
+from amkd_fast.distill.subject import check_network, normalisation
+from amkd_fast.ops.attack import draw_targets
+
+
+def measure(network: ResNet, data: Data, settings: Settings, plan: Plan, progress: bool) -> dict[str, dict[str, Any]]:
+    """By preset how the attacks on the rightly classified test images end: the same images and targets for all.
+
+    Distances are L2 in pixel units, over the samples that left their class.
+
+    Raises:
+        UserError: No image is classified rightly.
+    """
+    logits = predict(network, data.test.images)
+    right = (logits.argmax(1) == data.test.labels).nonzero()[:, 0]
+    if right.numel() == 0:
+        raise UserError("--attack boundary: no test image is classified rightly, so there is nothing to attack")
+    base = data.test.labels[right]
+    target = draw_targets(logits[right], base, seed=plan.seed)
+    images = data.test.images[right]
+    summary = {}
+    for preset in PRESETS:
+        attack = boundary_attack(settings, data, network, preset, steps=plan.steps)
+        with bar(f"boundary, {preset}", progress) as report:
+            summary[preset] = _endings(attack, images, base, target, data.std, plan.batch_size, report)
+    return summary
+
+
+def show(summary: dict[str, dict[str, Any]], bounds: str) -> None:
+    """The table of the presets; ``bounds`` are the settings'."""
+    from rich.console import Console
+    from rich.table import Table
+
+    images = next(iter(summary.values()))["images"]
+    view = Table(title=f"Boundary samples of {images} rightly classified test images")
+    view.add_column("preset", no_wrap=True)
+    for heading in ("crossed", "third", "uncrossed", "steps", "distance*"):
+        view.add_column(heading, justify="right", no_wrap=True)
+    for preset, found in summary.items():
+        shares = (f"{100.0 * found['shares'][name]:.1f} %" for name in ("crossed", "third", "uncrossed"))
+        distance = found["distance"]
+        view.add_row(preset, *shares, f"{found['steps']:.1f}", "–" if distance is None else f"{distance[1]:.3f}")
+    view.caption = f"targets drawn, {bounds} bounds. * median L2 in pixel units of those that left their class"
+    Console().print(view)
+
+
+def compare(network: ResNet, data: Data, settings: Settings, plan: Plan, progress: bool) -> dict[str, Any]:
+    """MagSim and AngSim of the network as the student and the plan's other checkpoint as the teacher.
+
+    Raises:
+        UserError: The other checkpoint cannot be read, or is not for these images.
+    """
+    name = f"--compare {plan.compare}"
+    other, about = load_network(plan.compare)
+    check_network(name, other, data)
+    mean, std = normalisation(name, about, data.channels)
+    teacher = Renormalised(other, data, mean, std).to(data.test.images.device)
+    attack = boundary_attack(settings, data, network, plan.preset)
+    with bar("similarity", progress) as report:
+        result = boundary_similarity(
+            network,
+            teacher,
+            InOrder(data.test, plan.batch_size),
+            preset=plan.preset,
+            steps=plan.steps,
+            lower=attack.settings.lower,
+            upper=attack.settings.upper,
+            targets=plan.targets,
+            seed=plan.seed,
+            pairs_at_once=plan.batch_size,
+            progress=report,
+        )
+    found = result._asdict()
+    del found["pairs"]
+    return {"method": about["method"], **found}
+
+
+def show_similarity(found: dict[str, Any], plan: Plan) -> None:
+    """MagSim and AngSim with their standard errors, and what they rest on."""
+    print(f"boundaries against {found['method']} of {plan.compare} ({plan.preset}, {plan.targets} target):")
+    if found["count"] == 0:
+        print("no pair of boundary samples to compare")
+        return
+    for name, key in (("MagSim", "magnitude"), ("AngSim", "angle")):
+        error = found[f"{key}_error"]
+        print(f"{name} {found[key]:.3f}" + ("" if math.isnan(error) else f" ± {error:.3f}"))
+    print(
+        f"{found['count']} of {found['attempted']} pairs crossed in both, "
+        f"from {found['bases']} of {found['images']} images right in both"
+    )
+
+
+def _endings(
+    attack: BoundaryAttack, images: Tensor, base: Tensor, target: Tensor, std: float, size: int, report: Any
+) -> dict[str, Any]:
+    parts = list(zip(*(x.split(size) for x in (images, base, target)), strict=True))
+    columns = []
+    for done, (clean, *classes) in enumerate(parts, 1):
+        samples = attack(clean, *classes)
+        moved = (samples.images.double() - clean.double()).flatten(1)
+        columns.append((samples.status, samples.steps, std * torch.linalg.vector_norm(moved, dim=1)))
+        if report is not None:
+            report(done, len(parts))
+    status, steps, distance = (torch.cat(column).cpu() for column in zip(*columns, strict=True))
+    distance = distance[(status == Status.CROSSED) | (status == Status.THIRD)]
+    levels = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
+    return {
+        "images": len(status),
+        "shares": {name.lower(): float((status == code).double().mean()) for name, code in Status.__members__.items()},
+        "steps": float(steps.double().mean()),
+        "distance": torch.quantile(distance, levels).tolist() if distance.numel() else None,
+    }
+
+
+class Renormalised(nn.Module):
+    """A network behind a change from one data set's normalisation to the network's own."""
+
+    def __init__(self, network: ResNet, data: Data, mean: tuple[float, ...], std: float) -> None:
+        super().__init__()
+        self.network = network
+        self.scale = data.std / std
+        shift = (torch.tensor(data.mean) - torch.tensor(mean)) / std
+        self.register_buffer("shift", shift.view(-1, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(images * self.scale + self.shift)

@@ -1,0 +1,65 @@
+"""What an evaluation looks at: the network of a checkpoint, and images normalised as that network knows them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from amkd_fast.distill import data as datasets
+from amkd_fast.distill.data import Data, Split
+from amkd_fast.distill.errors import UserError
+from amkd_fast.distill.networks import ResNet
+from amkd_fast.distill.plan import Plan
+from amkd_fast.distill.settings import Settings
+
+
+def images_for(plan: Plan, network: ResNet, about: dict[str, Any]) -> tuple[Settings, Data]:
+    """The data of the plan, its test images normalised as in the training of the checkpoint, ``limit`` of them.
+
+    Raises:
+        UserError: The data cannot be read or is not for this network.
+    """
+    settings = Settings.from_dict(about["settings"])
+    if plan.data is not None:
+        settings = replace(settings, data=plan.data, teacher_images=0, student_images=0)
+    data = datasets.load(settings)
+    name = f"checkpoint {plan.checkpoint}"
+    check_network(name, network, data)
+    mean, std = normalisation(name, about, data.channels)
+    rows = _spread(len(data.test.labels), plan.limit)
+    pixels, labels = data.pixels(data.test.images[rows]), data.test.labels[rows]
+    images = (pixels - torch.tensor(mean).view(-1, 1, 1)) / std
+    return settings, replace(data, mean=mean, std=std, test=Split(images, labels))
+
+
+def check_network(name: str, network: ResNet, data: Data) -> None:
+    """Raise :class:`UserError` unless the network is one for these classes and channels."""
+    if len(data.classes) != network.config["classes"] or data.channels != network.config["channels"]:
+        raise UserError(
+            f"{name}: is for {network.config['classes']} classes and {network.config['channels']} channels; "
+            f"the data has {len(data.classes)} and {data.channels}"
+        )
+
+
+def normalisation(name: str, about: dict[str, Any], channels: int) -> tuple[tuple[float, ...], float]:
+    """The means per channel and the scale that a checkpoint's network was trained with.
+
+    Raises:
+        UserError: The scale is not one number for all channels, so that a radius in pixels would not be one either; or
+            the means are not one number a channel.
+    """
+    mean, std = about.get("mean"), about.get("std")
+    if not isinstance(std, (int, float)) or not 0.0 < std < math.inf:
+        raise UserError(f"{name}: std {std!r} is not one number above 0 for all channels")
+    if not isinstance(mean, (list, tuple)) or len(mean) != channels:
+        raise UserError(f"{name}: mean {mean!r} is not one number for each of {channels} channels")
+    return tuple(mean), std
+
+
+def _spread(total: int, limit: int) -> torch.Tensor:
+    """Rows of ``limit`` images (0: all) evenly over the set: a folder's images come class by class."""
+    count = min(limit, total) or total
+    return torch.arange(count) * total // count
