@@ -23,6 +23,8 @@ endif
 NATIVE := $(shell find csrc -type f)
 # Of the triplet family what covers every kernel and mode: all of it takes Triton's interpreter half an hour.
 INTERPRETED = "(mined and reference) or (gradients_equal and explicit and False-False) or ties or strides or low_precision"
+# Of the attack family's kernels the same: what compares numbers takes the interpreter long.
+ATTACKED = "layout or momentum or eps_zero or poisoned or any_strides or equal_rows or extreme or fakes"
 CLANG_FORMAT = "$$($(PY) -c 'import sys; print(sys.prefix)')/bin/clang-format"
 PIP = $(PY) -m pip install -q --disable-pip-version-check
 
@@ -56,6 +58,8 @@ test: build/.built
 	$(PY) -m pytest tests
 	TRITON_INTERPRET=1 $(PY) -m pytest tests/test_kl.py --backend triton
 	TRITON_INTERPRET=1 $(PY) -m pytest tests/test_triplet.py --backend triton -k $(INTERPRETED)
+	TRITON_INTERPRET=1 $(PY) -m pytest tests/test_attack.py --backend triton
+	TRITON_INTERPRET=1 $(PY) -m pytest tests/test_attack_kernels.py --backend triton -k $(ATTACKED)
 
 lint: build/.built
 	$(PY) -m ruff check .
@@ -74,6 +78,7 @@ bench: build/.built
 	$(PY) -m pytest benchmarks --benchmark-json=benchmarks/results/pytest-benchmark.json
 	$(PY) -m benchmarks.compare_kl --output benchmarks/results/kl-cpu.json
 	$(PY) -m benchmarks.compare_triplet --output benchmarks/results/triplet-cpu.json
+	$(PY) -m benchmarks.compare_attack
 
 gpu:
 	$(PYTHON) tests/gpu/run.py

@@ -24,12 +24,12 @@ BACKENDS = ("reference", "cpu", "triton", "cuda")
 WRITTEN = {
     "kl": ("reference", "cpu", "triton", "cuda"),
     "triplet": ("reference", "cpu", "triton", "cuda"),
-    "attack": ("reference", "cpu"),
+    "attack": ("reference", "cpu", "triton", "cuda"),
 }
 
 # What has compiled and has never run on a GPU is not for users who did not ask for it: ``auto`` passes it over, a call
 # by name gets it.
-UNCONFIRMED = {"triplet": ("cuda",)}
+UNCONFIRMED = {"triplet": ("cuda",), "attack": ("cuda",)}
 
 try:
     from amkd_fast import _C

@@ -267,7 +267,9 @@ def print_report(report: dict[str, Any]) -> None:
             f"({row['share_least']:.2%}–{row['share_most']:.2%}) " + verdict(row["share"], row["limit"], "≤", "")
         )
     if "presets" in report:
-        print_presets(report)
+        about = report["setting"]
+        print(f"\n{report['preset_samples']} images: {about['images']}; the network's accuracy {about['accuracy']:.1%}")
+        whole_attack.print_presets(report["presets"])
     for name, reason in report["absent"].items():
         print(f"not in the comparison: {name}: {reason}")
     for line in report["wrong"]:
@@ -282,17 +284,6 @@ def print_ratios(
         print(
             f"  {name:24}{contestants[name][unit + '_median']:11.1f} {unit} {row['ratio']:8.2f}× {span:18}"
             + verdict(row["ratio"], row["target"] if judged else None, "≥", "×")
-        )
-
-
-def print_presets(report: dict[str, Any]) -> None:
-    about = report["setting"]
-    print(f"\n{report['preset_samples']} images: {about['images']}; the network's accuracy {about['accuracy']:.1%}")
-    print("preset          crossed  third accepted |gap|/start gradients forwards     L2")
-    for name, row in report["presets"].items():
-        print(
-            f"{name:15}{row['crossed']:8.1%}{row['third']:7.1%}{row['accepted']:9.1%}{row['gap_over_start']:12.4f}"
-            f"{row['gradients']:10.2f}{row['forwards']:9.2f}{row['distance']:7.2f}"
         )
 
 

@@ -279,6 +279,16 @@ def presets_on(
     return found
 
 
+def print_presets(presets: dict[str, dict[str, float]]) -> None:
+    """The table of :func:`presets_on`."""
+    print("preset          crossed  third accepted |gap|/start gradients forwards     L2")
+    for name, row in presets.items():
+        print(
+            f"{name:15}{row['crossed']:8.1%}{row['third']:7.1%}{row['accepted']:9.1%}{row['gap_over_start']:12.4f}"
+            f"{row['gradients']:10.2f}{row['forwards']:9.2f}{row['distance']:7.2f}"
+        )
+
+
 def _statistics(parts: list[BoundarySamples], images: Tensor) -> dict[str, float]:
     status, accepted, steps, gap = (
         torch.cat([getattr(part, name) for part in parts]) for name in ("status", "accepted", "steps", "gap")

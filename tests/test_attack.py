@@ -155,6 +155,13 @@ def test_huge_and_tiny_gradients_keep_their_direction():
     assert torch.equal(stays, x)  # the Newton step would be infinite
 
 
+def test_a_newton_step_of_no_length_is_none_however_small_the_gradient():
+    x, gap = draw(2, 8, dtype=torch.float32), torch.full((2,), -1e-4)
+    for scale in (1.0, 1e-40):
+        grad = scale * draw(2, 8, seed=1, dtype=torch.float32)
+        assert torch.equal(attack_step(x, grad, step_size=1.0, norm="boundary", norm_power=2, gap=gap), x)
+
+
 def test_out_may_be_the_input_and_nothing_else_changes():
     x, grad, x0 = draw(*SHAPE), draw(*SHAPE, seed=1), draw(*SHAPE, seed=2)
     copies = [t.clone() for t in (x, grad, x0)]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import operator
 from collections import Counter
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -49,6 +51,7 @@ class FoldedNetwork:
             graph.erase_node(norm)
         if not self._pairs:
             raise UnfoldableError("no convolution is followed by a BatchNorm alone")
+        _relu_in_place(graph, modules)
         self._network = fx.GraphModule(self._copy, graph)
         self.update()
 
@@ -109,6 +112,23 @@ def _foldable(graph: fx.Graph, modules: dict[str, nn.Module]) -> list[tuple[fx.N
         ):
             pairs.append((convolution, norm))
     return pairs
+
+
+def _relu_in_place(graph: fx.Graph, modules: dict[str, nn.Module]) -> None:
+    """Let a ReLU overwrite what only it reads: the output of a folded convolution or a sum, which no gradient needs."""
+    for node in list(graph.nodes):
+        module = modules.get(node.target) if node.op == "call_module" else None
+        if not (type(module) is nn.ReLU or (node.op == "call_function" and node.target in (F.relu, torch.relu))):
+            continue
+        source = node.args[0] if node.args else None
+        if not isinstance(source, fx.Node) or len(source.users) > 1:
+            continue
+        folded = source.op == "call_module" and source.target not in modules
+        if folded or (source.op == "call_function" and source.target in (operator.add, torch.add)):
+            with graph.inserting_after(node):
+                overwriting = graph.call_function(F.relu, (source,), {"inplace": True})
+            node.replace_all_uses_with(overwriting)
+            graph.erase_node(node)
 
 
 def _with_bias(convolution: nn.Module) -> nn.Module:

@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 ARCHITECTURES = ("80", "90a")
 # Kernels that read rows and so must load 16 bytes at a time, by family.
 WIDE = {
+    "attack": ("bases_kernel", "draw_kernel", "keys_kernel", "objective_kernel", "ranks_kernel", "step_kernel"),
     "kl": ("forward_kernel", "mixture_kernel", "backward_kernel"),
     "triplet": (
         "columns_kernel",

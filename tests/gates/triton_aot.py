@@ -282,6 +282,74 @@ def triplet_calls(every: bool) -> Iterator[Call]:
             yield from pairs(size, dtype, distance, semihard, fallback, soft)
 
 
+def attack_calls(every: bool) -> Iterator[Call]:
+    """Each rule, dtype, layout and branch of the step; each loss; the bases in one launch and in three; the draw."""
+    from amkd_fast.ops.attack import triton_rows, triton_step
+    from amkd_fast.ops.attack.operators import LOSSES, work_dtype
+
+    empty = partial(torch.empty, device="meta")
+    index = partial(empty, dtype=torch.int64)
+    # In registers; read again for each figure; no alignment at all.
+    shapes = {"small": (64, 3, 32, 32), "large": (64, 3, 224, 224), "odd": (7, 3, 9, 11)}
+    dtypes = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+    rules = ("linf", "l2", "l1", "unit", "newton")
+
+    def step(size, dtype, rule, *, last=False, wide_grad=False, momentum=False, project=False, each=False):
+        (b, c, *_), work = shapes[size], work_dtype(dtype)
+        image = partial(empty, shapes[size], memory_format=torch.channels_last if last else torch.contiguous_format)
+        row = partial(empty, b, dtype=work)
+        ball = rule < 3
+        tensors = (image(dtype=dtype), image(dtype=dtype), image(dtype=work if wide_grad else dtype))
+        tensors += (image(dtype=dtype) if ball else None, row() if each else None, row() if each and ball else None)
+        tensors += (None if ball else row(), image(dtype=work) if momentum else None)
+        tensors += (*(empty(c, dtype=work) if each else None for _ in range(2)),)
+        tensors += (empty(b, dtype=torch.bool) if each else None,)
+        label = f"{list(shapes[size])} {str(dtype)[6:]} {rules[rule]} last {last} wide {wide_grad} momentum {momentum}"
+        call = partial(triton_step.launch_step, *tensors, rule, 0.1, 0.3, 0.0, 1.0, 0.9, project, 31)
+        return Call(f"{label} project {project} each {each}", call, ("attack_step_kernel",) * (size != "odd"))
+
+    flags = list(itertools.product((False, True), repeat=5))
+    for size, dtype, rule, (last, wide_grad, momentum, project, each) in itertools.product(
+        shapes, dtypes, range(5), flags
+    ):
+        # The plain call, and the one that keeps the most alive, in registers and in both layouts.
+        options = (wide_grad, momentum, project, each)
+        plain = not any(options) and not last and size != "odd" and dtype in (torch.float32, torch.bfloat16)
+        full = wide_grad == (dtype == torch.float16) and momentum == (rule < 3) and project and each
+        full &= last == (size == "large") or rule == 2
+        full &= dtype == torch.float32 or (rule in (1, 2, 4) and size != "odd")
+        if (every and not (momentum and rule > 2)) or plain or full:
+            yield step(size, dtype, rule, last=last, wide_grad=wide_grad, momentum=momentum, project=project, each=each)
+
+    def objective(rows, classes, dtype, loss, softmax, targeted):
+        target = index(rows) if targeted or (loss and classes == 10) else None
+        arguments = (empty(rows, classes, dtype=dtype), index(rows), target, loss, softmax, targeted)
+        label = f"{[rows, classes]} {str(dtype)[6:]} {LOSSES[loss]} softmax {softmax} targeted {targeted}"
+        wide = ("attack_objective_kernel",) * (classes in (100, 1000, 32768))
+        return Call(label, partial(triton_rows.launch_objective, *arguments), wide)
+
+    losses = [(0, False), (1, False), (1, True), (2, False)]
+    for (rows, classes), dtype, (loss, softmax), targeted in itertools.product(
+        ((256, 10), (256, 100), (256, 1000), (256, 1001), (64, 32768)), dtypes, losses, (False, True)
+    ):
+        chosen = dtype == torch.float32 or (classes == 1000 and (loss == 2 or dtype == torch.bfloat16))
+        if every or (chosen and targeted == (loss == 2)):
+            yield objective(rows, classes, dtype, loss, softmax, targeted)
+
+    for (rows, classes), dtype in itertools.product(
+        ((2, 2), (256, 10), (256, 100), (256, 1000), (8192, 100), (64, 32768)), dtypes
+    ):
+        if not every and dtype != torch.float32 and (rows, classes) != (256, 100):
+            continue
+        logits, seeds = empty(rows, classes, dtype=dtype), index(()) if classes == 100 else None
+        label = f"{[rows, classes]} {str(dtype)[6:]}"
+        is_wide = classes * dtype.itemsize % 16 == 0
+        bases = partial(triton_rows.launch_bases, logits, logits, index(rows), 64, seeds, 7)
+        yield Call(f"bases {label}", bases, ("attack_bases_kernel",) * (is_wide and rows == 256 and classes == 100))
+        draw = partial(triton_rows.launch_draw, logits, index(rows), index(rows) if seeds is None else None, seeds, 7)
+        yield Call(f"draw {label}", draw, ("attack_draw_kernel",) * is_wide)
+
+
 def _with_precision(precision: str, launcher: Callable, arguments: tuple) -> None:
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(precision)
@@ -291,7 +359,7 @@ def _with_precision(precision: str, launcher: Callable, arguments: tuple) -> Non
         torch.set_float32_matmul_precision(before)
 
 
-CALLS: dict[str, Callable[[bool], Iterable[Call]]] = {"kl": kl_calls, "triplet": triplet_calls}
+CALLS: dict[str, Callable[[bool], Iterable[Call]]] = {"kl": kl_calls, "triplet": triplet_calls, "attack": attack_calls}
 
 
 def launches(family: str, every: bool = False) -> list[Launch]:

@@ -55,7 +55,8 @@ def attack_step(
     peak = _peak(g)
     moves = moves & (peak > 0)
     if norm_power == 2:
-        moves = moves & torch.isfinite(reach / peak)
+        reach = reach / peak
+        moves = moves & torch.isfinite(reach)
     g, peak = torch.where(moves, g, 1.0), torch.where(moves, peak, 1.0)
 
     moved = wide + torch.where(moves, reach, 0.0) * _heading(g, peak, norm, norm_power, top)
@@ -88,7 +89,7 @@ def top_count(top: float, size: int) -> int:
 
 
 def _heading(g: Tensor, peak: Tensor, norm: str, norm_power: int, top: float) -> Tensor:
-    """Direction of ascent; ``peak`` is the largest entry of g."""
+    """Direction of ascent; for a Newton step g/‖g‖² times ``peak``, the largest entry of g."""
     if norm == "linf":
         return g.sign()
     if norm == "l1":
@@ -98,7 +99,7 @@ def _heading(g: Tensor, peak: Tensor, norm: str, norm_power: int, top: float) ->
         return torch.where(chosen, g.sign(), 0.0) / chosen.sum(_sample_dims(g), keepdim=True)
     unit = g / peak  # so that no norm overflows
     length = torch.linalg.vector_norm(unit, dim=_sample_dims(unit), keepdim=True)
-    return unit / length if norm_power == 1 else unit / (length.square() * peak)
+    return unit / length**norm_power
 
 
 def _into_ball(moved: Tensor, x0: Tensor, radius: Tensor, norm: str) -> Tensor:
