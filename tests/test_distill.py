@@ -27,6 +27,7 @@ from amkd_fast.distill.checkpoint import load_network
 from amkd_fast.distill.cli import main
 from amkd_fast.distill.data import Batch, Batches
 from amkd_fast.distill.methods import Moment
+from amkd_fast.distill.module import Distillation
 from amkd_fast.distill.plan import Plan
 from amkd_fast.distill.settings import BN_POLICIES, METHODS, Settings
 from amkd_fast.distill.subject import images_for
@@ -285,6 +286,22 @@ def test_interrupted_and_resumed_is_as_if_nothing_had_happened(teacher_file, tmp
     assert logs[0] == logs[1]
     names = ["best.ckpt", "last.ckpt", "log.csv", "results.json", "run.json", "teacher.ckpt"]
     assert sorted(os.listdir(tmp_path / "broken")) == names
+
+
+def test_last_is_the_last_epoch_and_best_the_best(teacher_file, tmp_path, monkeypatch):
+    falling = iter([50.0, 40.0, 30.0, 20.0])
+    log = Distillation.log
+
+    def logged(self, name, value, **options):
+        log(self, name, torch.tensor(next(falling)) if name == "accuracy" else value, **options)
+
+    monkeypatch.setattr(Distillation, "log", logged)
+    words = ["train", "--method", "kd", "--teacher", str(teacher_file), *WORDS, "--output", str(tmp_path / "out")]
+    assert main(words) == 0
+    epochs = {
+        name: torch.load(tmp_path / "out" / f"{name}.ckpt", weights_only=True)["epoch"] for name in ("best", "last")
+    }
+    assert epochs == {"best": 0, "last": 3}
 
 
 def test_evaluate(teacher_file, tmp_path, capsys):

@@ -90,17 +90,10 @@ def fit(
     journal = Journal(None if folder is None else folder / "log.csv")
     callbacks: list[pl.Callback] = [journal]
     if folder is not None:
-        callbacks.append(
-            ModelCheckpoint(
-                folder,
-                "best",
-                monitor="accuracy",
-                mode="max",
-                save_last=True,
-                enable_version_counter=False,
-                save_on_train_epoch_end=True,
-            )
-        )
+        always = {"enable_version_counter": False, "save_on_train_epoch_end": True}
+        callbacks.append(ModelCheckpoint(folder, "best", monitor="accuracy", mode="max", **always))
+        # Of its own, as `save_last` skips epochs that are not the best so far. After "best", whose state it holds.
+        callbacks.append(ModelCheckpoint(folder, "last", **always))
     if progress:
         callbacks.append(RichProgressBar(leave=False))
     device = train.images.device
