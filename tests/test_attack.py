@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from places import moving, stand_on
 
-from amkd_fast import philox
+from amkd_fast import backends, philox
 from amkd_fast.ops import attack
 
 OPERATION = "attack"
@@ -255,6 +255,20 @@ def test_step_is_differentiable(norm, project):
         return attack_step(x, grad, step_size=0.4, norm=norm, lower=-0.7, upper=0.7, project=project, top=0.4, **extra)
 
     assert torch.autograd.gradcheck(step, (x, grad))
+
+
+def test_derivatives_survive_compilation():
+    x, grad = draw(3, 6).requires_grad_(), draw(3, 6, seed=1).requires_grad_()
+
+    def loss(x, grad):
+        return attack.attack_step(x, grad, step_size=0.4, norm="l2", lower=-0.7).square().sum()
+
+    torch._dynamo.reset()
+    with backends.backend("auto"):
+        compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+        pairs = zip(*(torch.autograd.grad(f(x, grad), (x, grad)) for f in (compiled, loss)), strict=True)
+        for got, want in pairs:
+            torch.testing.assert_close(got, want)
 
 
 def test_derivatives_of_samples_that_stay_are_finite():

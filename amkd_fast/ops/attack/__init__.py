@@ -13,6 +13,7 @@ from amkd_fast.ops.attack.reference import BoundaryBases
 
 __all__ = ["BoundaryBases", "attack_objective", "attack_step", "draw_targets", "select_boundary_bases"]
 
+_TRACED = "under torch.compile the derivative of a step is traced from the reference"
 _OPERATORS: dict[str, Operators | None] = {"reference": None}
 if backends.build_info() is not None:
     from amkd_fast.ops.attack import native
@@ -98,10 +99,10 @@ def attack_step(
     if not 0.0 < checks.finite("top", top) <= 1.0:
         raise ValueError(f"top={top!r}: must lie above 0 and at most at 1")
     call = Step(x0, step_size, eps, norm, norm_power, gap, momentum, decay, lower, upper, active, project, top)
-    _, fast = _serving(x)
+    follows = torch.is_grad_enabled() and (x.requires_grad or grad.requires_grad)
+    _, fast = _serving(x, _TRACED if follows and torch.compiler.is_compiling() else "")
     if x.numel() == 0:
         return x.clone() if out is None else out
-    follows = torch.is_grad_enabled() and (x.requires_grad or grad.requires_grad)
     if fast is not None:
         return FusedStep.apply(x, grad, fast, call) if follows else operators.step(fast, x, grad, out, call)
     moved, velocity = reference.attack_step(x, grad, **call._asdict())
@@ -270,9 +271,9 @@ def draw_targets(logits: Tensor, base: Tensor, *, seed: int | Tensor, rows: Tens
     return operators.draw(fast, logits, base, seed, rows)
 
 
-def _serving(tensor: Tensor) -> tuple[str, Operators | None]:
+def _serving(tensor: Tensor, only_reference: str = "") -> tuple[str, Operators | None]:
     """The backend that serves a call on ``tensor``'s device, and its operators: None for the reference."""
-    name = backends.select("attack", tensor.device.type)
+    name = backends.select("attack", tensor.device.type, only_reference)
     if name == "triton" and name not in _OPERATORS:
         from amkd_fast.ops.attack import triton  # not at the top: importing amkd_fast does not import triton
 
