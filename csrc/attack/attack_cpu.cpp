@@ -8,7 +8,7 @@
 #include <memory>
 #include <vector>
 
-#include "../common/cpu_level.h"
+#include "../common/cpu_dispatch.h"
 #include "../common/cpu_share.h"
 #include "attack_arguments.h"
 
@@ -17,41 +17,10 @@ namespace {
 
 constexpr int64_t kShortRun = 32;  // neighbours of one channel below which bounds come from a table
 
-Element element_of(ScalarType type) {
-  switch (type) {
-    case ScalarType::Float:
-      return Element::kFloat;
-    case ScalarType::Double:
-      return Element::kDouble;
-    case ScalarType::Half:
-      return Element::kHalf;
-    case ScalarType::BFloat16:
-      return Element::kBFloat16;
-    default:
-      STD_TORCH_CHECK(false, "dtype: must be float32, float64, float16 or bfloat16");
-  }
-}
-
-#ifdef AMKD_X86
-#define AMKD_AT_LEVEL(kernels) \
-  switch (cpu_level()) {       \
-    case CpuLevel::kAvx512:    \
-      return avx512::kernels;  \
-    case CpuLevel::kAvx2:      \
-      return avx2::kernels;    \
-    case CpuLevel::kBaseline:  \
-      break;                   \
-  }                            \
-  return baseline::kernels
-#else
-#define AMKD_AT_LEVEL(kernels) return baseline::kernels
-#endif
-
 const StepKernel* step_kernels() { AMKD_AT_LEVEL(step_kernels); }
 const ObjectiveKernel* objective_kernels() { AMKD_AT_LEVEL(objective_kernels); }
 const DisagreementKernel* disagreement_kernels() { AMKD_AT_LEVEL(disagreement_kernels); }
 const DrawKernel* draw_kernels() { AMKD_AT_LEVEL(draw_kernels); }
-#undef AMKD_AT_LEVEL
 
 // ---- the step -----------------------------------------------------------------------------------------------------
 
@@ -89,7 +58,7 @@ void step_all(const StepArguments& arguments) {
     p.lower_at = table.get();
     p.upper_at = table.get() + p.size;
   }
-  const StepKernel kernel = step_kernels()[static_cast<int>(element_of(arguments.type))];
+  const StepKernel kernel = step_kernels()[static_cast<int>(element_of(arguments.type, "x"))];
   share(p.samples, p.size, [&](int64_t first, int64_t last) {
     const std::unique_ptr<W[]> scratch(new W[2 * p.size]);
     kernel(p, arguments.wide_grad, first, last, scratch.get());
@@ -147,7 +116,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> objective(const Tensor& logits_in, co
                     static_cast<bool*>(active.mutable_data_ptr())};
   check_classes(o.labels, "labels", rows, classes);
   check_classes(o.target, "target", rows, classes);
-  const ObjectiveKernel kernel = objective_kernels()[static_cast<int>(element_of(type))];
+  const ObjectiveKernel kernel = objective_kernels()[static_cast<int>(element_of(type, "logits"))];
   share(rows, classes, [&](int64_t first, int64_t last) { kernel(o, first, last); });
   return {value, gradient, prediction, active};
 }
@@ -157,7 +126,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> objective(const Tensor& logits_in, co
 constexpr int64_t kExponential = 8;  // what an exponential in fp64 costs, in elements of a vector loop
 
 void draw_all(const Draw& d, int64_t count, ScalarType type) {
-  const DrawKernel kernel = draw_kernels()[static_cast<int>(element_of(type))];
+  const DrawKernel kernel = draw_kernels()[static_cast<int>(element_of(type, "logits"))];
   share(count, d.classes * kExponential, [&](int64_t first, int64_t last) { kernel(d, first, last); });
 }
 
@@ -197,7 +166,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> bases(const Tensor& student_in, const
   const std::unique_ptr<double[]> key(new double[rows]);
   const Disagreement d{rows_of(student), rows_of(teacher), classes_of(labels, "labels", teacher, labels_held),
                        key.get()};
-  const DisagreementKernel kernel = disagreement_kernels()[static_cast<int>(element_of(type))];
+  const DisagreementKernel kernel = disagreement_kernels()[static_cast<int>(element_of(type, "logits"))];
   share(rows, 4 * classes, [&](int64_t first, int64_t last) { kernel(d, first, last); });
 
   std::vector<int64_t> order;

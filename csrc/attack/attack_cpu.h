@@ -2,12 +2,10 @@
 // are compiled once per SIMD level and know nothing of torch.
 #pragma once
 
+#include "../common/cpu_element.h"
 #include "attack.h"
 
 namespace amkd::attack {
-
-enum class Element : int { kFloat = 0, kDouble = 1, kHalf = 2, kBFloat16 = 3 };
-constexpr int kElements = 4;
 
 // Bounds of every coordinate of a sample, [size] in the dtype of the arithmetic, where channels are too short a run to
 // be served by two numbers at a time; null else.

@@ -4,6 +4,7 @@
 #include <optional>
 #include <tuple>
 
+#include "../common/cuda_dispatch.cuh"
 #include "../common/cuda_host.h"
 #include "attack_arguments.h"
 #include "attack_rows_kernels.cuh"
@@ -14,23 +15,6 @@ namespace {
 template <class T>
 T* data_of(const Tensor& tensor) {
   return static_cast<T*>(tensor.mutable_data_ptr());
-}
-
-// Calls run with an element of the dtype.
-template <class Run>
-void dispatch(ScalarType type, Run run) {
-  switch (type) {
-    case ScalarType::Float:
-      return run(float());
-    case ScalarType::Double:
-      return run(double());
-    case ScalarType::Half:
-      return run(__half());
-    case ScalarType::BFloat16:
-      return run(__nv_bfloat16());
-    default:
-      STD_TORCH_CHECK(false, "logits: must be float32, float64, float16 or bfloat16");
-  }
 }
 
 template <class Scalar>
@@ -72,7 +56,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> objective(const Tensor& logits_in, co
   if (rows == 0) return {value, grad, prediction, active};
 
   const cudaStream_t stream = current_stream(device);
-  dispatch(logits.scalar_type(), [&](auto scalar) {
+  dispatch(logits.scalar_type(), "logits", [&](auto scalar) {
     using Scalar = decltype(scalar);
     const RowsPlan plan = plan_objective(rows, classes);
     Objective<Scalar> call{};
@@ -122,7 +106,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> bases(const Tensor& student_in, const
 
   const Tensor keys = new_empty(teacher, {rows}, statistics_type(teacher.scalar_type()));
   const cudaStream_t stream = current_stream(device);
-  dispatch(teacher.scalar_type(), [&](auto scalar) {
+  dispatch(teacher.scalar_type(), "teacher", [&](auto scalar) {
     using Scalar = decltype(scalar);
     Bases<Scalar> call{};
     call.student = rows_of<Scalar>(student);
@@ -166,7 +150,7 @@ Tensor draw(const Tensor& logits_in, const Tensor& base_in, const std::optional<
   if (rows == 0) return target;
 
   const cudaStream_t stream = current_stream(device);
-  dispatch(logits.scalar_type(), [&](auto scalar) {
+  dispatch(logits.scalar_type(), "logits", [&](auto scalar) {
     using Scalar = decltype(scalar);
     const RowsPlan plan = plan_warps(rows);
     Draw<Scalar> call{};

@@ -6,6 +6,7 @@
 #pragma once
 
 #include "../common/element.cuh"
+#include "../common/math.cuh"
 #include "attack.h"
 #include "crew.cuh"
 
@@ -76,25 +77,6 @@ __device__ bool is_nan(T x) {
 template <class T>
 __device__ bool is_finite_number(T x) {
   return x - x == T(0);
-}
-__device__ inline float exp_of(float x) { return expf(x); }
-__device__ inline double exp_of(double x) { return exp(x); }
-__device__ inline float log_of(float x) { return logf(x); }
-__device__ inline double log_of(double x) { return log(x); }
-// A product that is rounded before it is subtracted from another, so that equal rows differ by nothing.
-__device__ inline float rounded_product(float a, float b) {
-#ifdef __CUDA_ARCH__
-  return __fmul_rn(a, b);
-#else
-  return a * b;
-#endif
-}
-__device__ inline double rounded_product(double a, double b) {
-#ifdef __CUDA_ARCH__
-  return __dmul_rn(a, b);
-#else
-  return a * b;
-#endif
 }
 
 // A class and its logit.

@@ -3,29 +3,13 @@
 
 #include <optional>
 
+#include "../common/cuda_dispatch.cuh"
 #include "../common/cuda_host.h"
 #include "attack_arguments.h"
 #include "attack_step_kernels.cuh"
 
 namespace amkd::attack::gpu {
 namespace {
-
-// Calls run with an element of the images.
-template <class Run>
-void dispatch(ScalarType type, Run run) {
-  switch (type) {
-    case ScalarType::Float:
-      return run(float());
-    case ScalarType::Double:
-      return run(double());
-    case ScalarType::Half:
-      return run(__half());
-    case ScalarType::BFloat16:
-      return run(__nv_bfloat16());
-    default:
-      STD_TORCH_CHECK(false, "x: must be float32, float64, float16 or bfloat16");
-  }
-}
 
 // Whether the device has clusters and the code that it runs was compiled for them; a chip with clusters may be running
 // what was compiled from the instructions of one without.
@@ -114,7 +98,7 @@ void step(const Tensor& out, const Tensor& x, const Tensor& grad, const std::opt
   if (call.samples == 0 || call.size == 0) return;
   STD_TORCH_CHECK(call.size <= kMostValues, "x: more than 2^30 values a sample");
   const cudaStream_t stream = current_stream(device);
-  dispatch(call.type, [&](auto scalar) { launch<decltype(scalar)>(call, device, stream); });
+  dispatch(call.type, "x", [&](auto scalar) { launch<decltype(scalar)>(call, device, stream); });
 }
 
 }  // namespace

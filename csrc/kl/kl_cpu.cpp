@@ -9,7 +9,7 @@
 #include <utility>
 #include <vector>
 
-#include "../common/cpu_level.h"
+#include "../common/cpu_dispatch.h"
 #include "../common/cpu_share.h"
 #include "kl_arguments.h"
 
@@ -18,33 +18,10 @@ namespace {
 
 constexpr int64_t kSplit = 16384;  // classes above which threads share a row, where there are fewer rows than threads
 
-Element element_of(ScalarType type) {
-  switch (type) {
-    case ScalarType::Float:
-      return Element::kFloat;
-    case ScalarType::Double:
-      return Element::kDouble;
-    case ScalarType::Half:
-      return Element::kHalf;
-    case ScalarType::BFloat16:
-      return Element::kBFloat16;
-    default:
-      STD_TORCH_CHECK(false, "student: must be float32, float64, float16 or bfloat16");
-  }
-}
+const Kernels* kernels_by_element() { AMKD_AT_LEVEL(kernels); }
 
-const Kernels& kernels_of(Element element) {
-#ifdef AMKD_X86
-  switch (cpu_level()) {
-    case CpuLevel::kAvx512:
-      return avx512::kernels[static_cast<int>(element)];
-    case CpuLevel::kAvx2:
-      return avx2::kernels[static_cast<int>(element)];
-    case CpuLevel::kBaseline:
-      break;
-  }
-#endif
-  return baseline::kernels[static_cast<int>(element)];
+const Kernels& kernels_of(ScalarType type) {
+  return kernels_by_element()[static_cast<int>(element_of(type, "student"))];
 }
 
 // A problem with everything that its pointers point to.
@@ -53,8 +30,7 @@ struct Call : Arguments {
   Direction problem{};
   const Kernels& kernels;
 
-  explicit Call(Arguments arguments)
-      : Arguments(std::move(arguments)), kernels(kernels_of(element_of(student.scalar_type()))) {
+  explicit Call(Arguments arguments) : Arguments(std::move(arguments)), kernels(kernels_of(student.scalar_type())) {
     Problem& p = problem;
     p.scalars = scalars;
     p.per_t = 1.0 / scalars.temperature;

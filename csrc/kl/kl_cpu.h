@@ -4,12 +4,10 @@
 
 #include <cstdint>
 
+#include "../common/cpu_element.h"
 #include "kl.h"
 
 namespace amkd::kl {
-
-enum class Element : int { kFloat = 0, kDouble = 1, kHalf = 2, kBFloat16 = 3 };
-constexpr int kElements = 4;
 
 struct Problem {
   Scalars scalars;

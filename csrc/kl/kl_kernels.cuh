@@ -7,6 +7,7 @@
 #pragma once
 
 #include "../common/element.cuh"
+#include "../common/math.cuh"
 #include "../common/reduce.cuh"
 #include "kl.h"
 #include "kl_plan.h"
@@ -138,26 +139,6 @@ __device__ inline float exp2_of(float x) {
 #endif
 }
 __device__ inline double exp2_of(double x) { return exp2(x); }
-__device__ inline float log_of(float x) { return logf(x); }
-__device__ inline double log_of(double x) { return log(x); }
-__device__ inline float exp_of(float x) { return expf(x); }
-__device__ inline double exp_of(double x) { return exp(x); }
-
-// A product that is rounded before anything is added, so that equal student and teacher give exactly 0.
-__device__ inline float rounded_product(float a, float b) {
-#ifdef __CUDA_ARCH__
-  return __fmul_rn(a, b);
-#else
-  return a * b;
-#endif
-}
-__device__ inline double rounded_product(double a, double b) {
-#ifdef __CUDA_ARCH__
-  return __dmul_rn(a, b);
-#else
-  return a * b;
-#endif
-}
 
 // What logits are measured from: their maximum, or 0 where there is none yet, which keeps -inf - (-inf) out.
 template <class Stat>

@@ -3,6 +3,7 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include "../common/cuda_dispatch.cuh"
 #include "../common/cuda_host.h"
 #include "pairs.cuh"
 #include "triplet_arguments.h"
@@ -12,23 +13,6 @@ namespace amkd::triplet::gpu {
 template <class T>
 T* data_of(const Tensor& tensor) {
   return static_cast<T*>(const_cast<void*>(tensor.const_data_ptr()));
-}
-
-// Calls run with an element of the dtype.
-template <class Run>
-void dispatch(ScalarType type, Run run) {
-  switch (type) {
-    case ScalarType::Float:
-      return run(float());
-    case ScalarType::Double:
-      return run(double());
-    case ScalarType::Half:
-      return run(__half());
-    case ScalarType::BFloat16:
-      return run(__nv_bfloat16());
-    default:
-      STD_TORCH_CHECK(false, "anchor: must be float32, float64, float16 or bfloat16");
-  }
 }
 
 template <class Scalar>

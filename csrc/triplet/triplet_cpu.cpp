@@ -12,7 +12,7 @@
 #include <utility>
 #include <vector>
 
-#include "../common/cpu_level.h"
+#include "../common/cpu_dispatch.h"
 #include "../common/cpu_share.h"
 #include "triplet_arguments.h"
 
@@ -22,21 +22,6 @@ namespace {
 constexpr int64_t kSampleRows = 64;      // for the common vector: any vector near the rows will do
 constexpr int64_t kSymmetricBlocks = 4;  // of anchors, from which on half of the products do
 constexpr double kOutlier = 256.0;       // times the mean squared length: such rows must not coarsen the others' keys
-
-#ifdef AMKD_X86
-#define AMKD_AT_LEVEL(kernels) \
-  switch (cpu_level()) {       \
-    case CpuLevel::kAvx512:    \
-      return avx512::kernels;  \
-    case CpuLevel::kAvx2:      \
-      return avx2::kernels;    \
-    case CpuLevel::kBaseline:  \
-      break;                   \
-  }                            \
-  return baseline::kernels
-#else
-#define AMKD_AT_LEVEL(kernels) return baseline::kernels
-#endif
 
 template <class T>
 const SelectKernels<T>& select_kernels() {

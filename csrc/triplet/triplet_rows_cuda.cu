@@ -91,7 +91,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& product_in, const Tenso
   if (call.n == 0) return {total, counts, sums};
   const Tensor distances = new_empty(anchor, {call.n, call.p}, call.stat);
   const cudaStream_t stream = current_stream(device);
-  dispatch(anchor.scalar_type(), [&](auto scalar) {
+  dispatch(anchor.scalar_type(), "anchor", [&](auto scalar) {
     using Scalar = decltype(scalar);
     using Stat = StatOf<Scalar>;
     EveryPair<Scalar> pairs = call.pairs<Scalar>();
@@ -127,7 +127,7 @@ Tensor backward(const Tensor& product, const Tensor& /*grad_anchor*/, const Tens
   const bool several_chunks = !call.has_positive_distance && call.p > kChunk;
   const Tensor weights = new_empty(anchor, {several_chunks ? call.n : 0, call.p}, call.stat);
   const cudaStream_t stream = current_stream(device);
-  dispatch(anchor.scalar_type(), [&](auto scalar) {
+  dispatch(anchor.scalar_type(), "anchor", [&](auto scalar) {
     using Scalar = decltype(scalar);
     using Stat = StatOf<Scalar>;
     EveryPair<Scalar> pairs = call.pairs<Scalar>();

@@ -179,7 +179,7 @@ std::tuple<Tensor, Tensor> select(const Tensor& anchor, const std::optional<Tens
   call.stream = current_stream(call.device);
   const int sms = multiprocessors(call.device);
 
-  dispatch(anchor.scalar_type(), [&](auto scalar) {
+  dispatch(anchor.scalar_type(), "anchor", [&](auto scalar) {
     using Scalar = decltype(scalar);
     if constexpr (sizeof(Scalar) == 2) {
       const bool aligned = matrix_of<Scalar>(call.anchor).aligned && matrix_of<Scalar>(call.reference).aligned;

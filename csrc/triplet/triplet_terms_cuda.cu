@@ -93,7 +93,7 @@ std::tuple<Tensor, Tensor> terms(const Tensor& anchor, const std::optional<Tenso
   const Tensor stats = new_empty(anchor, {statistics_size(n, call.k, swap)}, call.stat);
   const cudaStream_t stream = current_stream(device);
   const int sms = multiprocessors(device);
-  dispatch(anchor.scalar_type(), [&](auto scalar) {
+  dispatch(anchor.scalar_type(), "anchor", [&](auto scalar) {
     using Scalar = decltype(scalar);
     Terms<Scalar> terms{};
     terms.in = call.selected<Scalar>();
@@ -176,7 +176,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_loss, const Tenso
   if (width == 0 || (n == 0 && reference_rows == 0)) return {grad_anchor, grad_positive, grad_reference};
 
   const cudaStream_t stream = current_stream(device);
-  dispatch(type, [&](auto scalar) {
+  dispatch(type, "anchor", [&](auto scalar) {
     using Scalar = decltype(scalar);
     using Stat = StatOf<Scalar>;
     Backward<Scalar> backward{};
