@@ -9,8 +9,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import amkd_fast as af
 from amkd_fast import losses
-from amkd_fast.losses import Adversarial, AMKDLoss, DistillationLoss, KLDivLoss, TripletMarginLoss
+from amkd_fast.losses import Adversarial, AMKDLoss, DistillationLoss, KLDivLoss, TripletMarginLoss, amkd, faces
 from amkd_fast.ops.kl import distillation_loss, kl_div
 from amkd_fast.ops.triplet import triplet_margin_loss
 
@@ -119,14 +120,93 @@ def test_uniform_draws_from_the_allowed_negatives_alone(batch, negatives):
     assert max(values) <= float(hardest) + 1e-12  # no negative is nearer than the nearest
 
 
-def test_masked_path_agrees_with_the_fused_one(batch):
+def test_choosing_path_agrees_with_the_fused_one(batch):
     student, _, labels, rows, _ = batch
     for variant, selector in (("student_space", "hardest"), ("student_space", "semihard"), ("batch_hard", "hardest")):
         criterion = AMKDLoss(variant=variant, selector=selector, margin=2.0)
-        fused = criterion._triplet(student, labels, rows, None, 0)
+        fused = criterion._triplet(student, labels, rows, None, 0, False)
         positive = student[rows.source] if variant == "student_space" else None
-        masked = criterion._masked(rows.student, positive, student, labels, rows, 0)
-        torch.testing.assert_close(fused, masked)
+        chosen = criterion._chosen(rows.student, positive, student, labels, rows, 0, False)
+        torch.testing.assert_close(fused, chosen)
+
+
+@pytest.fixture
+def past():
+    """Rows that are gone, and their classes."""
+    rows = torch.randn(6, K, dtype=torch.float64, generator=torch.Generator().manual_seed(9))
+    return rows, torch.tensor([0, 1, 2, 3, 4, 0])
+
+
+def remembering(past, size=10):
+    memory = af.CrossBatchMemory(size, K, dtype=torch.float64)
+    memory.update(*past)
+    return memory
+
+
+@pytest.mark.parametrize("selector", ["hardest", "semihard"])
+@pytest.mark.parametrize("negatives", losses.NEGATIVES)
+@pytest.mark.parametrize("variant", losses.VARIANTS)
+def test_past_rows_are_negatives_and_nothing_else(batch, past, variant, negatives, selector):
+    """Against the past rows appended to the clean batch by hand, for each anchor without those of its base class."""
+    if variant == "batch_hard" and selector != "hardest":
+        pytest.skip("batch_hard selects the hardest alone")
+    student, teacher, labels, rows, _ = batch
+    options = {"variant": variant, "negatives": negatives, "selector": selector, "margin": 3.0}
+    memory = remembering(past)
+    found = AMKDLoss(memory=memory, **options)(student, teacher, labels, rows)
+    plain = AMKDLoss(**options)
+    total, weights = torch.zeros((), dtype=torch.float64), 0.0
+    for i in range(M):
+        others = past[1] != rows.base[i]
+        one = Adversarial(*(None if x is None else x[i : i + 1] for x in rows))._replace(weight=None)
+        widened, classes = torch.cat([student, past[0][others]]), torch.cat([labels, past[1][others]])
+        value = plain._triplet(widened, classes, one, None, 0, False)
+        total = total + rows.weight[i] * value
+        if selector == "hardest" or value > 0:  # a triplet that is semi-hard costs something
+            weights += rows.weight[i]
+    torch.testing.assert_close(found.triplet, total / weights)
+    assert found.total.requires_grad
+    latest = memory.embeddings[memory.embeddings[:, 0].argsort()]
+    assert torch.equal(latest, student.detach()[-10:][student.detach()[-10:, 0].argsort()])  # the batch has gone in
+
+
+def test_uniform_draws_from_past_rows_too(batch, past):
+    student, teacher, labels, rows, _ = batch
+    one = Adversarial(*(None if x is None else x[:1] for x in rows))
+    options = {"selector": "uniform", "negatives": "not_base", "margin": 9.0}
+    allowed = [row for row, label in zip(*past, strict=True) if label != one.base[0]]
+    near = (one.student[0] - student[one.source[0]]).norm()
+    costs = torch.stack([near - (one.student[0] - row).norm() + 9.0 for row in allowed]).detach()
+    drawn = torch.stack(
+        [
+            AMKDLoss(memory=remembering(past), **options)(student, teacher, labels, one, seed=s).triplet
+            for s in range(99)
+        ]
+    )
+    assert ((drawn[:, None] - costs).abs() < 1e-9).any(0).sum() >= len(allowed) - 1
+
+
+def test_an_empty_memory_changes_nothing(batch):
+    student, teacher, labels, rows, _ = batch
+    for variant, negatives in itertools.product(losses.VARIANTS, losses.NEGATIVES):
+        options = {"variant": variant, "negatives": negatives, "margin": 2.0}
+        memory = af.CrossBatchMemory(8, K, dtype=torch.float64)
+        found = AMKDLoss(memory=memory, **options)(student, teacher, labels, rows)
+        torch.testing.assert_close(found.triplet, AMKDLoss(**options)(student, teacher, labels, rows).triplet)
+    criterion = AMKDLoss(memory=memory)
+    assert {"memory.embeddings", "memory.labels", "memory.cursor"} <= set(criterion.state_dict())
+    with pytest.raises(TypeError, match="memory is a int"):
+        AMKDLoss(memory=8)
+
+
+def test_weights_may_be_tensors(batch):
+    student, teacher, labels, rows, _ = batch
+    criterion = AMKDLoss(margin=2.0)
+    expected = criterion(student, teacher, labels, rows, kl_weight=1.7, boundary_weight=0.6, seed=3)
+    alpha, beta = (torch.tensor(value, dtype=torch.float64) for value in (1.7, 0.6))
+    found = criterion(student, teacher, labels, rows, kl_weight=alpha, boundary_weight=beta, seed=torch.tensor(3))
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_rejected_rows_have_no_influence(batch):
@@ -223,4 +303,5 @@ def test_features_must_be_given_for_their_space(batch):
 
 
 def test_examples_in_the_docstrings():
-    assert doctest.testmod(losses).failed == 0
+    for module in (faces, amkd):
+        assert doctest.testmod(module).failed == 0

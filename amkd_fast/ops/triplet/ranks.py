@@ -10,10 +10,9 @@ from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from amkd_fast import ranks
 from amkd_fast.ops.triplet.arguments import Rows
 from amkd_fast.ops.triplet.reference import Outcome, Rule
 
@@ -22,12 +21,7 @@ Local = Callable[[Rule, str], Outcome]  # the loss of the local anchors by a rul
 
 def gather(rows: Rows) -> Rows:
     """The same anchors against the reference rows of all ranks, in rank order."""
-    if not (dist.is_available() and dist.is_initialized()):
-        raise RuntimeError(
-            "distributed=True: needs the default process group, which is not initialised "
-            "(torch.distributed.init_process_group)"
-        )
-    if dist.get_world_size() == 1:
+    if ranks.require_group() == 1:
         return rows
     counts, double, wants_grad = _agree(rows)
     if double:
@@ -43,8 +37,8 @@ def gather(rows: Rows) -> Rows:
     labels = rows.reference_labels
     offset, before = rows.self_offset, sum(counts[: dist.get_rank()])
     return rows._replace(
-        reference=_Gather.apply(reference, counts),
-        reference_labels=None if labels is None else _gather(labels.long(), counts),
+        reference=ranks.Gather.apply(reference, counts),
+        reference_labels=None if labels is None else ranks.gather(labels.long(), counts),
         self_offset=None if offset is None else offset + before,
         is_batch=False,
     )
@@ -57,52 +51,12 @@ def loss(local: Local, rows: Rows, rule: Rule, weight: Tensor | None, reduction:
         return found
     if reduction == "sum":
         size = found.size * (dist.get_rank() == 0)  # 1 in all
-        return Outcome(*_OverAll.apply(found.value, size), found.statistics)
+        return Outcome(*ranks.MeanOverAll.apply(found.value, size), found.statistics)
     size = found.size
     if weight is not None and weight.requires_grad and not size.requires_grad:
         size = _size(local, rule, weight, reduction)
     size = torch.where(_without_terms(found, rows, weight, reduction), 0, size)
-    return Outcome(*_OverAll.apply(found.value * size, size), found.statistics)
-
-
-class _Gather(torch.autograd.Function):
-    """[P, D] → the rows of all ranks; each rank gets the gradient that all of them have for its rows."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, counts: list[int]) -> Tensor:
-        ctx.counts = counts
-        return _gather(x, counts)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
-        return _reduce_scatter(grad, ctx.counts), None
-
-
-class _OverAll(torch.autograd.Function):
-    """Σ total / Σ size over the ranks, and Σ size.
-
-    Every rank has a copy of the one loss. Each sends the gradient to its own share alone, so that nothing is counted
-    twice and no collective is needed here.
-    """
-
-    @staticmethod
-    def forward(ctx, total: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
-        both = torch.stack([total.double(), size.double()])  # counts beyond 2²⁴ too
-        dist.all_reduce(both)
-        value, size = both.unbind()
-        size = torch.where(size == 0, 1, size)
-        value, size = (value / size).to(total.dtype), size.to(total.dtype)
-        ctx.save_for_backward(value, size)
-        ctx.mark_non_differentiable(size)
-        return value, size
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad: Tensor, _) -> tuple[Tensor, Tensor]:
-        value, size = ctx.saved_tensors
-        grad = grad / size
-        return grad, -grad * value
+    return Outcome(*ranks.MeanOverAll.apply(found.value * size, size), found.statistics)
 
 
 def _agree(rows: Rows) -> tuple[list[int], bool, bool]:
@@ -116,41 +70,13 @@ def _agree(rows: Rows) -> tuple[list[int], bool, bool]:
     ]
     told = torch.tensor([told], dtype=torch.int64, device=reference.device)
     counts, widths, labelled, double, wants_grad = zip(
-        *_gather(told, [1] * dist.get_world_size()).tolist(), strict=True
+        *ranks.gather(told, [1] * dist.get_world_size()).tolist(), strict=True
     )
     if len(set(widths)) > 1:
         raise ValueError(f"distributed=True: anchor must have one width D on all ranks, not {list(widths)}")
     if len(set(labelled)) > 1:
         raise ValueError("distributed=True: labels must be given on all ranks or on none")
     return list(counts), any(double), any(wants_grad)
-
-
-def _gather(x: Tensor, counts: list[int]) -> Tensor:
-    """The rows of all ranks in rank order; rank i has ``counts[i]``."""
-    longest = max(counts)
-    if longest == 0 or 0 in x.shape[1:]:
-        return x.new_empty(sum(counts), *x.shape[1:])
-    if x.shape[0] < longest:
-        x = torch.cat([x, x.new_zeros(longest - x.shape[0], *x.shape[1:])])
-    found = x.new_empty(len(counts) * longest, *x.shape[1:])
-    all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # renamed in torch 2.13
-    all_gather(found, x.contiguous())
-    if min(counts) == longest:
-        return found
-    return torch.cat([part[:n] for part, n in zip(found.split(longest), counts, strict=True)])
-
-
-def _reduce_scatter(x: Tensor, counts: list[int]) -> Tensor:
-    """Sum over the ranks of what they have for the rows of this one: [Σ counts, D] → [counts[rank], D]."""
-    longest, mine = max(counts), counts[dist.get_rank()]
-    if x.numel() == 0:
-        return x.new_zeros(mine, x.shape[1])
-    if min(counts) < longest:
-        x = torch.cat([F.pad(part, (0, 0, 0, longest - part.shape[0])) for part in x.split(counts)])
-    found = x.new_empty(longest, x.shape[1])
-    reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
-    reduce_scatter(found, x.contiguous())
-    return found[:mine]
 
 
 def _size(local: Local, rule: Rule, weight: Tensor, reduction: str) -> Tensor:

@@ -1,15 +1,16 @@
-"""``torch.nn`` faces of the functions, for trainers that keep their losses as modules."""
+"""Adversarial Metric Knowledge Distillation as one loss: KD, attacked images, and triplets among them."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from amkd_fast import checks, philox
-from amkd_fast.ops.kl import DistillationLoss as DistillationTerms
+from amkd_fast import checks, philox, ranks
+from amkd_fast.memory import EMPTY, CrossBatchMemory
 from amkd_fast.ops.kl import distillation_loss, kl_div
 from amkd_fast.ops.triplet import triplet_margin_loss
 
@@ -18,173 +19,6 @@ NEGATIVES = ("other", "not_base", "target")
 SELECTORS = ("hardest", "semihard", "uniform")
 SPACES = ("logits", "probabilities", "features")
 _STREAM = 0x7269  # of the draws of selector="uniform", apart from those of the attack
-
-
-class KLDivLoss(nn.Module):
-    """Module of :func:`amkd_fast.kl_div`.
-
-    Args:
-        temperature: T > 0 that divides both logits.
-        divergence: ``"forward"``, ``"reverse"`` or ``"js"``.
-        beta: Weight of the teacher in ``js``, strictly between 0 and 1.
-        scale_by_t2: Multiply by T².
-        reduction: ``"none"``, ``"sum"``, ``"mean"`` or ``"batchmean"``.
-
-    Shape:
-        ``forward(student, teacher, weight=None)``: logits [..., K] twice, weight a float or [...]; scalar, or [...] for
-        ``"none"``.
-
-    Example:
-        >>> import torch
-        >>> from amkd_fast.losses import KLDivLoss
-        >>> loss = KLDivLoss(temperature=4.0)(torch.zeros(2, 3, requires_grad=True), torch.eye(2, 3))
-        >>> f"{loss.item():.4f}"
-        '0.1166'
-    """
-
-    def __init__(
-        self,
-        temperature: float = 1.0,
-        *,
-        divergence: str = "forward",
-        beta: float = 0.5,
-        scale_by_t2: bool = True,
-        reduction: str = "batchmean",
-    ) -> None:
-        super().__init__()
-        checks.positive("temperature", temperature)
-        checks.choice("divergence", divergence, ("forward", "reverse", "js"))
-        checks.open_unit("beta", beta)
-        checks.choice("reduction", reduction, ("none", "sum", "mean", "batchmean"))
-        self.temperature, self.divergence, self.beta = temperature, divergence, beta
-        self.scale_by_t2, self.reduction = scale_by_t2, reduction
-
-    def forward(self, student: Tensor, teacher: Tensor, weight: float | Tensor | None = None) -> Tensor:
-        return kl_div(
-            student,
-            teacher,
-            self.temperature,
-            divergence=self.divergence,
-            beta=self.beta,
-            weight=weight,
-            scale_by_t2=self.scale_by_t2,
-            reduction=self.reduction,
-        )
-
-    def extra_repr(self) -> str:
-        return f"temperature={self.temperature}, divergence={self.divergence!r}, reduction={self.reduction!r}"
-
-
-class DistillationLoss(nn.Module):
-    """Module of :func:`amkd_fast.distillation_loss`: hard-label cross-entropy and divergence in one pass.
-
-    Args:
-        temperature: T > 0 of the divergence.
-        ce_weight: Weight of the cross-entropy.
-        kl_weight: Weight of the divergence.
-        divergence: ``"forward"``, ``"reverse"`` or ``"js"``.
-        scale_by_t2: Multiply the divergence by T².
-        ignore_index: The label that means «no label».
-
-    Shape:
-        ``forward(student, teacher, labels=None)``: logits [..., K] twice and labels [...]; returns
-        ``(total, ce, kl)``, scalars, of which ``total`` has the graph.
-
-    Example:
-        >>> import torch
-        >>> from amkd_fast.losses import DistillationLoss
-        >>> criterion = DistillationLoss(temperature=4.0, ce_weight=0.5, kl_weight=0.5)
-        >>> loss = criterion(torch.zeros(2, 10, requires_grad=True), torch.zeros(2, 10), torch.tensor([1, 2]))
-        >>> loss.total.backward()
-        >>> f"{loss.total.item():.4f}"
-        '1.1513'
-    """
-
-    def __init__(
-        self,
-        temperature: float = 4.0,
-        *,
-        ce_weight: float = 0.1,
-        kl_weight: float = 0.9,
-        divergence: str = "forward",
-        scale_by_t2: bool = True,
-        ignore_index: int = -100,
-    ) -> None:
-        super().__init__()
-        checks.positive("temperature", temperature)
-        checks.choice("divergence", divergence, ("forward", "reverse", "js"))
-        self.temperature, self.divergence = temperature, divergence
-        self.ce_weight, self.kl_weight = checks.finite("ce_weight", ce_weight), checks.finite("kl_weight", kl_weight)
-        self.scale_by_t2, self.ignore_index = scale_by_t2, ignore_index
-
-    def forward(self, student: Tensor, teacher: Tensor, labels: Tensor | None = None) -> DistillationTerms:
-        return distillation_loss(
-            student,
-            teacher,
-            labels,
-            temperature=self.temperature,
-            ce_weight=self.ce_weight,
-            kl_weight=self.kl_weight,
-            divergence=self.divergence,
-            scale_by_t2=self.scale_by_t2,
-            ignore_index=self.ignore_index,
-        )
-
-    def extra_repr(self) -> str:
-        return f"temperature={self.temperature}, ce_weight={self.ce_weight}, kl_weight={self.kl_weight}"
-
-
-class TripletMarginLoss(nn.Module):
-    """Module of :func:`amkd_fast.triplet_margin_loss`.
-
-    Args:
-        margin: m ≥ 0 in ``relu(D_ap − D_an + m)``.
-        mining: ``"hard"``, ``"semihard"``, ``"all"`` or ``"topk"``.
-        distance: ``"euclidean"``, ``"sqeuclidean"`` or ``"cosine"``.
-        reduction: ``"mean"``, ``"mean_nonzero"``, ``"sum"`` or ``"none"``.
-        options: Further keywords of the function that do not change from batch to batch (``soft_margin``, ``swap``, …).
-
-    Shape:
-        ``forward(anchor, labels=None, **tensors)``: embeddings [N, D], labels [N] and the function's tensor keywords
-        (``positive``, ``reference``, ``reference_labels``, ``exclude_labels``, ``weight``).
-
-    Example:
-        >>> import torch
-        >>> from amkd_fast.losses import TripletMarginLoss
-        >>> points = torch.tensor([[0.0], [1.0], [3.0]])
-        >>> loss = TripletMarginLoss(margin=4.0)(points, torch.tensor([0, 0, 1]))
-        >>> f"{loss.item():.4f}"  # (1 - 3 + 4 + 1 - 2 + 4) / 2
-        '2.5000'
-    """
-
-    def __init__(
-        self,
-        margin: float = 1.0,
-        *,
-        mining: str = "hard",
-        distance: str = "euclidean",
-        reduction: str = "mean",
-        **options: object,
-    ) -> None:
-        super().__init__()
-        checks.non_negative("margin", margin)
-        self.margin, self.mining, self.distance, self.reduction = margin, mining, distance, reduction
-        self.options = options
-
-    def forward(self, anchor: Tensor, labels: Tensor | None = None, **tensors: Tensor | None) -> Tensor:
-        return triplet_margin_loss(
-            anchor,
-            labels,
-            margin=self.margin,
-            mining=self.mining,
-            distance=self.distance,
-            reduction=self.reduction,
-            **self.options,
-            **tensors,
-        )
-
-    def extra_repr(self) -> str:
-        return f"margin={self.margin}, mining={self.mining!r}, distance={self.distance!r}"
 
 
 class Adversarial(NamedTuple):
@@ -218,7 +52,10 @@ class AMKDLoss(nn.Module):
 
     with clean logits z and logits Z of attacked images, S_T the softened KL divergence. Samples of weight 0 and samples
     without a valid negative leave both sums. α and β usually fall during training: both can be given at every call. A
-    memory of past student rows that widens the pool of negatives is not written yet.
+    memory of past student rows widens the pool of negatives.
+
+    With ``distributed=True`` every rank gives its own images and gets the loss of one process with the whole batch, and
+    that loss's gradient for its own rows; DistributedDataParallel averages gradients, so multiply by the world size.
 
     The scale decides whether this trains at all: with T² in the boundary term and β = 2, or with γ ≥ 1, a pilot on
     handwritten digits lost up to 40 points of accuracy. The defaults are that pilot's and were found on that one set.
@@ -240,6 +77,9 @@ class AMKDLoss(nn.Module):
         distance: ``"euclidean"``, ``"sqeuclidean"`` or ``"cosine"``.
         scale_by_t2: Multiply the clean divergence by T².
         boundary_scale_by_t2: Multiply the boundary divergence by T².
+        memory: A :class:`amkd_fast.CrossBatchMemory` as wide as the rows of ``space``. Its rows are negatives beside
+            those of the batch, never positives; every call with attacked images puts the clean rows into it.
+        distributed: Compute over the ranks of the default process group.
 
     Raises:
         ValueError: A choice, number or shape breaks the rules above.
@@ -276,6 +116,8 @@ class AMKDLoss(nn.Module):
         distance: str = "euclidean",
         scale_by_t2: bool = False,
         boundary_scale_by_t2: bool = False,
+        memory: CrossBatchMemory | None = None,
+        distributed: bool = False,
     ) -> None:
         super().__init__()
         checks.choice("variant", variant, VARIANTS)
@@ -298,6 +140,9 @@ class AMKDLoss(nn.Module):
         self.variant, self.negatives, self.selector, self.space = variant, negatives, selector, space
         self.distance = distance
         self.scale_by_t2, self.boundary_scale_by_t2 = scale_by_t2, boundary_scale_by_t2
+        if memory is not None and not isinstance(memory, CrossBatchMemory):
+            raise TypeError(f"memory is a {type(memory).__name__}: must be a CrossBatchMemory or None")
+        self.memory, self.distributed = memory, distributed
 
     def forward(
         self,
@@ -307,53 +152,63 @@ class AMKDLoss(nn.Module):
         adversarial: Adversarial | None = None,
         *,
         student_features: Tensor | None = None,
-        kl_weight: float | None = None,
-        boundary_weight: float | None = None,
-        seed: int = 0,
+        kl_weight: float | Tensor | None = None,
+        boundary_weight: float | Tensor | None = None,
+        seed: int | Tensor = 0,
     ) -> AMKDTerms:
         """Compute the loss of one batch.
 
         Args:
             student: The student's logits on the clean images [B, K].
             teacher: The teacher's [B, K].
-            labels: Classes [B].
-            adversarial: The attacked images; None, or M = 0, leaves the distillation terms alone.
+            labels: Classes [B]; with ``distributed`` every label counts.
+            adversarial: The attacked images; None, or M = 0 on all ranks, leaves the distillation terms alone.
             student_features: The student's features on the clean images [B, D], for ``space="features"``.
-            kl_weight: α of this call instead of the module's.
-            boundary_weight: β of this call instead of the module's.
-            seed: Of the draws of ``selector="uniform"``; change it from step to step.
+            kl_weight: α of this call instead of the module's; a float, or a tensor of no dimensions.
+            boundary_weight: β of this call instead of the module's, likewise.
+            seed: Of the draws of ``selector="uniform"``, an int or an int64 tensor of no dimensions; change it from
+                step to step.
 
         Returns:
             ``AMKDTerms(total, ce, kl, boundary, triplet)``, scalars.
         """
-        clean = distillation_loss(
+        alpha = self.kl_weight if kl_weight is None else kl_weight
+        beta = self.boundary_weight if boundary_weight is None else boundary_weight
+        if not isinstance(beta, Tensor):
+            checks.non_negative("boundary_weight", beta)
+        spread = self.distributed and ranks.require_group() > 1
+        clean = self._clean(student, teacher, labels, alpha, spread)
+        if adversarial is None or (isinstance(beta, float) and beta == 0.0) or _none(adversarial.base, spread):
+            zero = torch.zeros_like(clean.ce)
+            return AMKDTerms(clean.total, clean.ce, clean.kl, zero, zero)
+        boundary = self._boundary(adversarial, spread)
+        total = boundary
+        triplet = torch.zeros_like(boundary)
+        if self.triplet_weight > 0.0:
+            triplet = self._triplet(student, labels, adversarial, student_features, seed, spread)
+            total = total + self.triplet_weight * triplet
+        return AMKDTerms(clean.total + beta * total, clean.ce, clean.kl, boundary.detach(), triplet.detach())
+
+    def _clean(self, student: Tensor, teacher: Tensor, labels: Tensor, alpha: float | Tensor, spread: bool):
+        terms = distillation_loss(
             student,
             teacher,
             labels,
             temperature=self.temperature,
             ce_weight=self.ce_weight,
-            kl_weight=self.kl_weight if kl_weight is None else kl_weight,
+            kl_weight=alpha.expand(labels.shape) if isinstance(alpha, Tensor) else alpha,
             scale_by_t2=self.scale_by_t2,
         )
-        beta = (
-            self.boundary_weight if boundary_weight is None else checks.non_negative("boundary_weight", boundary_weight)
-        )
-        if adversarial is None or adversarial.student.shape[0] == 0 or beta == 0.0:
-            zero = torch.zeros_like(clean.ce)
-            return AMKDTerms(clean.total, clean.ce, clean.kl, zero, zero)
-        boundary = self._boundary(adversarial)
-        total = boundary
-        triplet = torch.zeros_like(boundary)
-        if self.triplet_weight > 0.0:
-            triplet = self._triplet(student, labels, adversarial, student_features, seed)
-            total = total + self.triplet_weight * triplet
-        return AMKDTerms(clean.total + beta * total, clean.ce, clean.kl, boundary.detach(), triplet.detach())
+        if not spread:
+            return terms
+        count = torch.full((), float(len(labels)), dtype=terms.total.dtype, device=labels.device)
+        if len(labels) == 0:
+            terms = terms._replace(total=student.sum(), ce=count, kl=count)  # zeros, the first with a graph
+        return type(terms)(*(ranks.MeanOverAll.apply(term * count, count)[0] for term in terms))
 
-    def _boundary(self, rows: Adversarial) -> Tensor:
+    def _boundary(self, rows: Adversarial, spread: bool) -> Tensor:
         """S_T on the attacked images, mean over the weights."""
-        weight = rows.weight
-        if weight is None:
-            return kl_div(rows.student, rows.teacher, self.temperature, scale_by_t2=self.boundary_scale_by_t2)
+        weight = torch.ones_like(rows.student[:, 0]) if rows.weight is None else rows.weight
         total = kl_div(
             rows.student,
             rows.teacher,
@@ -362,10 +217,16 @@ class AMKDLoss(nn.Module):
             scale_by_t2=self.boundary_scale_by_t2,
             reduction="sum",
         )
-        return total / _at_least_tiny(weight.sum())
+        return _mean(total, weight.sum(), spread)
 
     def _triplet(
-        self, student: Tensor, labels: Tensor, rows: Adversarial, features: Tensor | None, seed: int
+        self,
+        student: Tensor,
+        labels: Tensor,
+        rows: Adversarial,
+        features: Tensor | None,
+        seed: int | Tensor,
+        spread: bool,
     ) -> Tensor:
         if self.space == "features":
             if features is None or rows.student_features is None:
@@ -380,50 +241,84 @@ class AMKDLoss(nn.Module):
             anchor, positive = self._embed(rows.teacher.detach()), attacked
         elif self.variant == "student_space":
             positive = clean[rows.source]
-        if self.negatives == "target" or self.selector == "uniform":
-            return self._masked(anchor, positive, clean, labels, rows, seed)
+        # Past rows are no positives, which a selection by label alone would let them be.
+        choose = self.negatives == "target" or self.selector == "uniform"
+        choose = choose or (self.memory is not None and positive is None)
+        weight = None if rows.weight is None else rows.weight.to(anchor.dtype)
+        rule = self._chosen if choose else self._mined
+        loss = rule(anchor, positive, clean, labels, rows._replace(weight=weight), seed, spread)
+        if self.memory is not None:
+            counts = ranks.counts_of(clean) if spread else None
+            seen = (clean.detach(), labels.long())
+            self.memory.update(*(ranks.gather(part, counts) if spread else part for part in seen))
+        return loss
+
+    def _mined(self, anchor, positive, clean, labels, rows: Adversarial, seed, spread: bool) -> Tensor:
+        """By the fused selection."""
+        exclude = rows.target[:, None] if self.negatives == "other" else None
+        if self.memory is not None:
+            empty = rows.target.new_full((len(rows.target), 1), EMPTY)
+            exclude = empty if exclude is None else torch.cat([empty, exclude], 1)
+            # The ring is the same on all ranks, and one copy of it is enough.
+            if not spread or dist.get_rank() == 0:
+                clean, labels = self._with_past(clean, labels)
         return triplet_margin_loss(
             anchor,
             rows.base,
             positive=positive,
             reference=clean,
             reference_labels=labels,
-            exclude_labels=rows.target if self.negatives == "other" else None,
+            exclude_labels=exclude,
             margin=self.margin,
             mining="semihard" if self.selector == "semihard" else "hard",
             distance=self.distance,
-            weight=None if rows.weight is None else rows.weight.to(anchor.dtype),
+            weight=rows.weight,
+            distributed=spread,
         )
 
-    def _masked(
-        self, anchor: Tensor, positive: Tensor | None, clean: Tensor, labels: Tensor, rows: Adversarial, seed: int
-    ) -> Tensor:
-        """The choices that ``triplet_margin_loss`` has no argument for: one class of negatives, and a uniform draw."""
-        same_base, same_target = (labels == rows.base[:, None], labels == rows.target[:, None])  # [M, B]
-        mask = same_target if self.negatives == "target" else ~same_base
+    def _chosen(self, anchor, positive, clean, labels, rows: Adversarial, seed, spread: bool) -> Tensor:
+        """What the fused selection has no argument for: negatives of one class, a uniform draw, positives that are not
+        looked for among past rows."""
+        first = 0
+        if spread:
+            counts, anchors = ranks.counts_of(clean), ranks.counts_of(anchor)
+            first = sum(anchors[: dist.get_rank()])
+            clean, labels = ranks.Gather.apply(clean, counts), ranks.gather(labels.long(), counts)
+        same_base = labels == rows.base[:, None]  # [M, P]
+        found = torch.ones_like(rows.base, dtype=torch.bool)
+        if positive is None:
+            with torch.no_grad():
+                farthest = self._distance(anchor[:, None], clean).masked_fill(~same_base, -torch.inf).argmax(1)
+            positive, found = clean[farthest], same_base.any(1)
+        if self.memory is not None:
+            clean, labels = self._with_past(clean, labels)
+            same_base = labels == rows.base[:, None]
+        same_target = labels == rows.target[:, None]
+        mask = same_target if self.negatives == "target" else ~same_base & (labels != EMPTY)
         if self.negatives == "other":
             mask = mask & ~same_target
         with torch.no_grad():
-            table = self._distance(anchor[:, None], clean)  # [M, B]
-            if positive is None:
-                farthest = table.masked_fill(~same_base, -torch.inf).argmax(1)
-        found = torch.ones_like(mask[:, 0])
-        if positive is None:
-            positive, found = clean[farthest], same_base.any(1)
+            table = self._distance(anchor[:, None], clean)  # [M, P]
         d_ap = self._distance(anchor, positive)
         if self.selector == "semihard":
             mask = mask & (table > d_ap.detach()[:, None]) & (table < d_ap.detach()[:, None] + self.margin)
         if self.selector == "uniform":
-            draw = philox.uniform(seed, torch.arange(len(mask), device=mask.device), stream=_STREAM)
+            counter = first + torch.arange(len(mask), device=mask.device)
+            draw = philox.uniform(seed, counter, stream=_STREAM)
             rank = 1 + (draw * mask.sum(1)).long().clamp(max=(mask.sum(1) - 1).clamp(min=0))
             chosen = (mask.cumsum(1) >= rank[:, None]).int().argmax(1)
         else:
             chosen = table.masked_fill(~mask, torch.inf).argmin(1)
         weight = (found & mask.any(1)).to(anchor.dtype)
         if rows.weight is not None:
-            weight = weight * rows.weight.to(anchor.dtype)
+            weight = weight * rows.weight
         cost = F.relu(d_ap - self._distance(anchor, clean[chosen]) + self.margin)
-        return (weight * cost).sum() / _at_least_tiny(weight.sum())
+        return _mean((weight * cost).sum(), weight.sum(), spread)
+
+    def _with_past(self, clean: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The clean rows followed by the memory's, whose empty places have the label EMPTY."""
+        found = self.memory.reference(clean, labels)
+        return found["reference"], found["reference_labels"]
 
     def _distance(self, a: Tensor, b: Tensor) -> Tensor:
         """Between the rows of two tensors, over the last dimension; the gradient at distance 0 is 0."""
@@ -445,6 +340,13 @@ class AMKDLoss(nn.Module):
         )
 
 
-def _at_least_tiny(total: Tensor) -> Tensor:
-    """A denominator that turns «no weight at all» into 0."""
-    return total.clamp(min=torch.finfo(total.dtype).tiny)
+def _mean(total: Tensor, size: Tensor, spread: bool) -> Tensor:
+    """total / size, over the ranks where it is spread over them; 0 where there is nothing."""
+    if spread:
+        return ranks.MeanOverAll.apply(total, size)[0]
+    return total / size.clamp(min=torch.finfo(size.dtype).tiny)
+
+
+def _none(rows: Tensor, spread: bool) -> bool:
+    """Whether no rank has a row."""
+    return sum(ranks.counts_of(rows)) == 0 if spread else rows.shape[0] == 0

@@ -1,0 +1,17 @@
+"""``torch.nn`` modules of the losses, for trainers that keep their losses as modules."""
+
+from amkd_fast.losses.amkd import NEGATIVES, SELECTORS, SPACES, VARIANTS, Adversarial, AMKDLoss, AMKDTerms
+from amkd_fast.losses.faces import DistillationLoss, KLDivLoss, TripletMarginLoss
+
+__all__ = [
+    "NEGATIVES",
+    "SELECTORS",
+    "SPACES",
+    "VARIANTS",
+    "AMKDLoss",
+    "AMKDTerms",
+    "Adversarial",
+    "DistillationLoss",
+    "KLDivLoss",
+    "TripletMarginLoss",
+]

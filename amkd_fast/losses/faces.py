@@ -1,0 +1,177 @@
+"""Modules that do nothing but call one of the functions."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from amkd_fast import checks
+from amkd_fast.ops.kl import DistillationLoss as DistillationTerms
+from amkd_fast.ops.kl import distillation_loss, kl_div
+from amkd_fast.ops.triplet import triplet_margin_loss
+
+
+class KLDivLoss(nn.Module):
+    """Module of :func:`amkd_fast.kl_div`.
+
+    Args:
+        temperature: T > 0 that divides both logits.
+        divergence: ``"forward"``, ``"reverse"`` or ``"js"``.
+        beta: Weight of the teacher in ``js``, strictly between 0 and 1.
+        scale_by_t2: Multiply by T².
+        reduction: ``"none"``, ``"sum"``, ``"mean"`` or ``"batchmean"``.
+
+    Shape:
+        ``forward(student, teacher, weight=None)``: logits [..., K] twice, weight a float or [...]; scalar, or [...] for
+        ``"none"``.
+
+    Example:
+        >>> import torch
+        >>> from amkd_fast.losses import KLDivLoss
+        >>> loss = KLDivLoss(temperature=4.0)(torch.zeros(2, 3, requires_grad=True), torch.eye(2, 3))
+        >>> f"{loss.item():.4f}"
+        '0.1166'
+    """
+
+    def __init__(
+        self,
+        temperature: float = 1.0,
+        *,
+        divergence: str = "forward",
+        beta: float = 0.5,
+        scale_by_t2: bool = True,
+        reduction: str = "batchmean",
+    ) -> None:
+        super().__init__()
+        checks.positive("temperature", temperature)
+        checks.choice("divergence", divergence, ("forward", "reverse", "js"))
+        checks.open_unit("beta", beta)
+        checks.choice("reduction", reduction, ("none", "sum", "mean", "batchmean"))
+        self.temperature, self.divergence, self.beta = temperature, divergence, beta
+        self.scale_by_t2, self.reduction = scale_by_t2, reduction
+
+    def forward(self, student: Tensor, teacher: Tensor, weight: float | Tensor | None = None) -> Tensor:
+        return kl_div(
+            student,
+            teacher,
+            self.temperature,
+            divergence=self.divergence,
+            beta=self.beta,
+            weight=weight,
+            scale_by_t2=self.scale_by_t2,
+            reduction=self.reduction,
+        )
+
+    def extra_repr(self) -> str:
+        return f"temperature={self.temperature}, divergence={self.divergence!r}, reduction={self.reduction!r}"
+
+
+class DistillationLoss(nn.Module):
+    """Module of :func:`amkd_fast.distillation_loss`: hard-label cross-entropy and divergence in one pass.
+
+    Args:
+        temperature: T > 0 of the divergence.
+        ce_weight: Weight of the cross-entropy.
+        kl_weight: Weight of the divergence.
+        divergence: ``"forward"``, ``"reverse"`` or ``"js"``.
+        scale_by_t2: Multiply the divergence by T².
+        ignore_index: The label that means «no label».
+
+    Shape:
+        ``forward(student, teacher, labels=None)``: logits [..., K] twice and labels [...]; returns
+        ``(total, ce, kl)``, scalars, of which ``total`` has the graph.
+
+    Example:
+        >>> import torch
+        >>> from amkd_fast.losses import DistillationLoss
+        >>> criterion = DistillationLoss(temperature=4.0, ce_weight=0.5, kl_weight=0.5)
+        >>> loss = criterion(torch.zeros(2, 10, requires_grad=True), torch.zeros(2, 10), torch.tensor([1, 2]))
+        >>> loss.total.backward()
+        >>> f"{loss.total.item():.4f}"
+        '1.1513'
+    """
+
+    def __init__(
+        self,
+        temperature: float = 4.0,
+        *,
+        ce_weight: float = 0.1,
+        kl_weight: float = 0.9,
+        divergence: str = "forward",
+        scale_by_t2: bool = True,
+        ignore_index: int = -100,
+    ) -> None:
+        super().__init__()
+        checks.positive("temperature", temperature)
+        checks.choice("divergence", divergence, ("forward", "reverse", "js"))
+        self.temperature, self.divergence = temperature, divergence
+        self.ce_weight, self.kl_weight = checks.finite("ce_weight", ce_weight), checks.finite("kl_weight", kl_weight)
+        self.scale_by_t2, self.ignore_index = scale_by_t2, ignore_index
+
+    def forward(self, student: Tensor, teacher: Tensor, labels: Tensor | None = None) -> DistillationTerms:
+        return distillation_loss(
+            student,
+            teacher,
+            labels,
+            temperature=self.temperature,
+            ce_weight=self.ce_weight,
+            kl_weight=self.kl_weight,
+            divergence=self.divergence,
+            scale_by_t2=self.scale_by_t2,
+            ignore_index=self.ignore_index,
+        )
+
+    def extra_repr(self) -> str:
+        return f"temperature={self.temperature}, ce_weight={self.ce_weight}, kl_weight={self.kl_weight}"
+
+
+class TripletMarginLoss(nn.Module):
+    """Module of :func:`amkd_fast.triplet_margin_loss`.
+
+    Args:
+        margin: m ≥ 0 in ``relu(D_ap − D_an + m)``.
+        mining: ``"hard"``, ``"semihard"``, ``"all"`` or ``"topk"``.
+        distance: ``"euclidean"``, ``"sqeuclidean"`` or ``"cosine"``.
+        reduction: ``"mean"``, ``"mean_nonzero"``, ``"sum"`` or ``"none"``.
+        options: Further keywords of the function that do not change from batch to batch (``soft_margin``, ``swap``, …).
+
+    Shape:
+        ``forward(anchor, labels=None, **tensors)``: embeddings [N, D], labels [N] and the function's tensor keywords
+        (``positive``, ``reference``, ``reference_labels``, ``exclude_labels``, ``weight``).
+
+    Example:
+        >>> import torch
+        >>> from amkd_fast.losses import TripletMarginLoss
+        >>> points = torch.tensor([[0.0], [1.0], [3.0]])
+        >>> loss = TripletMarginLoss(margin=4.0)(points, torch.tensor([0, 0, 1]))
+        >>> f"{loss.item():.4f}"  # (1 - 3 + 4 + 1 - 2 + 4) / 2
+        '2.5000'
+    """
+
+    def __init__(
+        self,
+        margin: float = 1.0,
+        *,
+        mining: str = "hard",
+        distance: str = "euclidean",
+        reduction: str = "mean",
+        **options: object,
+    ) -> None:
+        super().__init__()
+        checks.non_negative("margin", margin)
+        self.margin, self.mining, self.distance, self.reduction = margin, mining, distance, reduction
+        self.options = options
+
+    def forward(self, anchor: Tensor, labels: Tensor | None = None, **tensors: Tensor | None) -> Tensor:
+        return triplet_margin_loss(
+            anchor,
+            labels,
+            margin=self.margin,
+            mining=self.mining,
+            distance=self.distance,
+            reduction=self.reduction,
+            **self.options,
+            **tensors,
+        )
+
+    def extra_repr(self) -> str:
+        return f"margin={self.margin}, mining={self.mining!r}, distance={self.distance!r}"
