@@ -4,6 +4,7 @@ from amkd_fast import attacks, backends
 from amkd_fast.losses import AMKDLoss, DistillationLoss, KLDivLoss, TripletMarginLoss
 from amkd_fast.memory import CrossBatchMemory
 from amkd_fast.ops.attack import attack_objective, attack_step, select_boundary_bases
+from amkd_fast.ops.images import crop_flip
 from amkd_fast.ops.kl import distillation_loss, kl_div, soft_cross_entropy
 from amkd_fast.ops.triplet import mine_triplets, nearest_negatives, triplet_margin_loss
 from amkd_fast.version import __version__
@@ -19,6 +20,7 @@ __all__ = [
     "attack_step",
     "attacks",
     "backends",
+    "crop_flip",
     "distillation_loss",
     "kl_div",
     "mine_triplets",

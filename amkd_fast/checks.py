@@ -88,6 +88,12 @@ def same_device(**tensors: Tensor | None) -> None:
             raise ValueError(f"{name}.device={value.device}: must be {device}, the device of {first}")
 
 
+def refused(error: RuntimeError, mark: str) -> Exception:
+    """Give the ValueError in what a CPU operator says behind ``mark`` about a value; another error stays what it is."""
+    _, _, rule = str(error).partition(mark)
+    return ValueError(rule.splitlines()[0]) if rule else error
+
+
 def _number(name: str, value: object) -> float:
     if isinstance(value, (Tensor, bool)) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} is a {type(value).__name__}: must be a number")

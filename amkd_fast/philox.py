@@ -103,6 +103,13 @@ def check_seed(seed: object, device: torch.device) -> int | Tensor:
     return seed
 
 
+def operator_seed(seed: int | Tensor) -> tuple[Tensor | None, int]:
+    """What the compiled operators take for a seed: the tensor, or the low 64 bits of an int as their signed number."""
+    if isinstance(seed, Tensor):
+        return seed, 0
+    return None, (seed + 2**63) % 2**64 - 2**63
+
+
 def _split(value):
     """Low and high 32-bit word of an int or an int64 tensor."""
     return value & _LOW, (value >> 32) & _LOW

@@ -19,6 +19,8 @@ def pytest_benchmark_update_machine_info(config, machine_info):
 
 def pytest_terminal_summary(terminalreporter):
     terminalreporter.section("not in the comparison")
-    absent = {**peers.missing(), **contest.missing("kl"), **contest.missing("triplet"), **contest.missing("attack")}
+    absent = peers.missing()
+    for family in ("kl", "triplet", "attack", "images"):
+        absent |= contest.missing(family)
     for name, reason in absent.items():
         terminalreporter.write_line(f"{name}: {reason}")

@@ -76,4 +76,12 @@ STABLE_TORCH_LIBRARY(amkd_fast, m) {
   // A class other than base [B] for each row of logits [B, K]; rows [B] int64 (none: 0, 1, ...) are the draws'
   // counters.
   m.def("attack_draw(Tensor logits, Tensor base, Tensor? rows, Tensor? seeds, int seed) -> Tensor");
+
+  // Rows index [B] (none: all) of pixels uint8 [N, C, H, W] into out [B, C, H, W], contiguous or channels_last: level ·
+  // scale + shift [C], in the dtype of shift, which is out's or fp32. A window of the image with pad black pixels on
+  // every side, and flip, are drawn from the seed (seeds: int64 [], replaces seed) with the row as the counter. A row
+  // out of range is an error on a CPU and the nearest one on a GPU.
+  m.def(
+      "images_crop_flip(Tensor(a!) out, Tensor pixels, Tensor? index, Tensor shift, Tensor? seeds, float scale, "
+      "int pad, bool flip, int seed) -> ()");
 }

@@ -17,3 +17,5 @@ def test_kernels_compile_clean(source):
 def test_gate_sees_faults():
     kernel = cuda_aot.Kernel("kl", "90a", "forward_kernel f", 64, 8, 0, 2, 0)
     assert len(kernel.faults) == 2
+    kernel = cuda_aot.Kernel("images", "90a", "crop_flip_kernel fLb1", 32, 0, 0, 0, 0)
+    assert kernel.faults == ["no 16-byte store (STG.E.128)"]

@@ -4,12 +4,6 @@
 
 #include <cstdint>
 
-#if defined(__CUDACC__)
-#define AMKD_ATTACK_DEVICE __host__ __device__
-#else
-#define AMKD_ATTACK_DEVICE
-#endif
-
 namespace amkd::attack {
 
 // kUnit and kNewton are the boundary steps of norm_power 1 and 2.
@@ -43,22 +37,5 @@ struct StepProblem {
   const void *lowers, *uppers;           // likewise, [channels]
   const bool* active;                    // [samples]
 };
-
-// Number `counter` of the stream of `seed`: Philox-4x32-10, 53 bits of the first two words, in [0, 1).
-// Static: the linker must not replace a SIMD level's copy with another level's.
-AMKD_ATTACK_DEVICE static inline double philox_uniform(uint64_t seed, uint64_t counter) {
-  uint32_t key0 = static_cast<uint32_t>(seed), key1 = static_cast<uint32_t>(seed >> 32);
-  uint32_t c0 = static_cast<uint32_t>(counter), c1 = static_cast<uint32_t>(counter >> 32), c2 = 0, c3 = 0;
-  for (int round = 0; round < 10; ++round) {
-    const uint64_t product0 = uint64_t{0xD2511F53} * c0, product1 = uint64_t{0xCD9E8D57} * c2;
-    c0 = static_cast<uint32_t>(product1 >> 32) ^ c1 ^ key0;
-    c1 = static_cast<uint32_t>(product1);
-    c2 = static_cast<uint32_t>(product0 >> 32) ^ c3 ^ key1;
-    c3 = static_cast<uint32_t>(product0);
-    key0 += 0x9E3779B9;
-    key1 += 0xBB67AE85;
-  }
-  return static_cast<double>((uint64_t{c0} << 21) + (c1 >> 11)) * 0x1p-53;
-}
 
 }  // namespace amkd::attack

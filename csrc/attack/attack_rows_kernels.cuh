@@ -7,6 +7,7 @@
 
 #include "../common/element.cuh"
 #include "../common/math.cuh"
+#include "../common/philox.h"
 #include "attack.h"
 #include "crew.cuh"
 

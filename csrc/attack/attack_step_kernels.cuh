@@ -8,6 +8,7 @@
 
 #include <cfloat>
 
+#include "../common/divider.cuh"
 #include "../common/element.cuh"
 #include "attack.h"
 #include "crew.cuh"
@@ -22,22 +23,6 @@ template <class Scalar>
 constexpr int kVectors = sizeof(Scalar) == 2 ? 1 : 2;
 template <class Scalar>
 constexpr int kValues = kVectors<Scalar> * Vector<Scalar>::kWidth;
-
-// Division of numbers below 2^31 by a number below 2^31 that all threads share.
-struct Divider {
-  uint32_t divisor = 1, multiplier = 1;
-  int shift = 0;
-
-  Divider() = default;
-  explicit Divider(int64_t by) : divisor(static_cast<uint32_t>(by)) {
-    while ((uint64_t{1} << shift) < divisor) ++shift;
-    multiplier = static_cast<uint32_t>(((uint64_t{1} << 32) * ((uint64_t{1} << shift) - divisor)) / divisor + 1);
-  }
-  __device__ uint32_t quotient(uint32_t n) const {
-    return (static_cast<uint32_t>((uint64_t{n} * multiplier) >> 32) + n) >> shift;
-  }
-  __device__ uint32_t remainder(uint32_t n) const { return n - quotient(n) * divisor; }
-};
 
 template <class Scalar>
 struct StepCall {

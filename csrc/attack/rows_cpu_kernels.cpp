@@ -1,4 +1,5 @@
 // Rows of logits on a CPU: the attack's objective with its gradient, and how much two networks disagree.
+#include "../common/philox.h"
 #include "../common/simd.h"
 #include "attack_cpu.h"
 

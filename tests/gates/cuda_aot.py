@@ -33,6 +33,8 @@ WIDE = {
         "terms_kernel",
     ),
 }
+# Kernels that read single bytes and must store 16 at a time, where they are compiled for whole vectors.
+WIDE_STORES = {"images": re.compile(r"crop_flip_kernel .*Lb1")}
 # Kernels of the tensor cores: on that architecture they multiply by warpgroups and copy 16 bytes at a time; elsewhere
 # they are empty.
 MATRIX = {("triplet", "90a"): ("products_kernel",)}
@@ -50,6 +52,7 @@ class Kernel(NamedTuple):
     local_accesses: int
     wide_loads: int
     warpgroup_products: int = 0
+    wide_stores: int = 0
 
     @property
     def faults(self) -> list[str]:
@@ -59,6 +62,9 @@ class Kernel(NamedTuple):
             faults.append(f"{self.stack} bytes of stack, {self.local_accesses} local accesses: registers spill")
         if self.name.startswith(WIDE.get(self.family, ())) and not self.wide_loads:
             faults.append("no 16-byte load (LDG.E.128)")
+        stores = WIDE_STORES.get(self.family)
+        if stores and stores.match(self.name) and not self.wide_stores:
+            faults.append("no 16-byte store (STG.E.128)")
         if self.name.startswith(MATRIX.get((self.family, self.arch), ("no name",))):
             if not self.warpgroup_products:
                 faults.append("no product of a warpgroup (HGMMA)")
@@ -120,6 +126,7 @@ def inspect(family: str, binary: Path) -> list[Kernel]:
                 len(re.findall(r"\b(?:LDL|STL)\b", body)),
                 len(re.findall(r"\bLDG(?:STS)?\.E(?:\.\w+)*\.128\b", body)),
                 len(re.findall(r"\bHGMMA\b", body)),
+                len(re.findall(r"\bSTG\.E(?:\.\w+)*\.128\b", body)),
             )
     kernels = []
     for arch, text in _by_arch(dump("--dump-resource-usage")):
@@ -166,7 +173,8 @@ def main() -> int:
                 faults += len(kernel.faults)
                 print(
                     f"{kernel.family:8} sm_{kernel.arch:4} {kernel.name:50} {kernel.registers:3} registers "
-                    f"{kernel.shared:5} B shared {kernel.wide_loads:2} wide loads {kernel.warpgroup_products:3} HGMMA  "
+                    f"{kernel.shared:5} B shared {kernel.wide_loads:2} wide loads {kernel.wide_stores:2} wide stores "
+                    f"{kernel.warpgroup_products:3} HGMMA  "
                     f"{'; '.join(kernel.faults) or 'ok'}"
                 )
     return 1 if faults else 0

@@ -38,7 +38,9 @@ class Launch(NamedTuple):
     attributes: tuple
     warps: int
     most_registers: int | None  # that a thread may have; None leaves it to ptxas
+    fuses: bool  # products and sums into one rounding
     wide: bool  # must load 16 bytes at a time
+    wide_stores: bool  # must store 16 bytes at a time
 
 
 class Report(NamedTuple):
@@ -51,6 +53,7 @@ class Report(NamedTuple):
     local: int
     shared: int
     wide_loads: int
+    wide_stores: int
 
     @property
     def faults(self) -> list[str]:
@@ -60,22 +63,26 @@ class Report(NamedTuple):
             faults.append(f"{self.stack} bytes of stack and {self.local} of local memory: registers spill")
         if self.launch.wide and not self.wide_loads:
             faults.append("no 16-byte loads")
+        if self.launch.wide_stores and not self.wide_stores:
+            faults.append("no 16-byte stores")
         return faults
 
     def __str__(self) -> str:
         launch = self.launch
         return (
             f"sm_{self.arch} {launch.kernel:24s} {launch.label:60s} warps {launch.warps:2d} "
-            f"registers {self.registers:3d} stack {self.stack} shared {self.shared:5d} LDG.128 {self.wide_loads}"
+            f"registers {self.registers:3d} stack {self.stack} shared {self.shared:5d} LDG.128 {self.wide_loads} "
+            f"STG.128 {self.wide_stores}"
         )
 
 
 class Call(NamedTuple):
-    """A call of a launcher, and the kernels of it that must have 16-byte loads."""
+    """A call of a launcher, and the kernels of it that must have 16-byte loads or stores."""
 
     label: str
     function: Callable[[], object]
     wide: tuple[str, ...] = ()
+    wide_stores: tuple[str, ...] = ()
 
 
 def record(call: Call) -> list[Launch]:
@@ -98,7 +105,8 @@ def record(call: Call) -> list[Launch]:
         launches.append(
             Launch(
                 call.label, kernel.fn.__module__, name, freeze(signature), freeze(constants), freeze(attributes),
-                options.num_warps, options.maxnreg, name in call.wide,
+                options.num_warps, options.maxnreg, options.enable_fp_fusion, name in call.wide,
+                name in call.wide_stores,
             )
         )  # fmt: skip
 
@@ -120,7 +128,7 @@ def compile_launch(launch: Launch, arch: int) -> Report:
     kernel = getattr(importlib.import_module(launch.module), launch.kernel)
     attributes = {key: [list(pair) for pair in value] for key, value in launch.attributes}
     source = ASTSource(kernel, dict(launch.signature), dict(launch.constants), attributes)
-    options = {"num_warps": launch.warps, "maxnreg": launch.most_registers}
+    options = {"num_warps": launch.warps, "maxnreg": launch.most_registers, "enable_fp_fusion": launch.fuses}
     compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
     cuobjdump = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
@@ -129,13 +137,13 @@ def compile_launch(launch: Launch, arch: int) -> Report:
         usage = subprocess.check_output([cuobjdump, "--dump-resource-usage", file.name], text=True)
         sass = (
             subprocess.check_output([cuobjdump, "--dump-sass", file.name], text=True, stderr=subprocess.DEVNULL)
-            if launch.wide
+            if launch.wide or launch.wide_stores
             else ""
         )
     figures = {key: int(value) for key, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", usage)}
     return Report(
         launch, arch, figures["REG"], figures["STACK"], figures["LOCAL"], compiled.metadata.shared,
-        len(re.findall(r"\bLDG\.E[.\w]*\.128", sass)),
+        len(re.findall(r"\bLDG\.E[.\w]*\.128", sass)), len(re.findall(r"\bSTG\.E[.\w]*\.128", sass)),
     )  # fmt: skip
 
 
@@ -350,6 +358,27 @@ def attack_calls(every: bool) -> Iterator[Call]:
         yield Call(f"draw {label}", draw, ("attack_draw_kernel",) * is_wide)
 
 
+def images_calls(every: bool) -> Iterator[Call]:
+    """Each dtype and layout, with and without draws; images in one tile, in several, and of no alignment at all."""
+    from amkd_fast.ops.images import triton as images
+
+    empty = partial(torch.empty, device="meta")
+    shapes = {"small": (128, 3, 32, 32), "grey": (128, 1, 28, 28), "large": (64, 3, 224, 224), "odd": (7, 5, 9, 11)}
+    dtypes = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+    flags = itertools.product((False, True), repeat=4)
+    for size, dtype, (last, flip, pads, whole) in itertools.product(shapes, dtypes, list(flags)):
+        shape = shapes[size]
+        if not every and (flip != pads or whole == flip or (dtype != torch.float32 and (size == "grey" or not flip))):
+            continue
+        out = empty(shape, dtype=dtype, memory_format=torch.channels_last if last else torch.contiguous_format)
+        shift = empty(shape[1], dtype=torch.float64 if dtype == torch.float64 else torch.float32)
+        index, seeds = (None, None) if whole else (empty(shape[0], dtype=torch.int64), empty((), dtype=torch.int64))
+        arguments = (out, empty(shape, dtype=torch.uint8), index, shift, seeds, 0.1, 4 * pads, flip, 7)
+        label = f"{list(shape)} {str(dtype)[6:]} last {last} flip {flip} pad {pads} all {whole}"
+        wide = ("images_crop_flip_kernel",) * (size != "odd")
+        yield Call(label, partial(images.launch_crop_flip, *arguments), wide_stores=wide)
+
+
 def _with_precision(precision: str, launcher: Callable, arguments: tuple) -> None:
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(precision)
@@ -359,7 +388,12 @@ def _with_precision(precision: str, launcher: Callable, arguments: tuple) -> Non
         torch.set_float32_matmul_precision(before)
 
 
-CALLS: dict[str, Callable[[bool], Iterable[Call]]] = {"kl": kl_calls, "triplet": triplet_calls, "attack": attack_calls}
+CALLS: dict[str, Callable[[bool], Iterable[Call]]] = {
+    "kl": kl_calls,
+    "triplet": triplet_calls,
+    "attack": attack_calls,
+    "images": images_calls,
+}
 
 
 def launches(family: str, every: bool = False) -> list[Launch]:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from amkd_fast import checks, philox
 from amkd_fast.ops.attack.steps import top_count
 
 NAMES = ("attack_step", "attack_objective", "attack_bases", "attack_draw")
@@ -91,7 +92,7 @@ def objective(
     try:
         return operators.objective(logits.detach(), labels.long(), target, LOSSES.index(loss), softmax, targeted)
     except RuntimeError as error:
-        raise _named(error) from None
+        raise checks.refused(error, "classes: ") from None
 
 
 def bases(operators: Operators, student: Tensor, teacher: Tensor, labels: Tensor, limit: int, seed: int | Tensor):
@@ -99,15 +100,15 @@ def bases(operators: Operators, student: Tensor, teacher: Tensor, labels: Tensor
     if student.dtype != teacher.dtype:
         dtype = torch.promote_types(student.dtype, teacher.dtype)
         student, teacher = student.to(dtype), teacher.to(dtype)
-    return operators.bases(student.detach(), teacher.detach(), labels.long(), limit, *_seed(seed))
+    return operators.bases(student.detach(), teacher.detach(), labels.long(), limit, *philox.operator_seed(seed))
 
 
 def draw(operators: Operators, logits: Tensor, base: Tensor, seed: int | Tensor, rows: Tensor | None) -> Tensor:
     """Run the operator that draws targets."""
     try:
-        return operators.draw(logits.detach(), base.long(), rows, *_seed(seed))
+        return operators.draw(logits.detach(), base.long(), rows, *philox.operator_seed(seed))
     except RuntimeError as error:
-        raise _named(error) from None
+        raise checks.refused(error, "classes: ") from None
 
 
 def fake_step(*_) -> None:
@@ -158,16 +159,3 @@ def _split(value: float | Tensor | None, nothing: float, dtype: torch.dtype) -> 
     if isinstance(value, Tensor):
         return value.to(dtype).contiguous(), nothing
     return None, float(value)
-
-
-def _named(error: RuntimeError) -> Exception:
-    """The ValueError in what the CPU operator says about a class out of range; another error stays what it is."""
-    _, _, rule = str(error).partition("classes: ")
-    return ValueError(rule.splitlines()[0]) if rule else error
-
-
-def _seed(seed: int | Tensor) -> tuple[Tensor | None, int]:
-    """The low 64 bits of an int as the operators' signed number, or the tensor."""
-    if isinstance(seed, Tensor):
-        return seed, 0
-    return None, (seed + 2**63) % 2**64 - 2**63

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from amkd_fast import backends
 from amkd_fast.ops.attack.operators import work_dtype
-from amkd_fast.ops.attack.triton_step import INF, on
+from amkd_fast.ops.attack.triton_step import INF
+from amkd_fast.ops.triton_common import on, philox_words
 
 CROSS_ENTROPY, BOUNDARY, DLR = (tl.constexpr(i) for i in range(3))  # operators.LOSSES
 KEYS, RANKS, CHOICE, ALL = (tl.constexpr(i) for i in range(4))  # what a launch of attack_bases_kernel does
@@ -193,11 +194,7 @@ def attack_objective_kernel(
 @triton.jit
 def _uniform(seeds, seed, counter):
     """Numbers `counter` [R] of the seed's Philox stream in float64, as amkd_fast.philox makes them."""
-    if seeds is not None:
-        seed = tl.load(seeds)
-    low, high = counter.to(tl.uint32), (counter >> 32).to(tl.uint32)
-    none = tl.zeros_like(low)
-    a, b, _, _ = tl.philox(seed, low, high, none, none)
+    a, b, _, _ = philox_words(seeds, seed, counter, 0)
     return ((a.to(tl.int64) << 21) + (b >> 11).to(tl.int64)).to(tl.float64) * (2.0**-53)
 
 

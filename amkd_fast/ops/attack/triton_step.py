@@ -11,7 +11,6 @@ Sums of squares are taken as they are where they can neither overflow nor lose d
 from __future__ import annotations
 
 import math
-from contextlib import nullcontext
 
 import torch
 import triton
@@ -19,6 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from amkd_fast import backends
+from amkd_fast.ops.triton_common import on
 
 LINF, L2, L1, UNIT, NEWTON = (tl.constexpr(i) for i in range(5))  # csrc/attack/attack.h
 GAP_MARGIN = tl.constexpr(1e-4)  # steps.GAP_MARGIN
@@ -462,8 +462,3 @@ def launch_step(
         )  # fmt: skip
     if truncates:
         out.copy_(into)
-
-
-def on(tensor: Tensor):
-    """Triton launches on the current device, which need not be the tensor's."""
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()

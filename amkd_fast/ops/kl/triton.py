@@ -11,7 +11,6 @@ Exponents are in base 2 within the kernels: u = (z_s − max_s) · log2(e)/T for
 from __future__ import annotations
 
 import math
-from contextlib import nullcontext
 
 import torch
 import triton
@@ -22,6 +21,7 @@ from amkd_fast import backends
 from amkd_fast.ops.kl import fake
 from amkd_fast.ops.kl.function import DIVERGENCES, FIELDS, TAIL
 from amkd_fast.ops.kl.reference import statistics_dtype
+from amkd_fast.ops.triton_common import on
 
 LN2 = tl.constexpr(math.log(2.0))
 LOG2E = tl.constexpr(1.0 / math.log(2.0))
@@ -465,11 +465,6 @@ def _columns_together(logits: Tensor) -> Tensor:
     return logits if logits.stride(1) == 1 or logits.shape[1] == 1 else logits.contiguous()
 
 
-def _on(tensor: Tensor):
-    """Triton launches on the current device, which need not be the tensor's."""
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
-
-
 def launch_forward(
     student, teacher, weight, labels, ce_weight,
     temperature, divergence, beta, row_scale, kl_factor, ce_factor, ignore_index, per_row,
@@ -491,7 +486,7 @@ def launch_forward(
     scale = 1.0 / (math.log(2.0) * temperature)
     mixture = (beta, math.log2(beta), math.log2(1.0 - beta))
     sums = None if alone else student.new_empty(SUMS.value * programs, dtype=dtype)
-    with _on(student):
+    with on(student):
         if chunks == 1:
             kl_rows_kernel[(programs,)](
                 student, teacher, weight, labels, ce_weight, loss, stats, sums, *shape, ignore_index,
@@ -540,7 +535,7 @@ def launch_backward(
     weight, labels, ce_weight = (None if x is None else x.contiguous() for x in (weight, labels, ce_weight))
     plan = backward_plan(rows, classes, student.dtype)
     w = width(classes, student, teacher)
-    with _on(student):
+    with on(student):
         kl_grad_kernel[(triton.cdiv(rows, plan["R"]) * plan["CHUNKS"],)](
             grad_loss, student, teacher, weight, labels, ce_weight, stats, grad,
             rows, classes // w, _row_stride(student) // w, _row_stride(teacher) // w,

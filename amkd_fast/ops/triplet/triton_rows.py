@@ -24,7 +24,6 @@ from amkd_fast.ops.triplet.triton_common import (
     held,
     inverse_norms,
     jit,
-    on,
     penalty,
     roles,
     root,
@@ -34,6 +33,7 @@ from amkd_fast.ops.triplet.triton_common import (
     squares_of_pairs,
     width,
 )
+from amkd_fast.ops.triton_common import on
 
 NOT_NEGATIVE, POSITIVE = INF, tl.constexpr(float("-inf"))  # in place of distances, which are finite or NaN
 FIGURES = tl.constexpr(4)  # of a row: Σ D_ap, Σ D_an, the distances of its nearest and its farthest negative

@@ -27,13 +27,13 @@ from amkd_fast.ops.triplet.triton_common import (
     inverse_norms,
     jit,
     load_rows,
-    on,
     roles,
     row_stride,
     shortened,
     squares_of_pairs,
     width,
 )
+from amkd_fast.ops.triton_common import on
 
 SAMPLES = tl.constexpr(8)
 

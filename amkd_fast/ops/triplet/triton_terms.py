@@ -17,7 +17,6 @@ from amkd_fast.ops.triplet.triton_common import (
     inverse_norms,
     jit,
     load_rows,
-    on,
     penalty,
     root,
     row_stride,
@@ -26,6 +25,7 @@ from amkd_fast.ops.triplet.triton_common import (
     squares_of_pairs,
     width,
 )
+from amkd_fast.ops.triton_common import on
 
 MEAN, MEAN_NONZERO, SUM, NONE = (tl.constexpr(i) for i in range(4))  # reference.REDUCTIONS
 SUMS = 8  # loss, what it is divided by, terms, terms above 0, D_ap, D_an, triplets, anchors without one
