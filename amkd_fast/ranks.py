@@ -57,6 +57,13 @@ def reduce_scatter(x: Tensor, counts: list[int]) -> Tensor:
     return found[:mine]
 
 
+def mean_over_rows(value: Tensor, logits: Tensor) -> Tensor:
+    """The mean over the rows of all ranks, out of the mean over this one's ``logits``; without any it is not used."""
+    count = logits.shape[0]
+    total = value * count if count else logits.sum().to(value.dtype)  # a zero with a graph
+    return MeanOverAll.apply(total, torch.full_like(total, count, requires_grad=False))[0]
+
+
 class Gather(torch.autograd.Function):
     """[P, D] → the rows of all ranks; each rank gets the gradient that all of them have for its rows."""
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from amkd_fast.attacks import BoundaryAttack
 from amkd_fast.distill import data as datasets
 from amkd_fast.distill.checkpoint import load_network
-from amkd_fast.distill.networks import ResNet
+from amkd_fast.distill.networks.small_resnet import ResNet
 from amkd_fast.distill.settings import Settings
 from benchmarks import attack_rivals, machine, whole_attack
 
@@ -28,7 +28,7 @@ DTYPES = (torch.float32, torch.float64)
 
 def networks(teacher: nn.Module, data: datasets.Data) -> dict[str, nn.Module]:
     """The teacher, and networks of other kinds that are trained for seconds."""
-    channels, side = data.test.images.shape[1:3]
+    channels, side = data.test.pixels.shape[1:3]
     sizes = {"width": 8, "blocks": 1, "channels": channels, "classes": len(data.classes)}
     kinds = {
         "narrow ResNet": lambda: ResNet(**{**sizes, "width": 4}),
@@ -50,11 +50,12 @@ def trained(make: Any, data: datasets.Data) -> nn.Module:
         torch.manual_seed(0)
         network = make()
     optimizer = torch.optim.SGD(network.parameters(), 0.05, momentum=0.9)
+    images = data.teacher.images
     for epoch in range(EPOCHS):
         order = torch.randperm(len(data.teacher.labels), generator=torch.Generator().manual_seed(epoch))
         for rows in order.split(32):
             optimizer.zero_grad()
-            nn.functional.cross_entropy(network(data.teacher.images[rows]), data.teacher.labels[rows]).backward()
+            nn.functional.cross_entropy(network(images[rows]), data.teacher.labels[rows]).backward()
             optimizer.step()
     return network.eval()
 
@@ -89,7 +90,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, help="JSON file to write")
     options = parser.parse_args(arguments)
     machine.use_threads()
-    teacher, about = load_network(options.teacher)
+    teacher, _, about = load_network(options.teacher)
     data = datasets.load(Settings.from_dict(about["settings"]))
     lower, upper = data.bounds()
     found = networks(teacher.eval(), data)

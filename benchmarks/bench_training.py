@@ -18,13 +18,14 @@ from amkd_fast import backends
 pytest.importorskip("lightning", reason="training needs the `train` extra: lightning")
 pytest.importorskip("sklearn", reason="training needs the `train` extra: scikit-learn")
 
+from amkd_fast.distill import choice, experiment, methods
 from amkd_fast.distill import data as datasets
-from amkd_fast.distill import experiment, methods
 from amkd_fast.distill.data import Batches
 from amkd_fast.distill.settings import METHODS, Settings
+from amkd_fast.distill.teacher import Teacher
 
 SETTINGS = Settings(teacher_epochs=8, epochs=12)
-MOMENT = methods.Moment(epoch=0, epochs=SETTINGS.epochs, draw=7)
+MOMENT = methods.Moment(epoch=10, epochs=60, draw=7)  # when the zoo attacks, too
 PLAIN = ("student", "reference")  # no operation of ours is in it: the same step as under auto
 LIMIT = 1e-3  # relative; of loss and gradients against the step on the reference
 
@@ -32,7 +33,7 @@ LIMIT = 1e-3  # relative; of loss and gradients against the step on the referenc
 @lru_cache(maxsize=1)
 def _networks():
     data = datasets.load(SETTINGS)
-    teacher = experiment.freeze(experiment.train_teacher(data, SETTINGS).network, data)
+    teacher = Teacher(experiment.train_teacher(data, SETTINGS)[0].network, data)
     student = experiment.train_student("kd", 0, teacher, data, SETTINGS).network
     return data, teacher, student
 
@@ -41,15 +42,15 @@ def _step(method):
     """The step, and its loss and gradients, on a student of its own."""
     data, teacher, student = _networks()
     student = copy.deepcopy(student).train().requires_grad_()
-    batch = next(iter(Batches(data.student, SETTINGS.batch_size, 0, data.augment, data.bounds()[0])))
-    method = methods.make(method, SETTINGS, data, teacher)
+    batch = teacher.inform(next(iter(Batches(data.student, SETTINGS.batch_size, 0, data.augment))))
+    method = choice.method(method, SETTINGS, data)
     optimizer = torch.optim.SGD(
         student.parameters(), lr=0.0, momentum=SETTINGS.momentum, weight_decay=SETTINGS.weight_decay
     )
 
     def step():
         optimizer.zero_grad()
-        outcome = method.losses(batch, teacher, student, MOMENT)
+        outcome = method(batch, teacher.network, student, MOMENT)
         outcome.total.backward()
         optimizer.step()
         return outcome

@@ -17,11 +17,11 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from amkd_fast.distill.networks import ResNet, build
+from amkd_fast.distill.networks import Spec, build
 
-RESNET26 = {"width": 16, "blocks": 4, "channels": 3, "classes": 10}
+RESNET26 = Spec("small-16-4", channels=3, classes=10)  # with convolutions in its shortcuts
 SIZE = (3, 32, 32)
 MEAN, STD = torch.tensor([0.4914, 0.4822, 0.4465]), torch.tensor([0.2470, 0.2435, 0.2616])
 # Of black and white in normalised units, one a channel.
@@ -73,7 +73,7 @@ def crop_and_flip(images: Tensor, draws: torch.Generator) -> Tensor:
     return padded.permute(0, 2, 3, 1)[number, rows[:, :, None], columns[:, None]].permute(0, 3, 1, 2)
 
 
-def train(network: ResNet, images: Tensor, labels: Tensor, epochs: int, batch: int = 64) -> None:
+def train(network: nn.Module, images: Tensor, labels: Tensor, epochs: int, batch: int = 64) -> None:
     """SGD with Nesterov momentum on one cycle of the learning rate."""
     draws = torch.Generator().manual_seed(0)
     optimizer = torch.optim.SGD(network.parameters(), 0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)
@@ -98,15 +98,15 @@ def train(network: ResNet, images: Tensor, labels: Tensor, epochs: int, batch: i
 
 
 @torch.no_grad()
-def accuracy(network: ResNet, images: Tensor, labels: Tensor) -> float:
+def accuracy(network: nn.Module, images: Tensor, labels: Tensor) -> float:
     network.eval()
     parts = zip(images.split(500), labels.split(500), strict=True)
     return sum((network(normalise(x)).argmax(1) == y).sum().item() for x, y in parts) / len(images)
 
 
-def load(path: Path) -> ResNet:
+def load(path: Path) -> nn.Module:
     """The network of a file that :func:`main` has saved, in eval mode."""
-    network = build(0, **RESNET26)
+    network = build(RESNET26, 0)
     network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     return network.eval()
 
@@ -119,7 +119,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
-    network = build(0, **RESNET26).to(memory_format=torch.channels_last)
+    network = build(RESNET26, 0).to(memory_format=torch.channels_last)
     train(network, *read(options.cifar, "train"), options.epochs)
     torch.save(network.state_dict(), options.save)
     print(f"test accuracy {accuracy(network, *read(options.cifar, 'test')):.4f}, saved to {options.save}")

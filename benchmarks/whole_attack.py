@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 import amkd_fast as af
 from amkd_fast.attacks import PGD, PRESETS, BoundaryAttack, BoundarySamples, Status, engine, frozen
-from amkd_fast.distill.networks import ResNet, build
+from amkd_fast.distill.networks import build
 from amkd_fast.ops.attack import draw_targets
 from benchmarks import attack_rivals, cifar_teacher
 from benchmarks.cifar_teacher import LOWER, MEAN, RESNET26, STD, UPPER
@@ -36,7 +36,7 @@ SAME_STATUS = 0.999  # of the samples, with BatchNorm folded and finished sample
 class Setting(NamedTuple):
     """A trained network in eval mode, and images that it was not trained on."""
 
-    network: ResNet
+    network: nn.Module
     pixels: Tensor  # uint8 [N, 3, 32, 32]
     labels: Tensor  # [N]
     about: dict[str, Any]
@@ -80,9 +80,9 @@ def setting(cifar: Path | None, teacher: Path | None) -> Setting:
     return Setting(network, pixels, labels, about)
 
 
-def trained_on_patterns() -> ResNet:
+def trained_on_patterns() -> nn.Module:
     """Trained for seconds."""
-    network, (pixels, labels) = build(0, **RESNET26), patterns(1024, 1)
+    network, (pixels, labels) = build(RESNET26, 0), patterns(1024, 1)
     cifar_teacher.train(network, pixels, labels, epochs=1, batch=32)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):

@@ -6,10 +6,9 @@ python examples/plain_loop.py
 import torch
 from torch import nn
 
-import amkd_fast as af
-from amkd_fast.losses import Adversarial
+from amkd_fast.distill.methods import AMKD, Batch, Moment
 
-CLASSES, EPOCHS, BATCH, ATTACKED = 4, 40, 64, 16
+CLASSES, EPOCHS, BATCH = 4, 40, 64
 
 
 def points(count: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -42,33 +41,23 @@ def main() -> float:
         optimizer.step()
     teacher.eval().requires_grad_(False)
 
-    # From here on: what an existing trainer adds.
-    attack = af.attacks.BoundaryAttack(teacher, preset="near_boundary", lower=-1.0, upper=1.0)
-    criterion = af.AMKDLoss(temperature=3.0, triplet_weight=0.3, margin=1.0)
+    # From here on: what an existing trainer changes. The bounds are those of the inputs, as the networks see them.
+    method = AMKD(limit=16, triplet_weight=0.3, attack={"lower": -1.0, "upper": 1.0})
 
-    student = network(16)
+    student = network(32)
     optimizer = torch.optim.Adam(student.parameters(), lr=1e-2)
     step = 0
     for epoch in range(EPOCHS):
+        student.train()
         for rows in torch.randperm(400).split(BATCH):  # the student sees 400 of the points
-            images, labels = x[rows], y[rows]
-            student_logits, teacher_logits = student(images), teacher(images)
-            bases = af.select_boundary_bases(student_logits, teacher_logits, labels, ATTACKED, seed=step)
-            found = attack(images[bases.index], bases.base, bases.target, valid=bases.valid)
-            adversarial = Adversarial(
-                student=student(found.images),
-                teacher=found.logits,
-                base=bases.base,
-                target=found.target,
-                source=bases.index,
-                weight=found.accepted.float(),
-            )
-            beta = max(2.0 * (1.0 - 4.0 * epoch / (3.0 * EPOCHS)), 0.0)
-            loss = criterion(student_logits, teacher_logits, labels, adversarial, boundary_weight=beta, seed=step)
+            losses = method(Batch(x[rows], y[rows]), teacher, student, Moment(epoch, EPOCHS, draw=step))
             optimizer.zero_grad()
-            loss.total.backward()
+            losses.total.backward()
             optimizer.step()
             step += 1
+        if epoch % 10 == 0:
+            print(f"epoch {epoch}:", ", ".join(f"{name} {part:.3f}" for name, part in losses.parts.items()))
+    student.eval()
     print(f"teacher {accuracy(teacher, x_test, y_test):.1f} %, student {accuracy(student, x_test, y_test):.1f} %")
     return accuracy(student, x_test, y_test)
 

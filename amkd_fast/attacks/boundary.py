@@ -114,6 +114,8 @@ class BoundaryAttack:
             batches share it). True; False; or ``"auto"``, which is False until a GPU has confirmed the recordings. What
             cannot be recorded runs eagerly, with one warning; ``attack.graphs.reason`` says why.
         compact: Take finished samples out of the batch; True, False or ``"auto"``, which is True on a CPU.
+        early_exit: End when the last sample has arrived. False takes all the steps, without compaction and without a
+            host synchronisation, so that the call can be part of the caller's CUDA graph; the samples are the same.
         logits_of: Picks the logits [B, K] from the outputs of a model that has several.
 
     Raises:
@@ -144,12 +146,16 @@ class BoundaryAttack:
         upper: float | Tensor | None = None,
         capture: str | bool = "auto",
         compact: str | bool = "auto",
+        early_exit: bool = True,
         logits_of: engine.LogitsOf | None = None,
     ) -> None:
         checks.choice("preset", preset, PRESETS)
         engine.check_count("steps", steps, 1)
         check_capture(capture)
         engine.check_switch("compact", compact, "auto")
+        engine.check_switch("early_exit", early_exit)
+        if not early_exit and (compact is True or capture is True):
+            raise ValueError("early_exit=False: must not be used with compact=True or capture=True, which end early")
         if step_size is not None:
             checks.positive("step_size", step_size)
         if refine is not None:
@@ -167,7 +173,10 @@ class BoundaryAttack:
         self.model = engine.as_frozen(model)
         self.steps = steps
         self.settings = PRESETS[preset]._replace(**{name: value for name, value in given.items() if value is not None})
-        self.compact, self.capture, self.graphs = compact, capture, Graphs()
+        self.compact, self.capture, self.graphs = (
+            (compact, capture, Graphs()) if early_exit else (False, False, Graphs())
+        )
+        self.early_exit = early_exit
         self.logits_of = logits_of
 
     def __call__(

@@ -153,7 +153,7 @@ class Search:
             self._record(s, logits, gap)
             s = s._replace(alive=alive)
             keep = alive.nonzero()[:, 0] if self.compact else None
-            if step == self.limit or not (keep.numel() if self.compact else bool(alive.any())):
+            if step == self.limit or (self.attack.early_exit and self._finished(alive, keep)):
                 self._store(s, logits)
                 return
             grad = engine.input_gradient(logits, leaf, grad_logits)
@@ -163,6 +163,9 @@ class Search:
                 s, grad, gap = s.of(keep), grad[keep], gap[keep]
             s = moved(self.rules, s, grad, gap)
             logits, leaf = self.rules.evaluate(s.x, grad=step + 1 < self.limit)
+
+    def _finished(self, alive: Tensor, keep: Tensor | None) -> bool:
+        return not (keep.numel() if self.compact else bool(alive.any()))
 
     def _replay(self, rows: Tensor) -> None:
         """The same by a recorded step, which is told when to end one step late."""

@@ -11,17 +11,19 @@ from torch import Tensor, nn
 from amkd_fast.attacks import PRESETS, BoundaryAttack, Status, boundary_similarity
 from amkd_fast.distill.bar import bar
 from amkd_fast.distill.checkpoint import load_network
+from amkd_fast.distill.choice import boundary_attack
 from amkd_fast.distill.data import Data, InOrder
 from amkd_fast.distill.errors import UserError
-from amkd_fast.distill.methods import boundary_attack, predict
-from amkd_fast.distill.networks import ResNet
 from amkd_fast.distill.plan import Plan
 from amkd_fast.distill.settings import Settings
 from amkd_fast.distill.subject import check_network, normalisation
+from amkd_fast.distill.teacher import predict
 from amkd_fast.ops.attack import draw_targets
 
 
-def measure(network: ResNet, data: Data, settings: Settings, plan: Plan, progress: bool) -> dict[str, dict[str, Any]]:
+def measure(
+    network: nn.Module, data: Data, settings: Settings, plan: Plan, progress: bool
+) -> dict[str, dict[str, Any]]:
     """By preset how the attacks on the rightly classified test images end: the same images and targets for all.
 
     Distances are L2 in pixel units, over the samples that left their class.
@@ -29,13 +31,13 @@ def measure(network: ResNet, data: Data, settings: Settings, plan: Plan, progres
     Raises:
         UserError: No image is classified rightly.
     """
-    logits = predict(network, data.test.images)
+    logits = predict(network, data.test)
     right = (logits.argmax(1) == data.test.labels).nonzero()[:, 0]
     if right.numel() == 0:
         raise UserError("--attack boundary: no test image is classified rightly, so there is nothing to attack")
     base = data.test.labels[right]
     target = draw_targets(logits[right], base, seed=plan.seed)
-    images = data.test.images[right]
+    images = data.test.take(right).images
     summary = {}
     for preset in PRESETS:
         attack = boundary_attack(settings, data, network, preset, steps=plan.steps)
@@ -62,15 +64,15 @@ def show(summary: dict[str, dict[str, Any]], bounds: str) -> None:
     Console().print(view)
 
 
-def compare(network: ResNet, data: Data, settings: Settings, plan: Plan, progress: bool) -> dict[str, Any]:
+def compare(network: nn.Module, data: Data, settings: Settings, plan: Plan, progress: bool) -> dict[str, Any]:
     """MagSim and AngSim of the network as the student and the plan's other checkpoint as the teacher.
 
     Raises:
         UserError: The other checkpoint cannot be read, or is not for these images.
     """
     name = f"--compare {plan.compare}"
-    other, about = load_network(plan.compare)
-    check_network(name, other, data)
+    other, spec, about = load_network(plan.compare, plan.network or "")
+    check_network(name, spec, data)
     mean, std = normalisation(name, about, data.channels)
     teacher = Renormalised(other, data, mean, std).to(data.test.images.device)
     attack = boundary_attack(settings, data, network, plan.preset)
@@ -133,7 +135,7 @@ def _endings(
 class Renormalised(nn.Module):
     """A network behind a change from one data set's normalisation to the network's own."""
 
-    def __init__(self, network: ResNet, data: Data, mean: tuple[float, ...], std: float) -> None:
+    def __init__(self, network: nn.Module, data: Data, mean: tuple[float, ...], std: float) -> None:
         super().__init__()
         self.network = network
         self.scale = data.std / std

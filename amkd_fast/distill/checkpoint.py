@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
+from amkd_fast.distill import networks
 from amkd_fast.distill.errors import UserError
 from amkd_fast.distill.files import write_atomic
-from amkd_fast.distill.networks import ResNet
+from amkd_fast.distill.networks import Spec
 
 KEY = "amkd_fast"  # where a checkpoint keeps what is needed to build its network and data again
-FORMAT = 1
+FORMAT = 2
 
 
 def save(checkpoint: dict[str, Any], path: str | Path) -> None:
@@ -44,22 +46,37 @@ def read(path: str | Path) -> dict[str, Any]:
     return checkpoint
 
 
-def save_network(path: str | Path, network: ResNet, about: dict[str, Any]) -> None:
+def save_network(path: str | Path, network: nn.Module, spec: Spec, about: dict[str, Any]) -> None:
     """Write a network alone, without a training state."""
     weights = {f"network.{name}": value.cpu() for name, value in network.state_dict().items()}
-    save({KEY: {**about, "format": FORMAT, "network": network.config}, "state_dict": weights}, path)
+    save({KEY: {**about, "format": FORMAT, "network": spec._asdict()}, "state_dict": weights}, path)
 
 
-def load_network(path: str | Path) -> tuple[ResNet, dict[str, Any]]:
-    """The network of a checkpoint, in eval mode, and what the checkpoint says about itself."""
+def load_network(
+    path: str | Path, allowed: str = "", option: str = "--network"
+) -> tuple[nn.Module, Spec, dict[str, Any]]:
+    """The network of a checkpoint, in eval mode, how it is built, and what the checkpoint says about itself.
+
+    Args:
+        path: Of the checkpoint.
+        allowed: The one name of a network of the user's own that may be built: its code runs, and a file alone must
+            not decide that.
+        option: What gives that name on the command line.
+
+    Raises:
+        UserError: The checkpoint cannot be used.
+    """
     checkpoint = read(path)
     about = checkpoint[KEY]
     try:
-        network = ResNet(**about["network"])
+        spec = Spec(**about["network"])
+        if networks.is_users(spec.name) and spec.name != allowed:
+            raise UserError(f"checkpoint {path}: its network is code; {option} {spec.name} allows it to run")
+        network = networks.build(spec, seed=0)
         prefix = "network."
         weights = {n.removeprefix(prefix): v for n, v in checkpoint["state_dict"].items() if n.startswith(prefix)}
         network.load_state_dict(weights)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:120]
         raise UserError(f"checkpoint {path}: its weights do not fit the network it names ({reason})") from error
-    return network.eval(), about
+    return network.eval(), spec, about

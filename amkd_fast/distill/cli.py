@@ -9,9 +9,12 @@ from dataclasses import fields
 from typing import Any, NoReturn
 
 from amkd_fast.distill.errors import UserError, require_extra
+from amkd_fast.distill.options import add as add_settings
+from amkd_fast.distill.options import given, resolve
 from amkd_fast.distill.plan import Plan
-from amkd_fast.distill.settings import METHODS, Settings
+from amkd_fast.distill.settings import CompareSettings, TrainSettings
 
+SETTINGS = {"train": TrainSettings, "compare": CompareSettings}
 BAD_INPUT = 2
 INTERRUPTED = 130
 
@@ -37,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
         where = f"{error.filename}: " if error.filename else ""
         return _complain(f"{where}{error.strerror or error}")
     except KeyboardInterrupt:
-        print("amkd-distill: interrupted (train goes on with --resume)", file=sys.stderr)
+        print("amkd-distill: interrupted (--resume goes on)", file=sys.stderr)
         return INTERRUPTED
     return 0
 
@@ -64,40 +67,37 @@ def _run(options: argparse.Namespace) -> None:
     values = vars(options)
     if options.command == "evaluate":
         plan = Plan.from_options({field.name: values[field.name] for field in fields(Plan) if field.name in values})
+    else:
+        kind = SETTINGS[options.command]
+        words = given(kind, values)
+        settings = resolve(kind, options.config, words)
 
     # Only now, with the arguments known to be good: torch and lightning take seconds to import.
     import torch
 
-    from amkd_fast.distill import methods
-
-    given = {field.name: values[field.name] for field in fields(Settings) if field.name in values}
-    settings = Settings(**given)
     device = _device(options.device)
-    torch.set_num_threads(_threads(options.threads, settings))
+    small = options.command != "evaluate" and settings.data == "digits"
+    torch.set_num_threads(options.threads or (1 if small else torch.get_num_threads()))
     progress = sys.stderr.isatty() if options.progress is None else options.progress
     if options.command == "evaluate":
         from amkd_fast.distill.evaluate import evaluate
 
         evaluate(plan, device=device, progress=progress)
         return
-    methods.check(settings)
-    common = {
-        "output": options.output,
-        "teacher_path": options.teacher,
-        "overwrite": options.overwrite,
-        "device": device,
-        "progress": progress,
-    }
+    from amkd_fast.distill import choice
+
+    choice.check(settings, device)
+    stated = settings.as_dict() if options.config else words
+    common = {"output": options.output, "overwrite": options.overwrite, "resume": options.resume}
+    common |= {"device": device, "progress": progress}
     if options.command == "compare":
         from amkd_fast.distill.compare import compare
 
-        compare(settings, names=options.methods, seeds=options.seeds, jobs=_jobs(options.jobs, device), **common)
+        compare(settings, stated, jobs=_jobs(options.jobs, device), **common)
     else:
         from amkd_fast.distill.train import train
 
-        given.update({name: values[name] for name in ("method", "seed") if name in values})
-        named = {"method": values.get("method", "amkd"), "seed": values.get("seed", 0)}
-        train(settings, given, resume=options.resume, **named, **common)
+        train(settings, stated, **common)
 
 
 def _device(name: str) -> Any:
@@ -115,28 +115,14 @@ def _jobs(count: int, device: Any) -> int:
     return count or (1 if device.type == "cuda" else max(1, cores // torch.get_num_threads()))
 
 
-def _threads(count: int, settings: Settings) -> int:
-    """Networks on 8 x 8 pictures are too small to share: more threads make them slower."""
-    import torch
-
-    return count or (1 if settings.data == "digits" else torch.get_num_threads())
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="amkd-distill", description="Train small networks from large ones: KD, BSS, AMKD.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="train|compare|evaluate")
 
     train = commands.add_parser("train", help="train one student (and its teacher), with checkpoints and resume")
-    train.add_argument("--method", choices=METHODS, default=argparse.SUPPRESS, help="default: amkd")
-    train.add_argument("--seed", type=_whole(0), default=argparse.SUPPRESS, help="default: 0")
-    train.add_argument("--resume", action="store_true", help="go on with the unfinished run of --output")
     _add_output(train, "runs/train")
 
     compare = commands.add_parser("compare", help="train every method over several seeds; tables and plots")
-    compare.add_argument(
-        "--methods", type=_methods, default=list(METHODS), help=f"comma-separated, of {', '.join(METHODS)}"
-    )
-    compare.add_argument("--seeds", type=_whole(1), default=3, help="number of seeds (default: 3)")
     compare.add_argument("--jobs", type=_whole(0), default=0, help="runs at a time; 0: as many as the CPU has room for")
     _add_output(compare, "runs/compare")
 
@@ -144,16 +130,16 @@ def _parser() -> argparse.ArgumentParser:
     _add_evaluation(evaluate)
     _add_machine(evaluate)
 
-    for command in (train, compare):
-        _add_settings(command)
+    for command, kind in ((train, TrainSettings), (compare, CompareSettings)):
         _add_machine(command)
+        add_settings(command, kind)
     return parser
 
 
 def _add_output(parser: argparse.ArgumentParser, default: str) -> None:
     parser.add_argument("--output", default=default, help=f"result folder (default: {default})")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier result once this one is complete")
-    parser.add_argument("--teacher", help="checkpoint of a teacher; default: train one")
+    parser.add_argument("--resume", action="store_true", help="go on with what is unfinished in --output")
 
 
 def _add_machine(parser: argparse.ArgumentParser) -> None:
@@ -174,6 +160,7 @@ def _add_evaluation(parser: argparse.ArgumentParser) -> None:
         group.add_argument("--" + name, default=argparse.SUPPRESS, **more)
 
     parser.add_argument("checkpoint", help="a .ckpt of train or compare")
+    add("network", help="module:factory or timm:NAME, to allow its code where a checkpoint names it")
     add("data", help="other data than it was trained with")
     add("attack", choices=p.ATTACKS, help="pgd: robust accuracy; boundary: how the presets reach it (default: none)")
     add("steps", type=_whole(1), help=f"of an attack (default: {Plan.steps})")
@@ -200,74 +187,6 @@ def _add_evaluation(parser: argparse.ArgumentParser) -> None:
     add("compare", boundary, metavar="OTHER.ckpt", help="MagSim and AngSim against this network as the teacher")
     add("preset", boundary, choices=s.PRESETS, help=f"attack of --compare (default: {Plan.preset})")
     add("targets", boundary, choices=p.TARGETS, help=f"classes of --compare (default: {Plan.targets})")
-
-
-def _add_settings(parser: argparse.ArgumentParser) -> None:
-    from amkd_fast.distill import settings as s
-
-    defaults = Settings()
-    group = parser.add_argument_group("data, sizes and loss scales (the defaults are a pilot's on digits)")
-
-    def add(name: str, convert: Any = None, **more: Any) -> None:
-        value = getattr(defaults, name)
-        if "help" in more or value is not None:
-            more["help"] = more.get("help", "") + (f" (default: {value})" if value is not None else "")
-        if convert is not None:
-            more["type"] = convert
-        group.add_argument("--" + name.replace("_", "-"), default=argparse.SUPPRESS, **more)
-
-    add("data", help="digits, or a folder with train/<class>/*.png|jpg and test/<class>/")
-    add("image_size", _whole(8), help="side to which a folder's pictures are brought")
-    group.add_argument("--grayscale", action="store_true", default=argparse.SUPPRESS, help="read a folder in grey")
-    add("data_seed", _whole(0), help="which digits go where")
-    add("teacher_images", _whole(0), help="0: all; default: 1000 of digits, all of a folder")
-    add("student_images", _whole(0), help="0: all the teacher's; default: 200 of digits, all of a folder")
-    add("augment", choices=s.AUGMENTS, help="auto: none for digits, crop+flip for a folder")
-    for network in ("teacher", "student"):
-        add(f"{network}_width", _whole(1), help="channels of the first stage")
-        add(f"{network}_blocks", _whole(1), help="blocks in each of three stages")
-    add("teacher_epochs", _whole(1))
-    add("epochs", _whole(1), help="of the student")
-    add("batch_size", _whole(2))
-    add("lr", _number(0.0, above=True))
-    add("momentum", _number(0.0))
-    add("weight_decay", _number(0.0))
-    add("temperature", _number(0.0, above=True))
-    add("kl_weight_start", _number(0.0), help="weight of the clean KL, falls linearly")
-    add("kl_weight_end", _number(0.0))
-    group.add_argument("--kl-t2", action="store_true", default=argparse.SUPPRESS, help="multiply the clean KL by T²")
-    add("boundary_weight", _number(0.0), help="β of the first epoch")
-    add("boundary_until", _number(0.0, above=True), help="share of the epochs after which β is 0")
-    group.add_argument(
-        "--boundary-t2",
-        action="store_true",
-        default=argparse.SUPPRESS,
-        help="multiply the boundary KL by T² (destroyed the pilot)",
-    )
-    add("boundary_samples", _whole(1), help="most attacked images in a batch")
-    add("attack_steps", _whole(1))
-    add("bounds", choices=s.BOUNDS, help="of attacked pixels: the pixels' own range, or the preset's")
-    add("bn", choices=s.BN_POLICIES, help="BatchNorm of attacked batches")
-    add("amkd_preset", choices=s.PRESETS, help="attack of amkd")
-    add("triplet_weight", _number(0.0), help="γ")
-    add("margin", _number(0.0))
-    add("variant", choices=s.VARIANTS)
-    add("negatives", choices=s.NEGATIVES)
-    add("selector", choices=s.SELECTORS)
-    add("space", choices=s.SPACES)
-    group.add_argument(
-        "--force", action="store_true", default=argparse.SUPPRESS, help="allow --negatives target anyway"
-    )
-
-
-def _methods(text: str) -> list[str]:
-    names = [name for name in text.split(",") if name]
-    for name in names:
-        if name not in METHODS:
-            raise argparse.ArgumentTypeError(f"unknown method {name!r}: choose from {', '.join(METHODS)}")
-    if not names or len(set(names)) < len(names):
-        raise argparse.ArgumentTypeError(f"{text!r}: name each method once")
-    return names
 
 
 def _whole(least: int) -> Any:

@@ -6,106 +6,140 @@ import time
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
+from amkd_fast.distill import continuation, experiment, networks, pool, qualities, report
 from amkd_fast.distill import data as datasets
-from amkd_fast.distill import experiment, methods, plots, pool, report
-from amkd_fast.distill.checkpoint import save_network
 from amkd_fast.distill.data import Data
-from amkd_fast.distill.experiment import Run
 from amkd_fast.distill.files import MARKER, result_folder, write_atomic
-from amkd_fast.distill.networks import ResNet
-from amkd_fast.distill.probe import probe
-from amkd_fast.distill.settings import Settings
+from amkd_fast.distill.networks import Spec
+from amkd_fast.distill.probe import Probe, probe
+from amkd_fast.distill.report import panels, plots, samples, screen, summary, text
+from amkd_fast.distill.report.page import page
+from amkd_fast.distill.report.summary import Runs
+from amkd_fast.distill.settings import CompareSettings, Settings
+from amkd_fast.distill.teacher import Teacher
 
 
 def compare(
-    settings: Settings,
+    settings: CompareSettings,
+    given: dict[str, Any],
     *,
     output: str,
-    names: list[str],
-    seeds: int,
     jobs: int,
-    teacher_path: str | None,
     overwrite: bool,
+    resume: bool,
     device: Any,
     progress: bool,
 ) -> None:
-    """Train all methods from the same teacher and initial students; print and write what came out."""
-    start = time.perf_counter()
-    with result_folder(output, overwrite=overwrite) as folder:
+    """Train all methods from the same teacher and initial students; print and write what came out.
+
+    Args:
+        settings: Of a fresh comparison.
+        given: The settings that the user stated; a resumed comparison must not contradict them.
+        output: Result folder.
+        jobs: Runs at a time, each in a process of its own; 1: one after the other, here.
+        overwrite: Replace an earlier result once this one is complete.
+        resume: Go on with the unfinished comparison of ``output``: runs that are done are not run again.
+        device: Where to train.
+        progress: Show progress bars.
+    """
+    begun = time.perf_counter()
+    start = continuation.start(settings)
+    with result_folder(output, overwrite=overwrite, resume=resume, keep_partial=True, first=start) as folder:
+        if resume:
+            settings = continuation.stored(folder, CompareSettings, given)
         data = datasets.load(settings).to(device)
-        network, accuracy = the_teacher(teacher_path, data, settings, folder, progress)
+        network, accuracy = experiment.obtain_teacher(settings, data, folder, progress=progress, resume=resume)
+        names, seeds = settings.methods.split(","), settings.seeds
+        finished = pool.Finished(folder / "runs")
         # Seed by seed, so that a drift of the machine's speed meets all methods alike.
         tasks = [(method, seed) for seed in range(seeds) for method in names]
-        jobs = min(jobs, len(tasks))
-        if jobs == 1:
-            runs = pool.run_here(tasks, settings, data, experiment.freeze(network, data), progress)
+        missing = [task for task in tasks if task not in finished]
+        if min(jobs, len(missing)) <= 1:
+            pool.run_here(missing, finished, settings, data, Teacher(network, data, settings.precision), progress)
         else:
-            runs = pool.run_apart(tasks, settings, folder / "teacher.ckpt", device, jobs)
-        runs = {(method, seed): runs[method, seed] for method in names for seed in range(seeds)}
-        summary = report.summarise(runs)
-        seconds = time.perf_counter() - start
-        _write(folder, runs, summary, network, accuracy, data, settings, jobs, seconds)
-    report.print_table(summary, accuracy, seeds)
-    print(
-        f"{seconds:.0f} s; results in {output}: results.json, results.csv, teacher.ckpt, "
-        "accuracy.png, loss_curves.png, gaps.png, samples.png"
-    )
+            jobs = min(jobs, len(missing))
+            pool.run_apart(missing, finished, settings, folder / "teacher.ckpt", device, jobs)
+        runs = {(method, seed): finished[method, seed] for method in names for seed in range(seeds)}
+        look = probe(network, data, settings)
+        result = {
+            "kind": "compare",
+            "environment": {**report.environment(), "device": str(device)},
+            "settings": settings.as_dict(),
+            "jobs": jobs,
+            **_subject(network, data, settings),
+            "teacher_accuracy": accuracy,
+            **_findings(runs, network, data, settings),
+            "attack_gaps": look.quartiles(),
+            "seconds": time.perf_counter() - begun,
+        }
+        # From here on every number is one that the JSON can hold.
+        result = text.finite(result)
+        written = _write(folder, runs, result, look, data)
+        finished.clear()
+    screen.show(result)
+    print(f"{result['seconds']:.0f} s; results in {output}: {', '.join(written)}, teacher.ckpt")
 
 
-def the_teacher(
-    path: str | Path | None, data: Data, settings: Settings, folder: Path, progress: bool
-) -> tuple[ResNet, float]:
-    """Load or train the teacher, keep a copy in the result folder, and say how good it is (per cent)."""
-    if path is not None:
-        network = experiment.load_teacher(path, data)
-        print(f"teacher from {path}", end="", flush=True)
-    else:
-        start = time.perf_counter()
-        network = experiment.train_teacher(data, settings, progress=progress).network
-        print(f"teacher trained in {time.perf_counter() - start:.0f} s", end="", flush=True)
-    accuracy = methods.accuracy(network, data.test)
-    print(f": {accuracy:.1f} % on {len(data.test.labels)} test images", flush=True)
-    save_network(
-        folder / "teacher.ckpt", network, experiment.describe("teacher", experiment.TEACHER_SEED, data, settings)
-    )
-    return network, accuracy
+def _subject(teacher: nn.Module, data: Data, settings: CompareSettings) -> dict[str, Any]:
+    """Data and networks."""
+    student = networks.build(Spec(settings.network("student"), data.channels, len(data.classes)), 0)
+    described = {
+        role: {"name": settings.network(role), "parameters": sum(part.numel() for part in network.parameters())}
+        for role, network in (("teacher", teacher), ("student", student))
+    }
+    source = "trained here" if settings.teacher is None else f"from {settings.teacher}"
+    return {
+        "data": {"classes": list(data.classes), "shape": list(data.test.pixels.shape[1:])},
+        "images": {part: len(getattr(data, part)) for part in ("teacher", "student", "test")},
+        "networks": {**described, "teacher_source": source},
+    }
 
 
-def _write(
-    folder: Path,
-    runs: dict[tuple[str, int], Run],
-    summary: dict[str, Any],
-    teacher: ResNet,
-    accuracy: float,
-    data: Data,
-    settings: Settings,
-    jobs: int,
-    seconds: float,
-) -> None:
-    look = probe(teacher, data, settings)
-    quartiles = look.quartiles()
-    write_atomic(folder / "results.csv", report.to_csv(runs))
-    write_atomic(folder / "accuracy.png", plots.accuracy(runs, summary, accuracy))
-    write_atomic(folder / "loss_curves.png", plots.loss_curves(runs))
-    write_atomic(folder / "gaps.png", plots.gaps(quartiles))
-    write_atomic(folder / "samples.png", plots.samples(look, data))
-    result = {
-        "kind": "compare",
-        "environment": report.environment(),
-        "settings": settings.as_dict(),
-        "seconds": seconds,
-        "jobs": jobs,
-        "images": {
-            "teacher": len(data.teacher.labels),
-            "student": len(data.student.labels),
-            "test": len(data.test.labels),
+def _findings(runs: Runs, teacher: nn.Module, data: Data, settings: Settings) -> dict[str, Any]:
+    return {
+        "methods": summary.summarise(runs),
+        "qualities": {
+            "units": {name: quality.unit for name, quality in qualities.QUALITIES.items()},
+            "better": {name: quality.better for name, quality in qualities.QUALITIES.items()},
+            "protocol": qualities.protocol(data, settings),
+            "teacher": qualities.measure(teacher, None, data, settings),
         },
-        "teacher_accuracy": accuracy,
-        "methods": summary,
-        "attack_gaps": quartiles,
+        "tests": summary.paired_tests(runs),
         "runs": [
-            {"method": method, "seed": seed, "last": run.last, "best": run.best, "epochs": run.rows}
+            {
+                "method": method,
+                "seed": seed,
+                "last": run.last,
+                "best": run.best,
+                "qualities": run.qualities,
+                "epochs": run.rows,
+            }
             for (method, seed), run in runs.items()
         ],
     }
-    write_atomic(folder / MARKER, report.to_json(result))
+
+
+def _write(folder: Path, runs: Runs, result: dict[str, Any], look: Probe, data: Data) -> list[str]:
+    """Fill the result folder; return the names of its files."""
+    found, accuracy = result["methods"], result["teacher_accuracy"]
+    pictures = {
+        "accuracy": plots.accuracy(found, accuracy),
+        "qualities": panels.qualities(found, result["qualities"]["teacher"]),
+        "differences": panels.differences(result["tests"]) if result["tests"] else b"",
+        "loss_curves": plots.loss_curves(runs),
+        "gaps": plots.gaps(result["attack_gaps"]),
+        "samples": samples.samples(look, data),
+    }
+    pictures = {name: content for name, content in pictures.items() if content}
+    contents = {
+        "report.html": page(result, pictures),
+        "results.csv": text.to_csv(runs),
+        "summary.csv": text.summary_csv(found),
+        **{f"{name}.png": content for name, content in pictures.items()},
+        MARKER: report.to_json(result),  # the last, see there
+    }
+    for name, content in contents.items():
+        write_atomic(folder / name, content)
+    return list(contents)

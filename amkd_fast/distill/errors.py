@@ -9,6 +9,8 @@ EXTRA = {
     "torchmetrics": "torchmetrics",
     "sklearn": "scikit-learn",
     "matplotlib": "matplotlib",
+    "PIL": "pillow",
+    "yaml": "pyyaml",
     "rich": "rich",
 }
 

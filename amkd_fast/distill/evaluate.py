@@ -5,15 +5,16 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from torch import nn
+
 from amkd_fast.attacks import wilson_interval
 from amkd_fast.distill import boundaries, report, robustness
 from amkd_fast.distill.checkpoint import load_network
 from amkd_fast.distill.data import Split
 from amkd_fast.distill.files import write_atomic
-from amkd_fast.distill.methods import predict
-from amkd_fast.distill.networks import ResNet
 from amkd_fast.distill.plan import Plan
 from amkd_fast.distill.subject import images_for
+from amkd_fast.distill.teacher import predict
 
 
 def evaluate(plan: Plan, *, device: Any, progress: bool) -> None:
@@ -27,8 +28,8 @@ def evaluate(plan: Plan, *, device: Any, progress: bool) -> None:
     Raises:
         UserError: A checkpoint or the data cannot be used.
     """
-    network, about = load_network(plan.checkpoint)
-    settings, data = images_for(plan, network, about)
+    network, spec, about = load_network(plan.checkpoint, plan.network or "")
+    settings, data = images_for(plan, spec, about)
     data, network = data.to(device), network.to(device)
     clean = _clean(network, data.test)
     print(f"{about['method']}: {100.0 * clean['accuracy']:.2f} % on {clean['images']} clean test images", flush=True)
@@ -54,6 +55,6 @@ def evaluate(plan: Plan, *, device: Any, progress: bool) -> None:
         print(f"Results: {plan.output}")
 
 
-def _clean(network: ResNet, test: Split) -> dict[str, Any]:
-    right, count = int((predict(network, test.images).argmax(1) == test.labels).sum()), len(test.labels)
+def _clean(network: nn.Module, test: Split) -> dict[str, Any]:
+    right, count = int((predict(network, test).argmax(1) == test.labels).sum()), len(test)
     return {"accuracy": right / count, "right": right, "images": count, "interval95": wilson_interval(right, count)}

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
+import shutil
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,26 +16,34 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.strategies import DDPStrategy
+from torch import nn
 
 from amkd_fast.distill import checkpoint as checkpoint_files
-from amkd_fast.distill import methods, networks
-from amkd_fast.distill.checkpoint import load_network
+from amkd_fast.distill import choice, networks
+from amkd_fast.distill.checkpoint import load_network, save_network
 from amkd_fast.distill.data import Batches, Data, InOrder, Split
 from amkd_fast.distill.errors import UserError
 from amkd_fast.distill.journal import Journal
-from amkd_fast.distill.methods import Method, Teacher
+from amkd_fast.distill.methods import Method
+from amkd_fast.distill.methods.features import with_features
 from amkd_fast.distill.module import Distillation
-from amkd_fast.distill.networks import ResNet
+from amkd_fast.distill.networks import Spec
 from amkd_fast.distill.settings import Settings
+from amkd_fast.distill.teacher import Teacher, accuracy
+from amkd_fast.distill.world import World
 
 TEACHER_SEED = 0
+ALONE = World()
+PRECISIONS = {"64": "64-true", "32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
 
 class Run(NamedTuple):
     """A trained network (None where another process kept it) and its journal, one row an epoch."""
 
-    network: ResNet | None
+    network: nn.Module | None
     rows: list[dict[str, float]]
+    qualities: dict[str, float | None] | None = None  # by name, where they were measured
 
     @property
     def last(self) -> float:
@@ -57,7 +68,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 def fit(
-    network: ResNet,
+    network: nn.Module,
+    spec: Spec,
     method: Method,
     teacher: Teacher | None,
     train: Split,
@@ -70,11 +82,13 @@ def fit(
     folder: Path | None = None,
     progress: bool = False,
     resume: bool = False,
+    world: World = ALONE,
 ) -> Run:
     """Train ``network`` in place.
 
     Args:
         network: Its initial weights are the run's.
+        spec: How it is built.
         method: Turns batches into losses.
         teacher: Asked by the method.
         train: What it learns from.
@@ -86,83 +100,122 @@ def fit(
         folder: Where log.csv, last.ckpt and best.ckpt go; None: nothing is written.
         progress: Show a progress bar.
         resume: Go on from ``folder/last.ckpt``, where there is one.
+        world: The processes that train together, each on its share of every batch.
     """
-    journal = Journal(None if folder is None else folder / "log.csv")
+    if folder is not None:
+        folder.mkdir(exist_ok=True)
+    journal = Journal(None if folder is None or not world.first else folder / "log.csv")
     callbacks: list[pl.Callback] = [journal]
     if folder is not None:
         always = {"enable_version_counter": False, "save_on_train_epoch_end": True}
         callbacks.append(ModelCheckpoint(folder, "best", monitor="accuracy", mode="max", **always))
         # Of its own, as `save_last` skips epochs that are not the best so far. After "best", whose state it holds.
         callbacks.append(ModelCheckpoint(folder, "last", **always))
-    if progress:
+    if progress and world.first:
         callbacks.append(RichProgressBar(leave=False))
-    device = train.images.device
-    batches = Batches(train, settings.batch_size, seed, data.augment, data.bounds()[0])
-    module = Distillation(
-        network, method, teacher, settings, epochs=epochs, batches=len(batches), seed=seed, about=about
-    )
+    gpu = train.labels.device.type == "cuda"
+    batches = Batches(train, settings.batch_size, seed, data.augment, rank=world.rank, world=world.size)
+    place = {"epochs": epochs, "batches": len(batches), "seed": seed, "about": about, "world": world}
+    module = Distillation(network, spec, method, teacher, settings, **place)
     last = None if folder is None else folder / "last.ckpt"
-    with _quiet(), torch.random.fork_rng([device] if device.type == "cuda" else []):
+    with _quiet(), torch.random.fork_rng([train.labels.device] if gpu else []):
         torch.manual_seed(seed)
         trainer = pl.Trainer(
-            accelerator="gpu" if device.type == "cuda" else "cpu",
-            devices=1,
+            accelerator="gpu" if gpu else "cpu",
+            devices=1 if world.size == 1 else int(os.environ.get("LOCAL_WORLD_SIZE", world.size)),
+            num_nodes=1 if world.size == 1 else world.size // int(os.environ.get("LOCAL_WORLD_SIZE", world.size)),
+            # Buffers: running statistics are the same everywhere, and a memory's rows must not be overwritten.
+            strategy="auto" if world.size == 1 else DDPStrategy(broadcast_buffers=False),
+            sync_batchnorm=gpu and world.size > 1,
+            precision=PRECISIONS[settings.precision],
+            accumulate_grad_batches=settings.accumulate,
             max_epochs=epochs,
             logger=False,
             callbacks=callbacks,
             plugins=[AtomicCheckpointIO()],
             enable_checkpointing=folder is not None,
-            enable_progress_bar=progress,
+            enable_progress_bar=progress and world.first,
             enable_model_summary=False,
             num_sanity_val_steps=0,
-            deterministic="warn" if device.type == "cuda" else False,
+            deterministic="warn" if gpu else False,
             default_root_dir=folder,
         )
         resume_from = last if resume and last is not None and last.is_file() else None
+        test = InOrder(data.test, rank=world.rank, world=world.size)
         try:
-            trainer.fit(module, batches, InOrder(data.test), ckpt_path=resume_from, weights_only=True)
+            trainer.fit(module, batches, test, ckpt_path=resume_from, weights_only=True)
         except SystemExit as stop:  # Lightning's answer to Ctrl-C
             raise KeyboardInterrupt from stop
     network.eval()
-    return Run(network.to(device), journal.rows)
+    return Run(network.to(train.labels.device), journal.rows)
 
 
-def train_teacher(data: Data, settings: Settings, *, progress: bool = False) -> Run:
-    """Train the teacher with the labels alone."""
-    config = {"channels": data.channels, "classes": len(data.classes)}
-    network = networks.build(TEACHER_SEED, width=settings.teacher_width, blocks=settings.teacher_blocks, **config)
-    return fit(
-        network.to(data.test.images.device),
-        methods.StudentAlone(),
-        None,
-        data.teacher,
-        data,
-        settings,
-        epochs=settings.teacher_epochs,
-        seed=TEACHER_SEED,
-        about={},
-        progress=progress,
-    )
+def train_teacher(data: Data, settings: Settings, **options: Any) -> tuple[Run, Spec]:
+    """Train the teacher with the labels alone; the options are those of :func:`fit`."""
+    spec = _spec("teacher", data, settings)
+    network = networks.build(spec, TEACHER_SEED).to(data.test.labels.device)
+    method = choice.method("student", settings, data, distributed=options.get("world", ALONE).size > 1)
+    options = {"epochs": settings.teacher_epochs, "seed": TEACHER_SEED, "about": {}, **options}
+    return fit(network, spec, method, None, data.teacher, data, settings, **options), spec
 
 
-def load_teacher(path: str | Path, data: Data) -> ResNet:
+def obtain_teacher(
+    settings: Settings,
+    data: Data,
+    folder: Path,
+    *,
+    progress: bool = False,
+    resume: bool = False,
+    world: World = ALONE,
+) -> tuple[nn.Module, float]:
+    """The teacher that the settings name, or one that is trained here; kept as teacher.ckpt. And its accuracy.
+
+    Args:
+        settings: ``teacher`` is the path of a checkpoint, or None.
+        data: What it is trained and tested on.
+        folder: Where teacher.ckpt goes, and while it is trained a folder of its checkpoints.
+        progress: Show a progress bar.
+        resume: Take the teacher.ckpt of ``folder``, or go on with the training that was interrupted there.
+        world: The processes that train together.
+    """
+    kept, growing = folder / "teacher.ckpt", folder / "teacher"
+    path = kept if resume and kept.is_file() else settings.teacher
+    if path is not None:
+        network, spec = load_teacher(path, data, settings)
+        how = f"teacher from {path}"
+    else:
+        start = time.perf_counter()
+        options = {"folder": growing, "progress": progress, "resume": resume, "world": world}
+        run, spec = train_teacher(data, settings, **options)
+        network, how = run.network, f"teacher trained in {time.perf_counter() - start:.0f} s"
+    correct = accuracy(network, data.test)
+    if world.first:
+        print(f"{how}: {correct:.1f} % on {len(data.test)} test images", flush=True)
+        if path != kept:
+            save_network(kept, network, spec, describe("teacher", TEACHER_SEED, data, settings))
+        shutil.rmtree(growing, ignore_errors=True)
+    return network, correct
+
+
+def load_teacher(path: str | Path, data: Data, settings: Settings) -> tuple[nn.Module, Spec]:
     """A teacher from a checkpoint, checked against the data."""
-    network, _ = load_network(path)
-    expected = {"channels": data.channels, "classes": len(data.classes)}
-    for name, value in expected.items():
-        if network.config[name] != value:
-            raise UserError(f"--teacher {path}: has {network.config[name]} {name}, the data has {value}")
-    return network.to(data.test.images.device)
+    network, spec, _ = load_network(path, settings.teacher_network, "--teacher-network")
+    for name, value in (("channels", data.channels), ("classes", len(data.classes))):
+        if getattr(spec, name) != value:
+            raise UserError(f"--teacher {path}: has {getattr(spec, name)} {name}, the data has {value}")
+    return network.to(data.test.labels.device), spec
 
 
 def train_student(name: str, seed: int, teacher: Teacher | None, data: Data, settings: Settings, **options: Any) -> Run:
     """Train the student of a seed: the same initial weights and batches for every method."""
-    config = {"channels": data.channels, "classes": len(data.classes)}
-    network = networks.build(1000 + seed, width=settings.student_width, blocks=settings.student_blocks, **config)
-    method = methods.make(name, settings, data, teacher)
-    network = network.to(data.test.images.device)
-    options.setdefault("about", {})
-    return fit(network, method, teacher, data.student, data, settings, epochs=settings.epochs, seed=seed, **options)
+    spec = _spec("student", data, settings)
+    network = networks.build(spec, 1000 + seed).to(data.test.labels.device)
+    spread = options.get("world", ALONE).size > 1
+    shape = {"distributed": spread, "fixed_shape": settings.whole_step}
+    method = choice.method(name, settings, data, _width(network, data, settings), **shape)
+    method.to(data.test.labels.device)
+    options = {"epochs": settings.epochs, "seed": seed, "about": {}, **options}
+    return fit(network, spec, method, teacher, data.student, data, settings, **options)
 
 
 def describe(method: str, seed: int, data: Data, settings: Settings) -> dict[str, Any]:
@@ -177,9 +230,19 @@ def describe(method: str, seed: int, data: Data, settings: Settings) -> dict[str
     }
 
 
-def freeze(network: ResNet, data: Data) -> Teacher:
-    """The teacher of a run; its logits are cached where the student's images never change."""
-    return Teacher(network, data.student.images if data.augment == "none" else None)
+def _spec(role: str, data: Data, settings: Settings) -> Spec:
+    return Spec(settings.network(role), data.channels, len(data.classes))
+
+
+@torch.no_grad()
+def _width(network: nn.Module, data: Data, settings: Settings) -> int | None:
+    """D of the features, where a memory has to be as wide."""
+    if not (settings.memory and settings.space == "features"):
+        return None
+    network.eval()
+    width = with_features(network, data.test.take(torch.arange(1, device=data.test.labels.device)).images)[1].shape[1]
+    network.train()
+    return width
 
 
 @contextmanager

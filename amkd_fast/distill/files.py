@@ -6,8 +6,9 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from amkd_fast.distill.errors import UserError
 
@@ -40,27 +41,38 @@ def partial_of(output: Path | str) -> Path:
 
 
 @contextlib.contextmanager
-def result_folder(output: str, *, overwrite: bool, resume: bool = False, keep_partial: bool = False) -> Iterator[Path]:
+def result_folder(
+    output: str,
+    *,
+    overwrite: bool,
+    resume: bool = False,
+    keep_partial: bool = False,
+    first: Mapping[str, str] = MappingProxyType({}),
+) -> Iterator[Path]:
     """Yield a working folder that becomes ``output`` when the block ends without an error.
+
+    A process that is killed at any moment leaves the earlier result, or the new one, or a working folder to resume.
 
     Args:
         output: The result folder. One that holds a result is refused unless ``overwrite`` or ``resume``; one that holds
             anything else is always refused.
         overwrite: Replace an earlier result, after the new one is complete; discard an unfinished one.
         resume: Continue in the unfinished folder, or in a copy of the finished result.
-        keep_partial: Leave the working folder behind after an error, so that the run can be resumed.
+        keep_partial: Leave the working folder behind after an error, if there is anything in it beyond ``first``, so
+            that the run can be resumed.
+        first: Files, by name, that a new working folder never is without.
     """
     final, work = Path(output).resolve(), partial_of(output)
     _refuse_foreign(final, output)
     if resume:
         _continue_in(final, work, output)
     else:
-        _start_in(final, work, output, overwrite)
+        _start_in(final, work, output, overwrite, first)
     try:
         yield work
         _swap(work, final)
     except BaseException:
-        if not keep_partial:
+        if not keep_partial or {path.name for path in work.iterdir()} <= set(first):
             shutil.rmtree(work, ignore_errors=True)
         raise
 
@@ -72,24 +84,42 @@ def _refuse_foreign(final: Path, output: str) -> None:
         raise UserError(f"--output {output}: holds files that are no result of amkd-distill; choose another folder")
 
 
-def _start_in(final: Path, work: Path, output: str, overwrite: bool) -> None:
+def _start_in(final: Path, work: Path, output: str, overwrite: bool, first: Mapping[str, str]) -> None:
     if (final / MARKER).is_file() and not overwrite:
         raise UserError(f"--output {output}: holds an earlier result; choose another folder or give --overwrite")
     if work.exists() and not overwrite:
         raise UserError(
-            f"--output {output}: an unfinished run is in {work}; give --overwrite to discard it (train: or --resume)"
+            f"--output {output}: an unfinished run is in {work}; --resume goes on with it, --overwrite discards it"
         )
     if work.exists():
         shutil.rmtree(work)
-    work.mkdir(parents=True)
+    with _whole(work) as new:
+        new.mkdir(parents=True)
+        for name, content in first.items():
+            write_atomic(new / name, content)
 
 
 def _continue_in(final: Path, work: Path, output: str) -> None:
     if work.is_dir():
+        for left in work.rglob(".*.tmp"):  # of a file that was being written
+            left.unlink()
         return
     if not (final / MARKER).is_file():
         raise UserError(f"--resume: there is no run to continue in {output}")
-    shutil.copytree(final, work)
+    with _whole(work) as new:
+        shutil.copytree(final, new)
+
+
+@contextlib.contextmanager
+def _whole(folder: Path) -> Iterator[Path]:
+    """Yield the name under which a folder is made that appears when it is complete."""
+    new = folder.with_name(folder.name + ".new")
+    shutil.rmtree(new, ignore_errors=True)
+    try:
+        yield new
+        os.rename(new, folder)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
 
 
 def _swap(work: Path, final: Path) -> None:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from torch import nn
 from torchmetrics.classification import MulticlassAccuracy
 
+from amkd_fast.distill.batch import Batch
 from amkd_fast.distill.checkpoint import FORMAT, KEY
-from amkd_fast.distill.data import Batch, Split
-from amkd_fast.distill.methods import Method, Moment, Teacher
-from amkd_fast.distill.networks import ResNet
+from amkd_fast.distill.methods import Method, Moment, statistics_of
+from amkd_fast.distill.networks import Spec
 from amkd_fast.distill.settings import Settings
+from amkd_fast.distill.teacher import Teacher
+from amkd_fast.distill.whole_step import WholeStep
+from amkd_fast.distill.world import World
 
 
 class Distillation(pl.LightningModule):
@@ -21,18 +26,21 @@ class Distillation(pl.LightningModule):
 
     Args:
         network: The student (or a teacher that is being trained).
-        method: Turns batches into losses.
+        spec: How the network is built, for the checkpoint.
+        method: Turns batches into losses; one for shares of batches where ``world`` has several processes.
         teacher: Asked by the method; kept out of the module's parameters and checkpoints.
         settings: Optimiser settings.
         epochs: Of the whole training, for the schedules.
         batches: In an epoch, for the schedules.
-        seed: Of the attack's draws.
+        seed: Of the method's draws.
         about: Plain values that the checkpoint carries along.
+        world: The processes that train together.
     """
 
     def __init__(
         self,
-        network: ResNet,
+        network: nn.Module,
+        spec: Spec,
         method: Method,
         teacher: Teacher | None,
         settings: Settings,
@@ -41,39 +49,77 @@ class Distillation(pl.LightningModule):
         batches: int,
         seed: int,
         about: dict[str, Any],
+        world: World,
     ) -> None:
         super().__init__()
-        self.network = network
-        self.accuracy = MulticlassAccuracy(network.config["classes"], average="micro", validate_args=False)
-        self.method, self._teacher, self.settings = method, (teacher,), settings
-        self.epochs, self.batches, self.seed, self.about = epochs, batches, seed, about
+        self.network, self.method = network, method
+        self.accuracy = MulticlassAccuracy(spec.classes, average="micro", validate_args=False)
+        # In tuples, where no module's state dict looks.
+        self._student, self._teacher = (torch.compile(network) if settings.compile else network,), (teacher,)
+        self.spec, self.settings, self.about, self.world = spec, settings, about, world
+        self.epochs, self.batches, self.seed = epochs, batches, seed
+        self._whole: WholeStep | None = None
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
-        moment = Moment(self.current_epoch, self.epochs, self.seed * 1_000_003 + self.global_step)
-        outcome = self.method.losses(batch, self._teacher[0], self.network, moment)
-        parts = {"total": outcome.total, **outcome.parts}
-        return {"loss": outcome.total, "parts": {k: v.detach() for k, v in parts.items()}, "attack": outcome.attack}
+        teacher, student = self._teacher[0], self._student[0]
+        if teacher is not None:
+            batch = teacher.inform(batch)
+        network = None if teacher is None else teacher.network
+        draw = self.seed * 1_000_003 + self.current_epoch * self.batches + batch_idx
+        moment = Moment(self.current_epoch, self.epochs, draw)
+        if self.settings.whole_step:
+            if self._whole is None:
+                self._whole = WholeStep(self.method, network, student, self.optimizers().optimizer)
+            losses = self._whole(batch, moment)
+        else:
+            with self._statistics():
+                losses = self.method(batch, network, student, moment)
+        parts = {"total": losses.total.detach(), **losses.parts}
+        # Gradients are averaged over the processes; each has those of the whole loss for its own rows.
+        return {"loss": losses.total * self.world.size, "parts": parts, "attack": losses.attack}
 
-    def validation_step(self, batch: Split, batch_idx: int) -> None:
-        self.accuracy.update(self.network(batch.images), batch.labels)
+    def validation_step(self, batch: tuple, batch_idx: int) -> None:
+        images, labels = batch
+        self.accuracy.update(self.network(images), labels)
 
     def on_validation_epoch_end(self) -> None:
-        self.log("accuracy", 100.0 * self.accuracy.compute(), prog_bar=True)
+        self.log("accuracy", 100.0 * self.accuracy.compute(), prog_bar=True, rank_zero_only=True)
         self.accuracy.reset()
 
+    def backward(self, loss: torch.Tensor, *args: Any, **options: Any) -> None:
+        if not self.settings.whole_step:  # the recording has done it
+            super().backward(loss, *args, **options)
+
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        if self.settings.whole_step:
+            optimizer_closure()
+        else:
+            super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Any) -> None:
+        if not self.settings.whole_step:
+            super().optimizer_zero_grad(epoch, batch_idx, optimizer)
+
     def configure_optimizers(self) -> dict[str, Any]:
+        whole, lr = self.settings.whole_step, self.settings.lr
         optimizer = torch.optim.SGD(
             self.network.parameters(),
-            lr=self.settings.lr,
+            lr=torch.tensor(lr, device=self.device) if whole else lr,
             momentum=self.settings.momentum,
             weight_decay=self.settings.weight_decay,
+            fused=True if whole else None,
         )
-        steps = self.epochs * self.batches
+        steps = self.epochs * -(-self.batches // self.settings.accumulate)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: cosine(step / steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint[KEY] = {**self.about, "format": FORMAT, "network": self.network.config}
+        checkpoint[KEY] = {**self.about, "format": FORMAT, "network": self.spec._asdict()}
+
+    def _statistics(self) -> Any:
+        """BatchNorm over all processes: on a GPU Lightning has put torch's SyncBatchNorm in, which a CPU has not."""
+        spread = self.world.size > 1 and self.device.type == "cpu"
+        return statistics_of(self.network, distributed=True) if spread else nullcontext()
 
 
 def cosine(progress: float) -> float:

@@ -25,6 +25,7 @@ class Plan:
     """An evaluation. Radii and step sizes are in pixel units, the pixels being in [0, 1]."""
 
     checkpoint: str
+    network: str | None = None  # the one of the user's own that a checkpoint may name
     data: str | None = None  # None: what the checkpoint was trained with
     attack: str = "none"
     steps: int = 10

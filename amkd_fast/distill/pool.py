@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
+import shutil
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
@@ -11,32 +13,60 @@ from typing import Any
 import torch
 
 from amkd_fast.distill import data as datasets
-from amkd_fast.distill import experiment
+from amkd_fast.distill import experiment, qualities
 from amkd_fast.distill.data import Data
 from amkd_fast.distill.experiment import Run
-from amkd_fast.distill.methods import Teacher
+from amkd_fast.distill.files import write_atomic
 from amkd_fast.distill.settings import Settings
+from amkd_fast.distill.teacher import Teacher
 
 Task = tuple[str, int]  # method, seed
 
 _worker: tuple[Settings, Data, Teacher] | None = None
 
 
-def run_here(tasks: list[Task], settings: Settings, data: Data, teacher: Teacher, progress: bool) -> dict[Task, Run]:
-    """Train one student after the other."""
-    runs = {}
-    for method, seed in tasks:
-        start = time.perf_counter()
-        runs[method, seed] = experiment.train_student(method, seed, teacher, data, settings, progress=progress)
-        _say(method, seed, runs[method, seed], time.perf_counter() - start)
-    return runs
+class Finished:
+    """Runs that are done, each in a file of its own, so that an interrupted comparison does not run them again."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        folder.mkdir(exist_ok=True)
+
+    def __contains__(self, task: Task) -> bool:
+        return self._path(task).is_file()
+
+    def __getitem__(self, task: Task) -> Run:
+        return Run(None, **json.loads(self._path(task).read_text()))
+
+    def keep(self, task: Task, run: Run, seconds: float) -> None:
+        """Put a run into its file and say what came out."""
+        write_atomic(self._path(task), json.dumps({"rows": run.rows, "qualities": run.qualities}))
+        method, seed = task
+        print(f"seed {seed} {method:18} last {run.last:5.1f} %  best {run.best:5.1f} %  {seconds:5.1f} s", flush=True)
+
+    def clear(self) -> None:
+        """Delete the files, once everything that is in them has been written elsewhere."""
+        shutil.rmtree(self._folder)
+
+    def _path(self, task: Task) -> Path:
+        method, seed = task
+        return self._folder / f"{method}-{seed}.json"
 
 
-def run_apart(tasks: list[Task], settings: Settings, teacher: Path, device: Any, jobs: int) -> dict[Task, Run]:
+def run_here(
+    tasks: list[Task], finished: Finished, settings: Settings, data: Data, teacher: Teacher, progress: bool
+) -> None:
+    """Train and measure one student after the other."""
+    for task in tasks:
+        finished.keep(task, *_one(task, settings, data, teacher, progress))
+
+
+def run_apart(tasks: list[Task], finished: Finished, settings: Settings, teacher: Path, device: Any, jobs: int) -> None:
     """Train ``jobs`` students at a time: the numbers of :func:`run_here`, the times of a shared CPU.
 
     Args:
         tasks: Method and seed of each run.
+        finished: Where they go.
         settings: Of all of them.
         teacher: Its checkpoint.
         device: Where to train.
@@ -44,33 +74,30 @@ def run_apart(tasks: list[Task], settings: Settings, teacher: Path, device: Any,
     """
     context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
     arguments = (settings, teacher, device, torch.get_num_threads())
-    runs = {}
     pool = ProcessPoolExecutor(jobs, context, _prepare, arguments)
     try:
         futures = {pool.submit(_train, task): task for task in tasks}
         for future in as_completed(futures):
-            rows, seconds = future.result()
-            method, seed = futures[future]
-            runs[method, seed] = Run(None, rows)
-            _say(method, seed, runs[method, seed], seconds)
+            finished.keep(futures[future], *future.result())
     finally:
         pool.shutdown(cancel_futures=True)
-    return runs
 
 
 def _prepare(settings: Settings, teacher: Path, device: Any, threads: int) -> None:
     global _worker
     torch.set_num_threads(threads)
     data = datasets.load(settings).to(device)
-    _worker = (settings, data, experiment.freeze(experiment.load_teacher(teacher, data), data))
+    network, _ = experiment.load_teacher(teacher, data, settings)
+    _worker = (settings, data, Teacher(network, data, settings.precision))
 
 
-def _train(task: Task) -> tuple[list[dict[str, float]], float]:
-    settings, data, teacher = _worker
+def _train(task: Task) -> tuple[Run, float]:
+    return _one(task, *_worker, False)
+
+
+def _one(task: Task, settings: Settings, data: Data, teacher: Teacher, progress: bool) -> tuple[Run, float]:
+    """What came out of a run, and its seconds; the network is measured and let go."""
     start = time.perf_counter()
-    rows = experiment.train_student(*task, teacher, data, settings).rows
-    return rows, time.perf_counter() - start
-
-
-def _say(method: str, seed: int, run: Run, seconds: float) -> None:
-    print(f"seed {seed} {method:18} last {run.last:5.1f} %  best {run.best:5.1f} %  {seconds:5.1f} s", flush=True)
+    run = experiment.train_student(*task, teacher, data, settings, progress=progress)
+    found = qualities.measure(run.network, teacher.network, data, settings)
+    return run._replace(network=None, qualities=found), time.perf_counter() - start

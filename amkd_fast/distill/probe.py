@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from amkd_fast.attacks import BoundarySamples
+from amkd_fast.distill.choice import boundary_attack
 from amkd_fast.distill.data import Data
-from amkd_fast.distill.methods import boundary_attack, predict
-from amkd_fast.distill.networks import ResNet
+from amkd_fast.distill.qualities import evenly
 from amkd_fast.distill.settings import Settings
+from amkd_fast.distill.teacher import predict
 from amkd_fast.ops.attack import draw_targets
 
 PRESETS = ("official", "near_boundary")
@@ -28,7 +29,12 @@ class Probe(NamedTuple):
     samples: dict[str, BoundarySamples]
 
     def quartiles(self) -> dict[str, dict[str, Any]]:
-        """Per preset: quartiles [3] of the gap at the start and after each step, and at the very end."""
+        """Per preset: quartiles [3] of the gap at the start and after each step, and at the very end.
+
+        Empty where no image was attacked.
+        """
+        if len(self.base) == 0:
+            return {}
         levels = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
         return {
             preset: {
@@ -39,11 +45,12 @@ class Probe(NamedTuple):
         }
 
 
-def probe(teacher: ResNet, data: Data, settings: Settings) -> Probe:
-    """Attack up to :data:`IMAGES` test images, the same images and targets with every preset."""
-    logits = predict(teacher, data.test.images)
-    right = (logits.argmax(1) == data.test.labels).nonzero()[:IMAGES, 0]
-    images, logits, base = data.test.images[right], logits[right], data.test.labels[right]
+def probe(teacher: nn.Module, data: Data, settings: Settings) -> Probe:
+    """Attack up to :data:`IMAGES` test images of all over the set, the same images and targets with every preset."""
+    logits = predict(teacher, data.test)
+    right = (logits.argmax(1) == data.test.labels).nonzero()[:, 0]
+    right = right[evenly(len(right), IMAGES).to(right.device)]
+    images, logits, base = data.test.take(right).images, logits[right], data.test.labels[right]
     target = draw_targets(logits, base, seed=settings.data_seed)
     samples = {
         preset: boundary_attack(settings, data, teacher, preset)(images, base, target, record_gaps=True)

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import nn
+
 from amkd_fast.attacks import PGD, frozen, robust_accuracy
 from amkd_fast.distill.bar import bar
 from amkd_fast.distill.data import Data, InOrder
 from amkd_fast.distill.errors import UserError
-from amkd_fast.distill.networks import ResNet
 from amkd_fast.distill.plan import Plan
 
 USUAL = ("loss ce", "keep last")  # goes without saying
 
 
-def measure(network: ResNet, data: Data, plan: Plan, progress: bool) -> list[dict[str, Any]]:
+def measure(network: nn.Module, data: Data, plan: Plan, progress: bool) -> list[dict[str, Any]]:
     """For each radius of the plan the robust accuracy, as plain values.
 
     Raises:

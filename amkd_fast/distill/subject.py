@@ -9,14 +9,14 @@ from typing import Any
 import torch
 
 from amkd_fast.distill import data as datasets
-from amkd_fast.distill.data import Data, Split
+from amkd_fast.distill.data import Data
 from amkd_fast.distill.errors import UserError
-from amkd_fast.distill.networks import ResNet
+from amkd_fast.distill.networks import Spec
 from amkd_fast.distill.plan import Plan
 from amkd_fast.distill.settings import Settings
 
 
-def images_for(plan: Plan, network: ResNet, about: dict[str, Any]) -> tuple[Settings, Data]:
+def images_for(plan: Plan, spec: Spec, about: dict[str, Any]) -> tuple[Settings, Data]:
     """The data of the plan, its test images normalised as in the training of the checkpoint, ``limit`` of them.
 
     Raises:
@@ -24,22 +24,21 @@ def images_for(plan: Plan, network: ResNet, about: dict[str, Any]) -> tuple[Sett
     """
     settings = Settings.from_dict(about["settings"])
     if plan.data is not None:
-        settings = replace(settings, data=plan.data, teacher_images=0, student_images=0)
+        whole = {"student_fraction": None, "student_shots": None, "classes": "", "image_size": None}
+        settings = replace(settings, data=plan.data, teacher_images=0, student_images=0, **whole)
     data = datasets.load(settings)
     name = f"checkpoint {plan.checkpoint}"
-    check_network(name, network, data)
+    check_network(name, spec, data)
     mean, std = normalisation(name, about, data.channels)
-    rows = _spread(len(data.test.labels), plan.limit)
-    pixels, labels = data.pixels(data.test.images[rows]), data.test.labels[rows]
-    images = (pixels - torch.tensor(mean).view(-1, 1, 1)) / std
-    return settings, replace(data, mean=mean, std=std, test=Split(images, labels))
+    data = replace(data, test=data.test.take(_spread(len(data.test), plan.limit)))
+    return settings, data.normalised(mean, std)
 
 
-def check_network(name: str, network: ResNet, data: Data) -> None:
+def check_network(name: str, spec: Spec, data: Data) -> None:
     """Raise :class:`UserError` unless the network is one for these classes and channels."""
-    if len(data.classes) != network.config["classes"] or data.channels != network.config["channels"]:
+    if len(data.classes) != spec.classes or data.channels != spec.channels:
         raise UserError(
-            f"{name}: is for {network.config['classes']} classes and {network.config['channels']} channels; "
+            f"{name}: is for {spec.classes} classes and {spec.channels} channels; "
             f"the data has {len(data.classes)} and {data.channels}"
         )
 

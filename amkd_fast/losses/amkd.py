@@ -190,21 +190,20 @@ class AMKDLoss(nn.Module):
         return AMKDTerms(clean.total + beta * total, clean.ce, clean.kl, boundary.detach(), triplet.detach())
 
     def _clean(self, student: Tensor, teacher: Tensor, labels: Tensor, alpha: float | Tensor, spread: bool):
+        if isinstance(alpha, Tensor):
+            alpha = alpha.to(torch.promote_types(student.dtype, torch.float32)).expand(labels.shape)
         terms = distillation_loss(
             student,
             teacher,
             labels,
             temperature=self.temperature,
             ce_weight=self.ce_weight,
-            kl_weight=alpha.expand(labels.shape) if isinstance(alpha, Tensor) else alpha,
+            kl_weight=alpha,
             scale_by_t2=self.scale_by_t2,
         )
         if not spread:
             return terms
-        count = torch.full((), float(len(labels)), dtype=terms.total.dtype, device=labels.device)
-        if len(labels) == 0:
-            terms = terms._replace(total=student.sum(), ce=count, kl=count)  # zeros, the first with a graph
-        return type(terms)(*(ranks.MeanOverAll.apply(term * count, count)[0] for term in terms))
+        return type(terms)(*(ranks.mean_over_rows(term, student) for term in terms))
 
     def _boundary(self, rows: Adversarial, spread: bool) -> Tensor:
         """S_T on the attacked images, mean over the weights."""
@@ -236,9 +235,10 @@ class AMKDLoss(nn.Module):
             clean, attacked = features, rows.student_features
         else:
             clean, attacked = self._embed(student), self._embed(rows.student)
+        clean, attacked = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (clean, attacked))
         anchor, positive = attacked, None
         if self.variant == "teacher_anchor":
-            anchor, positive = self._embed(rows.teacher.detach()), attacked
+            anchor, positive = self._embed(rows.teacher.detach()).to(attacked.dtype), attacked
         elif self.variant == "student_space":
             positive = clean[rows.source]
         # Past rows are no positives, which a selection by label alone would let them be.

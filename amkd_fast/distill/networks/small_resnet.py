@@ -1,12 +1,12 @@
-"""A CIFAR-style ResNet in the sizes the experiments need: three stages, basic blocks, global average pooling."""
+"""``small-W-B``: ResNets of three stages for experiments that must be quick, with learned shortcuts."""
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from amkd_fast import checks
+from amkd_fast.distill.networks import parts
 
 
 class Block(nn.Module):
@@ -32,15 +32,22 @@ class Block(nn.Module):
 class ResNet(nn.Module):
     """ResNet with stages of ``width``, ``2 width`` and ``4 width`` channels and ``blocks`` basic blocks each.
 
+    The stem, stages and basic blocks are those of the CIFAR networks of He et al. (2016, https://arxiv.org/abs/1512.03385,
+    section 4.2); where the shape changes, the shortcut is their option B.
+
     Args:
         width: Channels of the first stage.
         blocks: Basic blocks in each of the three stages.
         channels: Channels of the images.
         classes: Number of logits.
 
+    Raises:
+        TypeError: An argument is no number.
+        ValueError: An argument is not above zero.
+
     Example:
         >>> import torch
-        >>> from amkd_fast.distill.networks import ResNet
+        >>> from amkd_fast.distill.networks.small_resnet import ResNet
         >>> ResNet(width=4, blocks=1, channels=1, classes=10)(torch.zeros(2, 1, 8, 8)).shape
         torch.Size([2, 10])
     """
@@ -52,17 +59,9 @@ class ResNet(nn.Module):
         self.config = {"width": width, "blocks": blocks, "channels": channels, "classes": classes}
         self.conv = nn.Conv2d(channels, width, 3, 1, 1, bias=False)
         self.bn = nn.BatchNorm2d(width)
-        stages, channels_in = [], width
-        for stage in range(3):
-            for block in range(blocks):
-                stride = 2 if stage > 0 and block == 0 else 1
-                stages.append(Block(channels_in, width << stage, stride))
-                channels_in = width << stage
-        self.stages = nn.Sequential(*stages)
-        self.head = nn.Linear(channels_in, classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        self.stages = parts.stages(Block, width, (width, 2 * width, 4 * width), blocks)
+        self.head = nn.Linear(4 * width, classes)
+        parts.initialise(self)
 
     def embed(self, images: Tensor) -> Tensor:
         """Pooled features of ``images`` [B, C, H, W]: [B, 4 width]."""
@@ -71,10 +70,3 @@ class ResNet(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Logits of ``images`` [B, C, H, W]: [B, classes]."""
         return self.head(self.embed(images))
-
-
-def build(seed: int, **config: int) -> ResNet:
-    """A network whose initial weights depend on ``seed`` alone; the global generator is left as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return ResNet(**config)

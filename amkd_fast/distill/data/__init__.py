@@ -1,0 +1,131 @@
+"""Labelled images, whole sets resident as uint8: digits, CIFAR, Tiny ImageNet, or a folder of pictures."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from amkd_fast.distill.batch import Batch
+from amkd_fast.distill.data import cifar, digits, folder, subsets, tiny_imagenet
+from amkd_fast.distill.data.batches import Batches, InOrder, Labelled
+from amkd_fast.distill.data.split import Source, Split
+from amkd_fast.distill.errors import UserError
+from amkd_fast.distill.settings import Settings
+
+__all__ = ["READERS", "Batch", "Batches", "Data", "InOrder", "Labelled", "Split", "load"]
+
+READERS = {
+    "digits": digits.read,
+    "cifar10": cifar.read,
+    "cifar100": cifar.read,
+    "tiny-imagenet": tiny_imagenet.read,
+}  # anything else is a folder
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """What teacher and student learn from and are tested on.
+
+    Attributes:
+        teacher: Training set of the teacher.
+        student: Some or all of it, training set of the student.
+        test: Test set of both.
+        classes: Names, in the order of the labels.
+        mean: Of the teacher's images, one a channel, in [0, 1] pixel units.
+        std: One for all channels, so that a radius in pixels is one number.
+        augment: ``none``, ``crop`` or ``crop+flip``.
+        level: Pixel value of one uint8 level: 1/16 for digits, whose levels are 0 to 16, else 1/255.
+    """
+
+    teacher: Split
+    student: Split
+    test: Split
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: float
+    augment: str
+    level: float
+
+    @property
+    def channels(self) -> int:
+        return self.test.pixels.shape[1]
+
+    def bounds(self) -> tuple[Tensor, Tensor]:
+        """The pixel range [0, 1] in normalised units, per channel: lower [C], upper [C]."""
+        mean = torch.tensor(self.mean, dtype=torch.float64)
+        return ((0.0 - mean) / self.std).float(), ((1.0 - mean) / self.std).float()
+
+    def to(self, device: torch.device | str) -> Data:
+        """The same data resident on ``device``; a student that learns from all of the teacher's shares its memory."""
+        teacher, test = self.teacher.to(device), self.test.to(device)
+        student = teacher if self.student is self.teacher else self.student.to(device)
+        return replace(self, teacher=teacher, student=student, test=test)
+
+    def pixels(self, images: Tensor) -> Tensor:
+        """Normalised images [..., C, H, W] back to [0, 1]."""
+        return images * self.std + torch.tensor(self.mean, device=images.device).view(-1, 1, 1)
+
+    def normalised(self, mean: tuple[float, ...], std: float) -> Data:
+        """The same pixels, normalised by another mean and scale."""
+        teacher, test = (split.normalised(self.level, mean, std) for split in (self.teacher, self.test))
+        student = teacher if self.student is self.teacher else self.student.normalised(self.level, mean, std)
+        return replace(self, teacher=teacher, student=student, test=test, mean=mean, std=std)
+
+
+def load(settings: Settings) -> Data:
+    """Read the data that ``settings.data`` names.
+
+    Args:
+        settings: ``data`` is ``digits``, ``cifar10``, ``cifar100``, ``tiny-imagenet`` (these three unpacked under
+            ``data_root``; nothing is downloaded) or a folder with ``train/<class>/`` and ``test/<class>/`` or
+            ``val/<class>/``. ``classes`` keeps some classes; ``teacher_images`` and ``student_images``,
+            ``student_shots`` or ``student_fraction`` keep some images of each.
+
+    Returns:
+        Resident data on the CPU, normalised by mean and standard deviation of the teacher's images.
+
+    Raises:
+        UserError: The data is missing, empty, unreadable, or the classes or images wished for are not there.
+    """
+    source: Source = READERS.get(settings.data, folder.read)(settings)
+    _check(source, settings.data)
+    wish = settings.teacher_images or 0
+    teacher = subsets.stratified(source.train, wish, len(source.classes), settings.data_seed, "--teacher-images")
+    student = subsets.of_student(teacher, source.classes, settings)
+    mean, std = _statistics(teacher.pixels, source.level)
+    if std == 0.0:
+        raise UserError(f"--data {settings.data}: all training images are of one colour")
+    augment = "none" if settings.data == "digits" else "crop+flip"
+    data = Data(
+        teacher=teacher,
+        student=student,
+        test=source.test,
+        classes=source.classes,
+        mean=mean,
+        std=std,
+        augment=augment if settings.augment == "auto" else settings.augment,
+        level=source.level,
+    )
+    return data.normalised(mean, std)
+
+
+def _check(source: Source, name: str) -> None:
+    for part, split in (("training", source.train), ("test", source.test)):
+        counts = torch.bincount(split.labels, minlength=len(source.classes))
+        empty = [name for name, count in zip(source.classes, counts.tolist(), strict=True) if count == 0]
+        if empty:
+            raise UserError(f"--data {name}: no {part} images of {', '.join(empty[:5])}")
+
+
+def _statistics(pixels: Tensor, level: float) -> tuple[tuple[float, ...], float]:
+    """Mean per channel and standard deviation over all, from histograms: exact, and no float copy of the set."""
+    counts = torch.stack([torch.bincount(pixels[:, c].flatten(), minlength=256) for c in range(pixels.shape[1])])
+    values = torch.arange(256)
+    sums = (counts * values).sum(1)  # [C]
+    count, total, square = int(counts.sum()), int(sums.sum()), int((counts * values * values).sum())
+    variance = (square * count - total * total) / (count * max(count - 1, 1))
+    each = count // len(sums)
+    return tuple(level * value / each for value in sums.tolist()), level * math.sqrt(variance)

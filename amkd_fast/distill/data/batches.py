@@ -1,0 +1,127 @@
+"""Batches of a resident set: shuffled and augmented to learn from, in order to be tested on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from amkd_fast import checks, philox
+from amkd_fast.distill.batch import Batch
+from amkd_fast.distill.data.split import Split
+from amkd_fast.ops.images import crop_flip
+
+AUGMENTS = ("none", "crop", "crop+flip")
+_STREAM = 0x6570  # of the draws that turn seed and epoch into the key of an epoch's augmentation
+
+
+class Labelled(NamedTuple):
+    """Some images of a test set."""
+
+    images: Tensor  # [B, C, H, W], normalised
+    labels: Tensor  # int64 [B]
+
+
+class Batches:
+    """Shuffled batches of a resident set; order and augmentation depend on ``seed`` and epoch alone.
+
+    Each of ``world`` ranks gets its contiguous share of every batch, so that the shares of a step, one after the other
+    by rank, are the batch of a single process. Shares differ by one image at most; only of an epoch's last batch can
+    one be empty. Lightning calls ``sampler.set_epoch`` before each epoch, after a resume too.
+
+    Args:
+        split: What to learn from, on its device.
+        batch_size: Images of all ranks together.
+        seed: Of order and augmentation.
+        augment: ``crop`` shifts each image by up to an eighth of its height and fills the border with level 0 (black);
+            ``crop+flip`` also mirrors every other one; ``none``.
+        rank: Which share.
+        world: How many shares.
+
+    Raises:
+        ValueError: ``augment`` is another one, ``rank`` is not below ``world``, or a batch has fewer images than there
+            are ranks.
+    """
+
+    def __init__(
+        self, split: Split, batch_size: int, seed: int, augment: str, *, rank: int = 0, world: int = 1
+    ) -> None:
+        checks.choice("augment", augment, AUGMENTS)
+        _check_share(batch_size, rank, world)
+        self.split, self.batch_size, self.seed, self.augment = split, batch_size, seed, augment
+        self.rank, self.world = rank, world
+        self.epoch = 0
+        self.sampler = self
+
+    def set_epoch(self, epoch: int) -> None:
+        """Shuffle and augment as in this epoch from the next iteration on."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return -(-len(self.split) // self.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        split, pad = self.split, 0
+        if self.augment != "none":
+            pad = max(1, split.pixels.shape[2] // 8)
+        draws = torch.Generator().manual_seed(self.seed * 100_003 + self.epoch)
+        order = torch.randperm(len(split), generator=draws).to(split.pixels.device)
+        key = _key(self.seed, self.epoch)
+        for rows in order.split(self.batch_size):
+            index = rows[_share(len(rows), self.rank, self.world)]
+            images = crop_flip(
+                split.pixels,
+                index,
+                scale=split.scale,
+                shift=split.shift,
+                pad=pad,
+                flip=self.augment == "crop+flip",
+                seed=key,
+            )
+            yield Batch(images, split.labels[index], index)
+
+
+class InOrder:
+    """Batches of a resident set, unchanged and in order, normalised one by one: for the evaluation.
+
+    Args:
+        split: The set, on its device.
+        batch_size: Images of all ranks together.
+        rank: Which contiguous share of every batch, as in :class:`Batches`.
+        world: How many shares.
+
+    Raises:
+        ValueError: ``rank`` is not below ``world``, or a batch has fewer images than there are ranks.
+    """
+
+    def __init__(self, split: Split, batch_size: int = 1024, *, rank: int = 0, world: int = 1) -> None:
+        _check_share(batch_size, rank, world)
+        self.split, self.batch_size, self.rank, self.world = split, batch_size, rank, world
+
+    def __len__(self) -> int:
+        return -(-len(self.split) // self.batch_size)
+
+    def __iter__(self) -> Iterator[Labelled]:
+        for start in range(0, len(self.split), self.batch_size):
+            share = _share(min(self.batch_size, len(self.split) - start), self.rank, self.world)
+            part = self.split.take(slice(start + share.start, start + share.stop))
+            yield Labelled(part.images, part.labels)
+
+
+def _share(count: int, rank: int, world: int) -> slice:
+    return slice(count * rank // world, count * (rank + 1) // world)
+
+
+def _check_share(batch_size: int, rank: int, world: int) -> None:
+    if not 0 <= rank < world:
+        raise ValueError(f"rank={rank}: must be from 0 to world - 1 = {world - 1}")
+    if batch_size < world:
+        raise ValueError(f"batch_size={batch_size}: must be at least world={world}, one image a rank")
+
+
+def _key(seed: int, epoch: int) -> int:
+    """63 random bits of ``seed`` and ``epoch``: they fit an operator's int64."""
+    high, low, _, _ = philox.words(seed, torch.tensor(epoch), stream=_STREAM)
+    return (int(high) << 32 | int(low)) >> 1

@@ -1,0 +1,127 @@
+"""Picture files to resident pixels. What is no sound picture of bearable size is refused by name."""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from amkd_fast.distill.errors import UserError
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm")
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM")  # whatever the suffix says, no other decoder is tried
+MOST_BYTES = 64 * 2**20
+MOST_PIXELS = 64_000_000
+TASK = 16  # pictures that a thread reads before it takes the next ones
+PLACED = 64 * 2**20  # bytes put in their place at once: torch's own threads, once awake, take the readers' time
+
+
+def read(paths: Sequence[str | os.PathLike[str]], size: int, grayscale: bool) -> Tensor:
+    """Pixels of picture files, in their order.
+
+    A picture is converted to RGB (or grey), then brought to ``size`` x ``size`` bilinearly, whatever its shape was.
+    An orientation in its EXIF data is ignored, an alpha channel dropped; of an animation the first frame counts.
+
+    Args:
+        paths: PNG, JPEG, BMP, WebP or PPM files.
+        size: Height and width.
+        grayscale: Grey (one channel) instead of RGB (three).
+
+    Returns:
+        uint8 [N, C, size, size].
+
+    Raises:
+        UserError: Names the first file that is missing, unreadable, empty, broken, truncated, of another format, or
+            larger than 64 MiB or 64 megapixels. The latter is found in its header, before anything is decoded.
+    """
+    from PIL import Image, WebPImagePlugin  # noqa: F401 - registers the one format that preinit leaves out
+
+    Image.preinit()
+    mode, channels = ("L", 1) if grayscale else ("RGB", 3)
+    pixels = torch.empty(len(paths), channels, size, size, dtype=torch.uint8)
+    done = 0
+
+    def some(start: int) -> bytes:
+        return b"".join(_picture(path, size, mode) for path in paths[start : start + TASK])
+
+    def place(flat: bytearray) -> int:
+        part = torch.frombuffer(flat, dtype=torch.uint8).view(-1, size, size, channels)
+        pixels[done : done + len(part)] = part.permute(0, 3, 1, 2)
+        return done + len(part)
+
+    with warnings.catch_warnings(), ThreadPoolExecutor(_threads()) as pool:
+        warnings.filterwarnings("ignore", module=r"PIL\.")  # odd metadata; a bomb is refused by our own, lower limit
+        waiting = bytearray()
+        for flat in pool.map(some, range(0, len(paths), TASK)):
+            waiting += flat
+            if len(waiting) >= PLACED:
+                done, waiting = place(waiting), bytearray()
+        if waiting:
+            place(waiting)
+    return pixels
+
+
+def _threads() -> int:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, 16)
+
+
+def _picture(path: str | os.PathLike[str], size: int, mode: str) -> bytes:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        content = _content(path)
+        with Image.open(io.BytesIO(content), formats=FORMATS) as picture:
+            width, height = picture.size
+            if width * height > MOST_PIXELS:
+                raise ValueError(f"{width} x {height} are more than {MOST_PIXELS // 1_000_000} megapixels")
+            return _fitted(picture, size, mode).tobytes()
+    except UnidentifiedImageError:
+        raise _refusal(path, f"no {', '.join(FORMATS[:-1])} or {FORMATS[-1]} picture") from None
+    except Image.DecompressionBombError:
+        raise _refusal(path, f"more than {MOST_PIXELS // 1_000_000} megapixels") from None
+    except OSError as error:
+        raise _refusal(path, error.strerror or error) from error
+    except Exception as error:  # a decoder that stumbles over a broken file raises whatever it stumbled into
+        raise _refusal(path, error) from error
+
+
+def _refusal(path: str | os.PathLike[str], reason: object) -> UserError:
+    return UserError(f"--data: cannot read the picture {path}: {' '.join(str(reason).split())}")
+
+
+def _content(path: str | os.PathLike[str]) -> bytes:
+    about = os.stat(path)
+    if not stat.S_ISREG(about.st_mode):  # a pipe would keep us waiting
+        raise ValueError("no file")
+    if about.st_size > MOST_BYTES:
+        raise ValueError(f"the file is larger than {MOST_BYTES // 2**20} MiB")
+    with open(path, "rb", buffering=0) as file:
+        content = file.read(about.st_size)
+    if not content:
+        raise ValueError("the file is empty")
+    return content
+
+
+def _fitted(picture: Any, size: int, mode: str) -> Any:
+    from PIL import Image
+
+    if picture.mode != mode:
+        picture = picture.convert(mode)
+    if picture.size != (size, size):
+        picture = picture.resize((size, size), Image.Resampling.BILINEAR)
+    return picture
+
+
+def grey(pixels: Tensor) -> Tensor:
+    """uint8 [N, 3, H, W] to [N, 1, H, W], rounded as a picture file is: 0.299 R + 0.587 G + 0.114 B (ITU-R 601)."""
+    weights = torch.tensor([19595, 38470, 7471], dtype=torch.int32).view(3, 1, 1)  # in 1/65536
+    sums = ((part.int() * weights).sum(1, keepdim=True, dtype=torch.int32) for part in pixels.split(4096))
+    return torch.cat([((part + 32768) >> 16).to(torch.uint8) for part in sums])

@@ -1,0 +1,118 @@
+"""Teachers and students by name: the networks of the literature, small ones for quick experiments, and the user's own.
+
+====================  ==================================================================================================
+``resnet8`` …         ResNets for CIFAR of 8, 14, 20, 26, 32, 44, 56 or 110 layers, :class:`.cifar_resnet.CifarResNet`
+``wrn-D-K``           Wide ResNets of D = 6n + 4 layers, K times as wide, :class:`.wide_resnet.WideResNet`
+``small-W-B``         three stages of B blocks, W channels in the first, :class:`.small_resnet.ResNet`
+``module:factory``    what ``factory(channels=…, classes=…)`` of an importable module returns
+``timm:NAME``         ``timm.create_model(NAME)`` without pretrained weights, where timm is installed
+====================  ==================================================================================================
+
+Each maps images [B, channels, H, W] to logits [B, classes]. Our own also have ``embed(images)``, the pooled features
+[B, D], and ``head``, the ``torch.nn.Linear`` that makes the logits of them.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from amkd_fast import checks
+from amkd_fast.distill.networks import names, users
+
+__all__ = ["Spec", "build", "check", "is_users"]
+
+
+class Spec(NamedTuple):
+    """All that a checkpoint must know to build its network again.
+
+    Attributes:
+        name: One of the names above.
+        channels: Channels of the images.
+        classes: Number of logits.
+
+    Example:
+        >>> from amkd_fast.distill.networks import Spec
+        >>> Spec("wrn-16-2", channels=3, classes=100)
+        Spec(name='wrn-16-2', channels=3, classes=100)
+    """
+
+    name: str
+    channels: int
+    classes: int
+
+
+def build(spec: Spec, seed: int) -> nn.Module:
+    """Build a network whose initial weights depend on ``seed`` alone, on the CPU and in training mode.
+
+    What is seeded is torch's CPU generator, and it is left as it was; a factory that draws from another one must see to
+    that itself.
+
+    Args:
+        spec: Which network, for which images and classes.
+        seed: Seed of the initial weights.
+
+    Returns:
+        The network: images [B, channels, H, W] to logits [B, classes].
+
+    Raises:
+        TypeError: ``spec.channels`` or ``spec.classes`` is no number.
+        ValueError: ``spec.channels`` or ``spec.classes`` is not above zero.
+        UserError: There is no network of this name, or the user's own could not be built.
+
+    Example:
+        >>> import torch
+        >>> from amkd_fast.distill.networks import Spec, build
+        >>> build(Spec("resnet8", channels=1, classes=10), seed=0)(torch.zeros(2, 1, 8, 8)).shape
+        torch.Size([2, 10])
+    """
+    checks.positive("channels", spec.channels)
+    checks.positive("classes", spec.classes)
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        make = _factory(spec.name, f"network {spec.name}")
+        torch.default_generator.manual_seed(
+            seed
+        )  # after a user's import, which may draw; torch.manual_seed reaches GPUs
+        return make(channels=spec.channels, classes=spec.classes)
+
+
+def check(name: str, option: str) -> None:
+    """Find out whether :func:`build` knows a name, without building the network.
+
+    Of a user's own network the module is imported, of a ``timm:`` name timm.
+
+    Args:
+        name: The name of a network.
+        option: Where the name was given; it begins the message.
+
+    Raises:
+        UserError: There is no such network.
+
+    Example:
+        >>> from amkd_fast.distill.networks import check
+        >>> check("resnet20", "--teacher-network")
+        >>> check("wrn-17-2", "--teacher-network")
+        Traceback (most recent call last):
+        amkd_fast.distill.errors.UserError: --teacher-network wrn-17-2: must be resnet8, resnet14, resnet20, resnet26, \
+resnet32, resnet44, resnet56 or resnet110, wrn-D-K with D = 6n + 4 from 10 on, small-W-B, module:factory or timm:NAME \
+(D, K, W, B at most 9999)
+    """
+    with torch.random.fork_rng(devices=[]):  # a user's module may draw when it is imported
+        _factory(name, f"{option} {name}")
+
+
+def is_users(name: str) -> bool:
+    """Whether building the network of this name runs code that is not ours: ``module:factory`` or ``timm:NAME``.
+
+    Example:
+        >>> from amkd_fast.distill.networks import is_users
+        >>> is_users("models:make_teacher"), is_users("timm:resnet18"), is_users("small-4-1")
+        (True, True, False)
+    """
+    return ":" in name
+
+
+def _factory(name: str, what: str) -> names.Factory:
+    return users.find(name, what) if is_users(name) else names.find(name, what)

@@ -1,0 +1,134 @@
+"""Accuracies, losses and the attack's gaps, as PNG bytes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+from amkd_fast.distill.experiment import Run
+from amkd_fast.distill.report.style import colours, picture, short
+
+LOSSES = {
+    "ce": "cross-entropy, clean images",
+    "kl": "KL to the teacher, clean images",
+    "boundary": "KL to the teacher, boundary samples",
+    "triplet": "triplet term",
+}
+
+
+@picture
+def accuracy(summary: dict[str, dict[str, Any]], teacher: float) -> Figure:
+    """Accuracy of every method, last epoch and best: single seeds, mean and 95 % interval; the teacher's as a line."""
+    figure = Figure(figsize=(9.0, 1.7 + 0.55 * len(summary)), layout="constrained")
+    axes = figure.subplots()
+    for place, (method, colour) in enumerate(colours(summary).items()):
+        for shift, kind, inside in ((-0.17, "last", colour), (0.17, "best", "white")):
+            numbers = summary[method][kind]
+            points(axes, place + shift, numbers["values"], color=inside, edgecolor=colour)
+            interval(axes, place + shift, numbers)
+    line = axes.axvline(teacher, color="black", linestyle=":", linewidth=1.2)
+    rows(axes, list(summary))
+    axes.set_xlabel("test accuracy, %")
+    handles = {
+        "last epoch, one seed": Line2D([], [], linestyle="", marker="o", color="black"),
+        "best epoch, one seed": Line2D([], [], linestyle="", marker="o", color="black", markerfacecolor="white"),
+        "mean and 95 % interval": Line2D([], [], color="black", marker="|", markersize=10, linewidth=1.2),
+        f"teacher, {teacher:.1f} %": line,
+    }
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    return figure
+
+
+@picture
+def loss_curves(runs: dict[tuple[str, int], Run]) -> Figure:
+    """Each part of the loss by epoch: mean over the seeds, band from the lowest to the highest."""
+    figure = Figure(figsize=(9.0, 6.8), layout="constrained")
+    panels = figure.subplots(2, 2, sharex=True).flat
+    handles = {}
+    for axes, (part, title) in zip(panels, LOSSES.items(), strict=True):
+        for method, colour in colours(dict.fromkeys(name for name, _ in runs)).items():
+            curves = [[row.get(part) for row in run.rows] for (name, _), run in runs.items() if name == method]
+            length = min(sum(value is not None for value in curve) for curve in curves)
+            if length == 0:
+                continue
+            values = np.array([curve[:length] for curve in curves], dtype=float)
+            epochs = np.arange(1, length + 1)
+            (handles[short(method)],) = axes.plot(epochs, values.mean(0), color=colour, linewidth=1.6)
+            axes.fill_between(epochs, values.min(0), values.max(0), color=colour, alpha=0.18, linewidth=0)
+        axes.set_title(title)
+        axes.grid(alpha=0.3)
+        if axes.lines and part in ("ce", "kl"):
+            axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axes.yaxis.set_minor_formatter(NullFormatter())
+        if not axes.lines:
+            axes.text(0.5, 0.5, "no method has this term", ha="center", va="center", transform=axes.transAxes)
+    for axes in figure.axes:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.supxlabel("epoch", fontsize=10)
+    figure.supylabel("training loss (unweighted, mean over the epoch's batches)", fontsize=10)
+    figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=4, frameon=False)
+    return figure
+
+
+@picture
+def gaps(quartiles: dict[str, dict[str, Any]]) -> Figure:
+    """The attack's gap after every step: median and quartile band, one line a preset; the end after refinement."""
+    figure = Figure(figsize=(9.0, 4.8), layout="constrained")
+    axes = figure.subplots()
+    if not quartiles:
+        axes.text(0.5, 0.5, "no test image was attacked", ha="center", va="center", transform=axes.transAxes)
+        axes.set_axis_off()
+        return figure
+    last = 0
+    shifts = np.linspace(-0.12, 0.12, len(quartiles))
+    for shift, (preset, colour) in zip(shifts, colours(quartiles).items(), strict=True):
+        low, median, high = np.array(quartiles[preset]["steps"]).T
+        last = max(last, len(median) - 1)
+        steps = range(len(median))
+        axes.plot(steps, median, color=colour, marker="o", markersize=4, label=f"{preset}, median")
+        axes.fill_between(steps, low, high, color=colour, alpha=0.2, linewidth=0, label="quartiles")
+        low, median, high = quartiles[preset]["final"]
+        ends = [[median - low], [high - median]]
+        axes.errorbar(len(steps) + 0.5 + shift, median, yerr=ends, fmt="D", color=colour, markersize=6, capsize=4)
+    axes.axhline(0.0, color="black", linewidth=1.0)
+    axes.text(last + 0.6, 0.08, "decision boundary", ha="right", va="bottom", fontsize=9)
+    axes.axvline(last + 0.75, color="black", linewidth=0.6, linestyle=":")
+    axes.set_xticks([*range(last + 1), last + 1.5], [*map(str, range(last + 1)), "end"])
+    axes.set_xlabel("attack step; «end»: what training gets, after any bisections")
+    axes.set_ylabel("gap  f_base − f_target  (teacher's logits)")
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    return figure
+
+
+def rows(axes: Any, names: list[str]) -> None:
+    """Name the rows of a panel, the first on top."""
+    axes.set_yticks(range(len(names)), [short(name, 40) for name in names])
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.grid(axis="x", alpha=0.3)
+    axes.margins(x=0.08)
+
+
+def points(axes: Any, place: float, values: list[float | None], **look: Any) -> None:
+    """The single seeds of a row, a little apart."""
+    jitter = np.linspace(-0.07, 0.07, len(values)) if len(values) > 1 else np.zeros(len(values))
+    known = [(value, place + shift) for value, shift in zip(values, jitter, strict=True) if value is not None]
+    if known:
+        axes.scatter(*zip(*known, strict=True), s=22, zorder=2, **look)
+
+
+def interval(axes: Any, place: float, numbers: dict[str, Any]) -> None:
+    """Mean and 95 % interval of a row, as far as they are known."""
+    if numbers["mean"] is None:
+        return
+    ends = None
+    if numbers["low"] is not None:
+        ends = [[numbers["mean"] - numbers["low"]], [numbers["high"] - numbers["mean"]]]
+    style = {"fmt": "|", "color": "black", "markersize": 13, "markeredgewidth": 1.6, "linewidth": 1.2}
+    axes.errorbar(numbers["mean"], place, xerr=ends, capsize=4, zorder=3, **style)

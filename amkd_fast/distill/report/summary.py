@@ -1,0 +1,70 @@
+"""What the runs of a comparison come to, method by method and pair by pair."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from amkd_fast.distill.experiment import Run
+from amkd_fast.distill.qualities import QUALITIES
+from amkd_fast.distill.report.statistics import describe, holm, paired, pairs
+
+Runs = dict[tuple[str, int], Run]
+
+
+def summarise(runs: Runs) -> dict[str, dict[str, Any]]:
+    """For each method: accuracies and qualities over the seeds, attack counts over all steps, time.
+
+    Args:
+        runs: One run for every (method, seed).
+    """
+    methods = dict.fromkeys(method for method, _ in runs)
+    return {method: _method([run for (name, _), run in runs.items() if name == method]) for method in methods}
+
+
+def paired_tests(runs: Runs) -> list[dict[str, Any]]:
+    """For each quality and pair: the differences seed by seed, their mean, interval and p, Holm's p over the pairs.
+
+    Args:
+        runs: One run for every (method, seed).
+    """
+    found = []
+    compared = pairs(list(dict.fromkeys(method for method, _ in runs)))
+    for quality in QUALITIES:
+        values = {
+            name: {seed: _value(run, quality) for (method, seed), run in runs.items() if method == name}
+            for name in {name for pair in compared for name in pair}
+        }
+        rows = [{"quality": quality, "method": a, "baseline": b, **paired(values[a], values[b])} for a, b in compared]
+        for row, corrected in zip(rows, holm([row["p"] for row in rows]), strict=True):
+            found.append({**row, "p_holm": corrected})
+    return found
+
+
+def spread(values: Sequence[float | None]) -> dict[str, Any]:
+    """:func:`describe` and the values themselves."""
+    return {**describe(values), "values": list(values)}
+
+
+def _method(runs: list[Run]) -> dict[str, Any]:
+    rows = [row for run in runs for row in run.rows]
+    attacked = sum(row.get("attacked", 0) for row in rows)
+    share = {
+        name: sum(row.get(name, 0) for row in rows) / attacked if attacked else None
+        for name in ("accepted", "crossed", "third")
+    }
+    attacking = [row["ms_per_step"] for row in rows if "attacked" in row]
+    return {
+        "last": spread([run.last for run in runs]),
+        "best": spread([run.best for run in runs]),
+        "qualities": {quality: spread([_value(run, quality) for run in runs]) for quality in QUALITIES},
+        "attacked": attacked,
+        **{f"{name}_share": value for name, value in share.items()},
+        "ms_per_step": statistics.fmean(row["ms_per_step"] for row in rows),
+        "ms_per_attacking_step": statistics.median(attacking) if attacking else None,
+    }
+
+
+def _value(run: Run, quality: str) -> float | None:
+    return None if run.qualities is None else run.qualities.get(quality)

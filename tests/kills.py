@@ -1,0 +1,133 @@
+"""Kill trainings (SIGKILL) at random moments, resume them, compare the ends: python tests/kills.py --kills 20"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+import yaml
+
+ROOT = Path(__file__).parents[1]
+RUN = [
+    *("--method", "amkd", "--teacher-network", "small-2-1", "--student-network", "small-2-1", "--memory", "64"),
+    *("--teacher-images", "256", "--student-images", "128", "--teacher-epochs", "40", "--epochs", "30"),
+    *("--batch-size", "32", "--boundary-samples", "4"),
+]
+
+
+def start(output: Path, *words: str) -> subprocess.Popen:
+    command = [sys.executable, "-W", "ignore", "-m", "amkd_fast.distill", "train", *words, "--output", str(output)]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process: subprocess.Popen) -> None:
+    _, errors = process.communicate()
+    if process.returncode != 0:
+        raise AssertionError(f"exit code {process.returncode}: {errors}")
+
+
+def check_whole(folder: Path) -> int:
+    """Every file that bears a name of ours can be read to its end; return how many there are."""
+    paths = [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".tmp"]
+    for path in paths:
+        if path.suffix == ".ckpt":
+            torch.load(path, weights_only=True)
+        elif path.suffix == ".json":
+            json.loads(path.read_text())
+        elif path.suffix == ".yaml":
+            assert yaml.safe_load(path.read_text())
+        elif path.suffix == ".csv":
+            with path.open() as file:
+                rows = list(csv.DictReader(file))
+            assert [int(row["epoch"]) for row in rows] == list(range(len(rows)))
+        else:
+            raise AssertionError(f"{path} is no file of ours")
+    return len(paths)
+
+
+def outcome(folder: Path) -> dict:
+    """What must not depend on interruptions: weights, optimiser, memory, log."""
+    found = {}
+    for name in ("last", "best", "teacher"):
+        state = torch.load(folder / f"{name}.ckpt", weights_only=True)
+        found[name] = state["state_dict"]
+    found["optimizer"] = torch.load(folder / "last.ckpt", weights_only=True)["optimizer_states"][0]["state"]
+    with (folder / "log.csv").open() as file:
+        found["log"] = [{k: v for k, v in row.items() if k != "ms_per_step"} for row in csv.DictReader(file)]
+    return found
+
+
+def same(one: object, other: object) -> bool:
+    """Bit by bit."""
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, list):
+        return len(one) == len(other) and all(map(same, one, other))
+    return one == other
+
+
+def run(folder: Path, kills: int, chain: int, seed: int) -> list[str]:
+    """Kill ``kills`` times in all, ``chain`` times before a training may end; return what was interrupted."""
+    draws, told = random.Random(seed), []
+    begun = time.perf_counter()
+    finish(start(folder / "straight", *RUN))
+    whole = time.perf_counter() - begun
+    expected, done = outcome(folder / "straight"), 0
+    while done < kills:
+        output = folder / f"killed-{done}"
+        partial = output.with_name(output.name + ".partial")
+        process, ended = start(output, *RUN), False
+        for _ in range(min(chain, kills - done)):
+            moment = time.perf_counter()
+            while not partial.exists() and process.poll() is None and time.perf_counter() < moment + 60:
+                time.sleep(0.002)
+            time.sleep(draws.uniform(0.0, whole / 2))
+            process.send_signal(signal.SIGKILL)
+            _, errors = process.communicate()
+            if process.returncode != -signal.SIGKILL:  # it had ended already
+                ended = process.returncode == 0
+                if not ended:
+                    raise AssertionError(f"exit code {process.returncode}: {errors}")
+                break
+            done += 1
+            stage = "teacher" if (partial / "teacher").exists() else "student"
+            told.append(f"{stage}, {check_whole(partial)} whole files" if partial.exists() else "at the end")
+            if not partial.exists() and not output.exists():
+                raise AssertionError("nothing is left to resume")
+            process = start(output, "--resume")
+        if not ended:
+            finish(process)
+        check_whole(output)
+        if partial.exists() or not same(outcome(output), expected):
+            raise AssertionError(f"{output} differs from an uninterrupted run")
+        shutil.rmtree(output)
+    return told
+
+
+def main() -> None:
+    import tempfile
+
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--chain", type=int, default=4, help="kills before a training may end")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        for number, what in enumerate(run(Path(folder), options.kills, options.chain, options.seed), 1):
+            print(f"kill {number}: {what}")
+    print("every resumed training ended in the weights, optimiser state and log of the uninterrupted one")
+
+
+if __name__ == "__main__":
+    main()

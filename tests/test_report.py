@@ -1,0 +1,699 @@
+"""What a comparison reports: statistics, qualities, files, plots and the page, each against an independent count."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import doctest
+import functools
+import io
+import json
+import math
+import re
+import subprocess
+import time
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("lightning", reason="the extra `train` is not installed")
+
+import scipy.stats
+
+from amkd_fast.attacks import PGD, BoundaryAttack, Status, frozen
+from amkd_fast.distill import data as datasets
+from amkd_fast.distill import networks, qualities, report
+from amkd_fast.distill.experiment import Run
+from amkd_fast.distill.networks import Spec
+from amkd_fast.distill.probe import probe
+from amkd_fast.distill.qualities import QUALITIES, Quality
+from amkd_fast.distill.report import page, panels, plots, provenance, samples, screen, statistics, style, summary, text
+from amkd_fast.distill.settings import Settings
+
+NAMES = ("student", "kd", "bss-official", "bss-paper", "bss-zoo", "bss-near_boundary", "amkd")
+EVIL = "<script>alert('x')</script>&\"$\\frac{"
+SMALL = Settings(teacher_images=128, student_images=48)
+
+
+@functools.cache
+def digits():
+    return datasets.load(SMALL)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def run(method, seed, **changed):
+    """Made-up results of a run, other ones for every method and seed."""
+    draws = np.random.default_rng([NAMES.index(method) if method in NAMES else 99, seed])
+    rows = []
+    for epoch in range(4):
+        row = {"epoch": epoch, "lr": 0.1, "accuracy": 80.0 + 10.0 * draws.random(), "ms_per_step": 5.0}
+        row |= {"total": 2.0, "ce": 1.0 + draws.random()}
+        if method != "student":
+            row["kl"] = draws.random()
+        if method.startswith(("bss", "amkd")) and epoch < 3:
+            row |= {"boundary": draws.random(), "attacked": 40, "accepted": 30, "crossed": 20, "third": 4}
+        rows.append(row)
+    found = {name: float(draws.random()) for name in QUALITIES}
+    found["accuracy"] = rows[-1]["accuracy"]
+    return Run(None, rows, {**found, **changed})
+
+
+def made_up(names=NAMES, seeds=5):
+    return {(method, seed): run(method, seed) for method in names for seed in range(seeds)}
+
+
+def result_of(runs, **changed):
+    """A results.json as `compare` writes it."""
+    result = {
+        "kind": "compare",
+        "environment": {**report.environment(), "device": "cpu"},
+        "settings": Settings().as_dict(),
+        "jobs": 1,
+        "data": {"classes": list("0123456789"), "shape": [1, 8, 8]},
+        "images": {"teacher": 128, "student": 48, "test": 797},
+        "networks": {
+            "teacher": {"name": "small-2-1", "parameters": 900},
+            "teacher_source": "trained here",
+            "student": {"name": "small-2-1", "parameters": 900},
+        },
+        "teacher_accuracy": 97.5,
+        "methods": summary.summarise(runs),
+        "qualities": {
+            "protocol": qualities.protocol(digits(), SMALL),
+            "teacher": {"accuracy": 97.5, "ece": 1.25, "nll": 0.125, "pgd_accuracy": 44.5},
+        },
+        "tests": summary.paired_tests(runs),
+        "seconds": 12.0,
+        **changed,
+    }
+    return json.loads(report.to_json(result))
+
+
+# --- statistics
+
+
+def test_interval_of_the_mean_by_hand_and_by_scipy():
+    found = statistics.describe([1.0, 2.0, 3.0, 4.0, None, 5.0])
+    # sd = √2.5, t(0.975, 4) = 2.776445
+    assert (found["mean"], found["n"], found["reason"]) == (3.0, 5, None)
+    assert found["sd"] == pytest.approx(math.sqrt(2.5))
+    half = 2.7764451051977987 * math.sqrt(2.5) / math.sqrt(5.0)
+    assert (found["low"], found["high"]) == pytest.approx((3.0 - half, 3.0 + half))
+    values = [0.3, 0.7, 0.1, 0.45]
+    expected = scipy.stats.t.interval(0.95, 3, np.mean(values), scipy.stats.sem(values))
+    found = statistics.describe(values)
+    assert (found["low"], found["high"]) == pytest.approx(expected)
+
+
+def test_what_cannot_be_computed_is_none_and_says_why():
+    empty = {"mean": None, "sd": None, "low": None, "high": None, "n": 0}
+    assert statistics.describe([]) == statistics.describe([None, None]) == {**empty, "reason": "not measured"}
+    single = statistics.describe([None, 4.0])
+    assert single == {**empty, "mean": 4.0, "n": 1, "reason": "a single seed has no spread"}
+    for value in (0.0, 0.1, 97.11417):
+        equal = statistics.describe([value] * 3)
+        assert equal["mean"] == pytest.approx(value)
+        assert equal["sd"] == pytest.approx(0.0, abs=1e-12)
+        assert equal["low"] is equal["high"] is None
+        assert equal["reason"].startswith("all values are equal")
+    assert statistics.describe([97.1, 97.1 + 1e-4])["low"] is not None  # small is not equal
+
+
+def test_paired_test_by_hand_and_by_scipy():
+    method, baseline = {0: 3.0, 1: 5.0, 2: 4.0, 3: 8.0}, {0: 2.0, 1: 3.0, 2: 3.0, 3: 4.0}
+    found = statistics.paired(method, baseline)
+    # differences 1, 2, 1, 4: mean 2, sd √2, t = 2/(√2/2) = 2√2 with 3 degrees of freedom
+    assert found["differences"] == {0: 1.0, 1: 2.0, 2: 1.0, 3: 4.0}
+    assert (found["mean"], found["sd"], found["n"]) == (2.0, pytest.approx(math.sqrt(2.0)), 4)
+    assert found["p"] == pytest.approx(2.0 * scipy.stats.t.sf(2.0 * math.sqrt(2.0), 3))
+    expected = scipy.stats.ttest_rel(list(method.values()), list(baseline.values()))
+    assert found["p"] == pytest.approx(expected.pvalue)
+    interval = expected.confidence_interval(0.95)
+    assert (found["low"], found["high"]) == pytest.approx((interval.low, interval.high))
+    reverse = statistics.paired(baseline, method)
+    assert (reverse["mean"], reverse["p"]) == (-2.0, found["p"])
+
+
+def test_pairs_need_both_seeds_and_a_spread():
+    found = statistics.paired({0: 1.0, 1: None, 2: 5.0, 3: 2.0}, {0: 2.0, 1: 1.0, 2: 4.0, 7: 0.0})
+    assert found["differences"] == {0: -1.0, 2: 1.0}
+    assert found["p"] == pytest.approx(1.0)
+    assert statistics.paired({0: 1.0}, {0: 3.0}) == {
+        "mean": -2.0,
+        "sd": None,
+        "low": None,
+        "high": None,
+        "n": 1,
+        "reason": "a single seed has no spread",
+        "p": None,
+        "differences": {0: -2.0},
+    }
+    assert statistics.paired({0: 1.0}, {1: 3.0})["reason"] == "not measured"
+    # Equal but for float32's rounding, once with differences of 0 and once with others.
+    for shift in (0.0, 0.12547):
+        baseline = {seed: float(np.float32(91.3 + seed / 7)) for seed in range(4)}
+        method = {seed: float(np.float32(91.3 + seed / 7 + shift)) for seed in range(4)}
+        found = statistics.paired(method, baseline)
+        assert found["mean"] == pytest.approx(shift, abs=1e-5)
+        assert found["p"] is found["low"] is found["high"] is None
+        assert found["reason"].startswith("all values are equal")
+
+
+def test_holm():
+    assert statistics.holm([]) == []
+    assert statistics.holm([None]) == [None]
+    assert statistics.holm([0.2]) == [0.2]
+    # Sorted 0.005, 0.01, 0.03, 0.04; times 4, 3, 2, 1: 0.02, 0.03, 0.06, 0.04, the last no less than the one before.
+    assert statistics.holm([0.01, 0.04, 0.03, None, 0.005]) == pytest.approx([0.03, 0.06, 0.06, None, 0.02])
+    assert statistics.holm([0.6, 0.5, 0.9]) == [1.0, 1.0, 1.0]
+    assert statistics.holm([0.02, 0.02]) == [0.04, 0.04]
+
+
+def test_examples_in_the_docstrings():
+    found = doctest.testmod(statistics)
+    assert found.failed == 0
+    assert found.attempted > 3
+
+
+def test_which_pairs_are_compared():
+    assert statistics.pairs(["student", "kd", "bss-zoo", "amkd", "new"]) == [
+        ("student", "kd"),
+        ("bss-zoo", "kd"),
+        ("amkd", "kd"),
+        ("new", "kd"),
+        ("amkd", "bss-zoo"),
+    ]
+    assert statistics.pairs(["student", "bss-zoo", "amkd"]) == [("amkd", "bss-zoo")]
+    assert statistics.pairs(["student", "bss-zoo"]) == statistics.pairs(["kd"]) == statistics.pairs([]) == []
+
+
+def test_tests_of_a_comparison():
+    runs = made_up()
+    rows = summary.paired_tests(runs)
+    assert len(rows) == len(QUALITIES) * (6 + 4)
+    for quality in QUALITIES:
+        part = [row for row in rows if row["quality"] == quality]
+        for row in part:
+            sides = [[runs[row[side], seed].qualities[quality] for seed in range(5)] for side in ("method", "baseline")]
+            assert row["p"] == pytest.approx(scipy.stats.ttest_rel(*sides).pvalue)
+        assert [row["p_holm"] for row in part] == statistics.holm([row["p"] for row in part])
+    runs["kd", 0] = runs["kd", 0]._replace(qualities=None)
+    runs["kd", 1].qualities["ece"] = None
+    counts = {row["quality"]: row["n"] for row in summary.paired_tests(runs) if row["method"] == "student"}
+    assert counts == {quality: 3 if quality == "ece" else 4 for quality in QUALITIES}
+    assert summary.summarise(runs)["kd"]["qualities"]["ece"]["values"][:2] == [None, None]
+
+
+# --- qualities
+
+
+def tiny(seed, width=2):
+    """A network that has learnt a little, so that it has boundaries."""
+    return copy.deepcopy(taught(seed, width))
+
+
+@functools.cache
+def taught(seed, width):
+    data = digits()
+    network = networks.build(Spec(f"small-{width}-1", 1, 10), seed).train()
+    optimiser = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
+    images = data.teacher.images
+    for _ in range(60):
+        optimiser.zero_grad()
+        torch.nn.functional.cross_entropy(network(images), data.teacher.labels).backward()
+        optimiser.step()
+    return network.eval()
+
+
+def few(data, count=90):
+    return replace(data, test=data.test.take(slice(count)))
+
+
+def test_qualities_by_direct_computation():
+    data = few(digits())
+    images, labels = data.test.images, data.test.labels
+    student, teacher = tiny(1), tiny(2, width=4)
+    state = torch.get_rng_state()
+    found = qualities.measure(student, teacher, data, SMALL)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert list(found) == list(QUALITIES)
+    assert found == qualities.measure(student, teacher, data, SMALL)
+    with torch.no_grad():
+        p, q = student(images).double().softmax(1), teacher(images).double().softmax(1)
+    right = p.argmax(1) == labels
+    assert 30.0 < found["accuracy"] < 100.0
+    assert found["accuracy"] == pytest.approx(100.0 * float(right.double().mean()))
+    assert found["agreement"] == pytest.approx(100.0 * float((p.argmax(1) == q.argmax(1)).double().mean()))
+    assert found["nll"] == pytest.approx(-float(p[range(90), labels].log().mean()))
+    assert found["fidelity_kl"] == pytest.approx(float((q * (q / p).log()).sum(1).mean()))
+    confidence, error = p.max(1).values, 0.0
+    for place in range(15):
+        inside = (confidence > place / 15) & (confidence <= (place + 1) / 15)
+        if inside.any():
+            error += float(inside.double().mean() * (confidence[inside].mean() - right[inside].double().mean()).abs())
+    assert found["ece"] == pytest.approx(100.0 * error, rel=1e-5)
+
+    lower, upper = data.bounds()
+    bounds = {"lower": lower, "upper": upper}
+    attack = PGD(frozen(student), eps=0.1 / data.std, steps=10, random_start=True, compact=True, **bounds)
+    held = attack(images, torch.where(right, labels, 0), valid=right, seed=0).logits.argmax(1) == labels
+    assert found["pgd_accuracy"] == pytest.approx(100.0 * float((held & right).double().mean()))
+    assert found["pgd_accuracy"] < found["accuracy"]
+
+    both = right & (q.argmax(1) == labels)
+    target = q.scatter(1, labels[:, None], -1.0).argmax(1)
+    moved = []
+    for network in (student, teacher):
+        attack = BoundaryAttack(network, preset="near_boundary", steps=10, retarget=False, **bounds)
+        ends = attack(images[both], labels[both], target[both])
+        moved.append(((ends.images - images[both]).double().flatten(1), ends.status == Status.CROSSED))
+        assert ends.images.min() >= lower.item() - 1e-5
+    (one, crossed), (other, met) = moved
+    one, other = one[crossed & met], other[crossed & met]
+    lengths = torch.stack([one.norm(dim=1), other.norm(dim=1)])
+    assert len(one) > 20
+    assert found["magsim"] == pytest.approx(float((lengths.min(0).values / lengths.max(0).values).mean()))
+    assert found["angsim"] == pytest.approx(float(((one * other).sum(1) / lengths.prod(0)).mean()))
+
+
+def test_qualities_of_a_network_and_itself():
+    data = few(digits())
+    teacher = tiny(2)
+    alone, itself = qualities.measure(teacher, None, data, SMALL), qualities.measure(teacher, teacher, data, SMALL)
+    assert tuple(alone) == qualities.OF_THE_TEACHER
+    assert {name: itself[name] for name in alone} == alone
+    assert (itself["agreement"], itself["fidelity_kl"]) == (100.0, 0.0)
+    assert (itself["magsim"], itself["angsim"]) == pytest.approx((1.0, 1.0))
+
+
+def test_qualities_that_cannot_be_measured_are_none():
+    data = few(digits(), 20)
+    student, teacher = tiny(1), tiny(2)
+    with torch.no_grad():
+        student.head.bias.fill_(math.nan)
+    found = qualities.measure(student, teacher, data, SMALL)
+    assert found == {**dict.fromkeys(QUALITIES), "accuracy": 0.0}
+    with torch.no_grad():  # always wrong, so that there is no pair of boundary samples
+        student.head.weight.zero_()
+        student.head.bias.copy_(torch.arange(10.0))
+    nines = data.test.labels != 9
+    found = qualities.measure(student, teacher, replace(data, test=data.test.take(nines)), SMALL)
+    assert (found["accuracy"], found["pgd_accuracy"], found["magsim"], found["angsim"]) == (0.0, 0.0, None, None)
+    assert found["nll"] > 1.0
+
+
+def test_radius_and_number_of_attacked_images():
+    data = digits()
+    assert qualities.radius(Settings()) == 0.1
+    assert qualities.radius(Settings(data="pets")) == 8 / 255
+    assert qualities.protocol(data, Settings())["attacked_images"] == 500
+    assert qualities.protocol(data, Settings(quality_images=7))["attacked_images"] == 7
+    assert qualities.radius(Settings(pgd_eps=0.0)) == 0.0
+    assert qualities.evenly(10, 5).tolist() == [0, 2, 4, 6, 8]
+    assert qualities.evenly(3, 5).tolist() == qualities.evenly(3, 0).tolist() == [0, 1, 2]
+    assert qualities.evenly(0, 5).tolist() == []
+
+
+def test_measuring_the_digits_takes_seconds():
+    data = digits()
+    student, teacher = (networks.build(Spec(name, 1, 10), 0) for name in ("small-4-1", "small-16-2"))
+    start = time.perf_counter()
+    qualities.measure(student, teacher, data, SMALL)
+    assert time.perf_counter() - start < 20.0  # 2 s on an idle machine
+
+
+# --- environment
+
+
+def git(folder, *words):
+    who = ["-c", "user.name=x", "-c", "user.email=x@example.org", "-c", "commit.gpgsign=false"]
+    return subprocess.run(["git", *who, *words], cwd=folder, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def test_the_commit_of_a_checkout(tmp_path, monkeypatch):
+    assert provenance.commit(tmp_path) is None
+    assert provenance.commit(tmp_path / "nowhere") is None
+    git(tmp_path, "init", "-q")
+    assert provenance.commit(tmp_path) is None  # nothing committed yet
+    (tmp_path / "file").write_text("one")
+    git(tmp_path, "add", "file")
+    git(tmp_path, "commit", "-q", "-m", "one")
+    head = git(tmp_path, "rev-parse", "HEAD")
+    (tmp_path / "untracked").write_text("x")
+    assert provenance.commit(tmp_path) == head
+    (tmp_path / "file").write_text("two")
+    assert provenance.commit(tmp_path) == head + "-dirty"
+    with monkeypatch.context() as patch:
+        patch.setenv("GIT_DIR", str(tmp_path / ".git"))
+        assert provenance.commit(tmp_path.parent) is None
+    (tmp_path / "site-packages").mkdir()
+    assert provenance.commit(tmp_path / "site-packages") is None  # installed inside somebody's checkout
+    for failure in (FileNotFoundError("git"), subprocess.TimeoutExpired("git", 5.0), PermissionError("git")):
+
+        def fail(*_, failure=failure, **__):
+            raise failure
+
+        with monkeypatch.context() as patch:
+            patch.setattr(provenance.subprocess, "run", fail)
+            assert provenance.commit(tmp_path) is None
+
+
+def test_environment_is_plain(tmp_path):
+    found = report.environment()
+    assert json.loads(json.dumps(found)) == found
+    assert {"amkd_fast", "commit", "torch", "lightning", "triton", "numpy", "cpu", "date", "threads"} <= set(found)
+    assert found["numpy"] == np.__version__
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", found["date"])
+    (tmp_path / "cpuinfo").write_text("processor\t: 0\nmodel name\t: A fine CPU: fast\n")
+    assert provenance._cpu(tmp_path / "cpuinfo") == "A fine CPU: fast"
+    provenance._cpu(tmp_path / "nowhere")
+    assert provenance._version("no-such-package") is None
+
+
+# --- files
+
+
+def test_strict_json():
+    assert json.loads(report.to_json({"a": [math.nan, math.inf, (1.0, None)], "ä": {"b": -math.inf}})) == {
+        "a": [None, None, [1.0, None]],
+        "ä": {"b": None},
+    }
+
+
+def test_summary_csv():
+    runs = made_up(("kd", "amkd"), 3)
+    runs["kd", 0].qualities["ece"] = runs["kd", 1].qualities["ece"] = runs["kd", 2].qualities["ece"] = None
+    methods = summary.summarise(runs)
+    rows = list(csv.DictReader(io.StringIO(text.summary_csv(methods))))
+    assert [(row["method"], row["quality"]) for row in rows] == [
+        (method, quality) for method in ("kd", "amkd") for quality in ("best_accuracy", *QUALITIES)
+    ]
+    for row in rows:
+        found = methods[row["method"]]
+        numbers = found["best"] if row["quality"] == "best_accuracy" else found["qualities"][row["quality"]]
+        for name in ("mean", "sd", "low", "high", "n"):
+            assert (float(row[name]) if row[name] else None) == numbers[name]
+    assert next(row for row in rows if row["quality"] == "ece")["mean"] == ""
+
+
+# --- plots
+
+
+def test_colours_know_every_method_and_take_any_name():
+    found = style.colours([*NAMES, "new", "newer"])
+    assert len(set(found.values())) == len(NAMES) + 2
+    assert style.colours(["new"]) == {"new": style.OTHERS[0]}
+    many = style.colours([f"method {n}" for n in range(20)])
+    assert len(set(many.values())) == len(style.OTHERS)
+    assert style.colours(["near_boundary"])["near_boundary"] == style.COLOURS["bss-near_boundary"]
+
+
+def overlaps(figure):
+    """Labels of rows or ticks of a figure that lie on each other, and texts outside of it."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    figure.draw(renderer)
+    outside, found = figure.bbox, []
+    for axes in figure.axes:
+        for labels in (axes.get_xticklabels(), axes.get_yticklabels()):
+            shown = [label for label in labels if label.get_visible() and label.get_text()]
+            boxes = [(label.get_text(), label.get_window_extent(renderer)) for label in shown]
+            inside = [(name, box) for name, box in boxes if box.width > 0]
+            found += [(a, b) for n, (a, x) in enumerate(inside) for b, y in inside[n + 1 :] if x.overlaps(y)]
+        title = axes.title.get_window_extent(renderer)
+        if title.x0 < 0 or title.x1 > outside.x1:
+            found.append(axes.title.get_text())
+        found += [
+            name for name, box in boxes if axes.get_visible() and box.width > 0 and (box.x0 < 0 or box.x1 > outside.x1)
+        ]
+    titles = [(axes.get_title(), axes.title.get_window_extent(renderer)) for axes in figure.axes if axes.get_title()]
+    found += [(a, b) for n, (a, x) in enumerate(titles) for b, y in titles[n + 1 :] if x.overlaps(y)]
+    return found
+
+
+@pytest.mark.parametrize("names", [NAMES, ("kd", "amkd"), (*NAMES, "a-method-with-quite-a-long-name")])
+def test_labels_of_the_plots_do_not_overlap(names):
+    runs = made_up(names)
+    result = result_of(runs)
+    with style.look():
+        figures = {
+            "accuracy": plots.accuracy.__wrapped__(result["methods"], 97.5),
+            "qualities": panels.qualities.__wrapped__(result["methods"], result["qualities"]["teacher"]),
+            "differences": panels.differences.__wrapped__(result["tests"]),
+            "loss_curves": plots.loss_curves.__wrapped__(runs),
+        }
+        assert {name: overlaps(figure) for name, figure in figures.items()} == {name: [] for name in figures}
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_plots_of_what_is_missing_and_of_odd_names(seeds, recwarn):
+    runs = made_up(("kd", EVIL, "bss-x", "amkd"), seeds)
+    for (_, seed), found in runs.items():
+        found.qualities["magsim"] = None
+        found.qualities["nll"] = None if seed else 0.5
+    result = result_of(runs)
+    for png in (
+        plots.accuracy(result["methods"], 97.5),
+        panels.qualities(result["methods"], {}),
+        panels.differences(result["tests"]),
+        plots.loss_curves(runs),
+        plots.gaps({}),
+        plots.gaps(
+            {name: {"steps": [[1.0, 2.0, 3.0]] * 3, "final": [0.0, 0.1, 0.2]} for name in ("paper", "x", "zoo")}
+        ),
+    ):
+        assert png.startswith(b"\x89PNG")
+    assert [str(warning.message) for warning in recwarn] == []
+
+
+def test_samples_of_odd_classes_and_of_none():
+    data = few(digits(), 40)
+    data = replace(data, classes=tuple(f"{EVIL}{n}" for n in range(10)))
+    look = probe(tiny(2), data, SMALL)
+    assert samples.samples(look, data).startswith(b"\x89PNG")
+    assert len(look.quartiles()) == 2
+    labels = (tiny(2)(data.test.images).argmax(1) + 1) % 10
+    wrong = replace(data, test=replace(data.test, labels=labels))
+    look = probe(tiny(2), wrong, SMALL)
+    assert look.quartiles() == {}
+    assert samples.samples(look, wrong).startswith(b"\x89PNG")
+
+
+# --- page
+
+
+class Reader(HTMLParser):
+    """Checks the nesting, and collects tags, texts and the cells of tables by id or quality."""
+
+    VOID = ("meta", "img", "br", "hr", "link", "input")
+
+    def __init__(self, source):
+        super().__init__(convert_charrefs=True)
+        self.open, self.tags, self.texts, self.tables, self.cells = [], [], [], {}, None
+        self.feed(source)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        found = dict(attributes)
+        assert len(found) == len(attributes), f"an attribute twice in <{tag}>"
+        self.tags.append((tag, found))
+        if tag not in self.VOID:
+            self.open.append(tag)
+        if tag == "table":
+            self.cells = self.tables.setdefault(found.get("id") or found.get("data-quality") or len(self.tables), [])
+        elif tag == "tr":
+            self.cells.append([])
+        elif tag in ("td", "th"):
+            self.cells[-1].append("")
+        elif tag == "small":
+            self.cells[-1][-1] += "|"
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, content):
+        self.texts.append(content)
+        if "td" in self.open or "th" in self.open:
+            self.cells[-1][-1] += content.strip()
+
+
+def make_page(result, pictures=None):
+    return Reader(page.page(result, pictures or dict.fromkeys(page.PLOTS, b"\x89PNG")))
+
+
+def as_number(cell):
+    return None if cell == "–" else float(cell.replace("−", "-"))
+
+
+def close(cell, value, digits):
+    if value is None:
+        return as_number(cell) is None
+    return as_number(cell) == pytest.approx(value, abs=0.5001 * 10.0**-digits)
+
+
+def test_page_is_well_formed_and_stands_alone():
+    result = result_of(made_up())
+    source = page.page(result, dict.fromkeys(page.PLOTS, b"\x89PNG"))
+    assert source.startswith("<!doctype html>")
+    found = Reader(source)
+    tags = [tag for tag, _ in found.tags]
+    assert {tag: tags.count(tag) for tag in ("html", "head", "title", "body", "h1")} == dict.fromkeys(
+        ("html", "head", "title", "body", "h1"), 1
+    )
+    assert ("html", {"lang": "en"}) in found.tags
+    assert not {"script", "link", "iframe", "object", "embed", "form", "base"} & set(tags)
+    images = [attributes for tag, attributes in found.tags if tag == "img"]
+    assert len(images) == len(page.PLOTS)
+    assert all(image["src"].startswith("data:image/png;base64,") and len(image["alt"]) > 20 for image in images)
+    for tag, attributes in found.tags:
+        assert tag == "img" or not {"src", "srcset", "background", "data"} & set(attributes)
+        assert "href" not in attributes
+        assert not [name for name in attributes if name.startswith("on")]
+    assert not re.search(r"https?://|url\(|@import|javascript:", source)
+    assert "prefers-color-scheme: dark" in source
+    assert "max-width: 1100px" in source
+
+
+def test_every_number_of_the_page_is_one_of_the_results():
+    runs = made_up()
+    runs["student", 0].qualities["magsim"] = None
+    for seed in range(5):
+        runs["kd", seed].qualities["nll"] = 0.25
+    result = result_of(runs)
+    found = make_page(result)
+    header, teacher, *rows = found.tables["results"]
+    others = [name for name in QUALITIES if name != "accuracy"]
+    assert len(header) == 3 + len(others)
+    assert close(teacher[1], result["teacher_accuracy"], 2)
+    for cell, name in zip(teacher[3:], others, strict=True):
+        assert close(cell, result["qualities"]["teacher"].get(name), QUALITIES[name].digits)
+    assert [row[0] for row in rows] == list(result["methods"])
+    for method, *cells in rows:
+        numbers = result["methods"][method]
+        columns = [(numbers["last"], 2), (numbers["best"], 2)]
+        columns += [(numbers["qualities"][name], QUALITIES[name].digits) for name in others]
+        for cell, (values, digits) in zip(cells, columns, strict=True):
+            mean, *notes = cell.split("|")
+            assert close(mean, values["mean"], digits)
+            if values["low"] is None:
+                assert notes[0] == "all equal"
+            else:
+                assert notes[0].startswith("± ")
+                assert close(notes[0][2:], (values["high"] - values["low"]) / 2.0, digits)
+            assert notes[1:] == ([] if values["n"] == 5 else ["4 of 5"])
+
+    for method, *cells in found.tables["costs"][1:]:
+        numbers = result["methods"][method]
+        shares = [numbers[f"{name}_share"] for name in ("crossed", "third", "accepted")]
+        times = [numbers["ms_per_step"], numbers["ms_per_attacking_step"]]
+        expected = [numbers["attacked"], *(None if share is None else 100.0 * share for share in shares), *times]
+        assert all(close(cell, value, 1) for cell, value in zip(cells, expected, strict=True))
+
+    for name, quality in QUALITIES.items():
+        tests = [test for test in result["tests"] if test["quality"] == name]
+        rows = found.tables[name][1:]
+        assert [row[0] for row in rows] == [f"{test['method']} − {test['baseline']}" for test in tests]
+        for (_, seeds, mean, *rest), test in zip(rows, tests, strict=True):
+            assert int(seeds) == test["n"]
+            assert close(mean, test["mean"], quality.digits)
+            if test["reason"] is not None:
+                assert rest == [test["reason"]]
+                continue
+            low, high = rest[0].split(" to ")
+            assert close(low, test["low"], quality.digits)
+            assert close(high, test["high"], quality.digits)
+            for cell, p in zip(rest[1:], (test["p"], test["p_holm"]), strict=True):
+                assert (p < 0.001) if cell == "< 0.001" else close(cell, p, 3)
+
+
+def test_page_escapes_what_it_is_told():
+    classes = [EVIL, "b"]
+    runs = made_up(("kd", EVIL))
+    settings = {**Settings().as_dict(), "data": EVIL}
+    clean = result_of(runs)
+    result = {**clean, "settings": settings, "data": {"classes": classes, "shape": [1, 8, 8]}}
+    result["environment"] = {**clean["environment"], "cpu": EVIL, "commit": EVIL}
+    result["networks"] = {**clean["networks"], "teacher_source": f"from {EVIL}"}
+    source = page.page(result, {"accuracy": b""})
+    assert "<script" not in source
+    found = Reader(source)
+    assert not [tag for tag, _ in found.tags if tag == "script"]
+    for start in ("from ", ""):
+        assert any(start + EVIL in content for content in found.texts)
+    assert found.tables["results"][-1][0] == EVIL
+
+
+@pytest.mark.parametrize(
+    ("names", "seeds", "said"),
+    [
+        (NAMES, 1, "One seed: nothing to test."),
+        (("student",), 3, "None: there is no baseline"),
+        (("student", "bss-x"), 1, "One seed: nothing to test."),
+    ],
+)
+def test_page_without_tests(names, seeds, said):
+    result = result_of(made_up(names, seeds))
+    found = make_page(result)
+    assert any(said in content for content in found.texts)
+    assert not set(QUALITIES) & set(found.tables)
+    if seeds == 1:
+        assert not any("±" in cell for row in found.tables["results"] for cell in row)
+
+
+def test_page_of_runs_without_qualities():
+    runs = {key: value._replace(qualities=None) for key, value in made_up(("kd", "amkd")).items()}
+    result = result_of(runs)
+    rows = make_page(result).tables["results"][2:]
+    assert [row[3:] for row in rows] == [["–"] * 7] * 2
+    assert "NaN" not in report.to_json(result)
+
+
+def test_numbers_as_text():
+    assert page.number(None) == "–"
+    assert page.number(-1.25, 1, True) == "−1.2"
+    assert page.number(0.5, 2, True) == "+0.50"
+    assert page.chance(0.0004) == "< 0.001"
+    assert page.chance(0.04) == "0.040"
+
+
+# --- screen
+
+
+@pytest.mark.parametrize(("names", "seeds"), [(NAMES, 5), (NAMES, 1), (("student",), 2), (("kd", "[bold]x"), 2)])
+def test_tables_on_the_screen_stay_narrow(names, seeds, capsys, monkeypatch):
+    for columns in ("60", "80", "300"):
+        monkeypatch.setenv("COLUMNS", columns)
+        screen.show(result_of(made_up(names, seeds)))
+        lines = capsys.readouterr().out.splitlines()
+        assert max(map(len, lines)) <= 100
+        printed = "\n".join(lines)
+        if columns != "60":
+            assert all(name in printed for name in names)
+            assert "…" not in printed
+    assert ("amkd − bss-near_boundary" in printed) == (len(names) > 2 and seeds > 1)
+    assert ("±" in printed.replace("± half", "")) == (seeds > 1)
+
+
+def test_heading_of_a_quality():
+    assert Quality("x", "", "higher", 2, "").heading == "x"
+    assert QUALITIES["nll"].heading == QUALITIES["nll"].heading_of_differences == "NLL, nat"
+    assert QUALITIES["ece"].heading_of_differences == "ECE, % points"
+
+
+def test_runs_are_copied_nowhere():
+    runs = made_up(("kd", "amkd"), 2)
+    before = copy.deepcopy(runs)
+    result_of(runs)
+    assert runs == before

@@ -1,0 +1,163 @@
+"""One dataclass is the command line is a YAML file."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+
+import pytest
+import torch
+import yaml
+
+pytest.importorskip("lightning", reason="the extra `train` is not installed")
+
+from amkd_fast.distill import choice, cli, methods, options
+from amkd_fast.distill import data as datasets
+from amkd_fast.distill.errors import UserError
+from amkd_fast.distill.settings import BN_POLICIES, METHODS, CompareSettings, Settings, TrainSettings
+
+KINDS = (TrainSettings, CompareSettings)
+
+
+def parsed(kind, *words):
+    parser = argparse.ArgumentParser()
+    options.add(parser, kind)
+    values = vars(parser.parse_args(words))
+    return options.resolve(kind, values["config"], options.given(kind, values))
+
+
+def another(field):
+    """A value that is not the default."""
+    if field.metadata["choices"]:
+        return next(value for value in field.metadata["choices"] if value != field.default)
+    if isinstance(field.default, bool):
+        return not field.default
+    kind = str(field.type).split(" | ")[0]
+    return {"int": 9, "float": 0.125, "str": "something"}[kind]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_setting_is_a_word_and_a_line(kind, tmp_path):
+    assert parsed(kind) == kind()
+    for field in dataclasses.fields(kind):
+        value, word = another(field), "--" + field.name.replace("_", "-")
+        words = [word] if value is True else ["--no" + word[1:]] if value is False else [word, str(value)]
+        changed = parsed(kind, *words)
+        assert changed == dataclasses.replace(kind(), **{field.name: value})
+        (tmp_path / "one.yaml").write_text(yaml.safe_dump({field.name: value}))
+        assert parsed(kind, "--config", str(tmp_path / "one.yaml")) == changed
+        (tmp_path / "all.yaml").write_text(options.to_yaml(changed))
+        assert parsed(kind, "--config", str(tmp_path / "all.yaml")) == changed
+
+
+def test_words_go_before_the_file(tmp_path):
+    (tmp_path / "s.yaml").write_text("epochs: 7\nlr: 1\nprecision: 32\nkl_t2: true\nstudent_shots: null\n")
+    found = parsed(TrainSettings, "--config", str(tmp_path / "s.yaml"), "--epochs", "9", "--no-kl-t2")
+    assert found == TrainSettings(epochs=9, lr=1.0, precision="32", kl_t2=False)
+    assert isinstance(found.lr, float)
+    (tmp_path / "empty.yaml").write_text("# nothing\n")
+    assert parsed(TrainSettings, "--config", str(tmp_path / "empty.yaml")) == TrainSettings()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("epoch: 3", "there is no setting 'epoch'"),
+        ("epochs: 0", "epochs: 0: must be at least 1"),
+        ("epochs: 2.5", "epochs: 2.5: must be a whole number"),
+        ("epochs: true", "epochs: True: must be a whole number"),
+        ("epochs: null", "epochs: None: must be a whole number"),
+        ("lr: .nan", "lr: nan: must be above 0"),
+        ("lr: .inf", "lr: inf: must be above 0 and finite"),
+        ("kl_t2: 1", "kl_t2: 1: must be a true or false"),
+        ("bn: best", "bn: 'best': must be one of separate, concatenated, frozen_stats"),
+        ("- epochs", "must hold settings by name, not a list"),
+        ("epochs: [", "is no YAML file of settings"),
+        ("epochs: !!python/object/apply:os.mkdir [harm]", "is no YAML file of settings"),
+        ("\x00", "is no YAML file of settings"),
+        ("#" * (options._LARGEST + 1), "has more than"),
+    ],
+)
+def test_bad_files_are_named(content, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bad.yaml").write_text(content)
+    assert cli.main(["train", "--config", "bad.yaml"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("amkd-distill: --config bad.yaml: ")
+    assert words in line
+    assert os.listdir(tmp_path) == ["bad.yaml"]
+
+
+def test_a_file_that_is_not_there(capsys):
+    assert cli.main(["train", "--config", "nowhere.yaml"]) == 2
+    assert capsys.readouterr().err == "amkd-distill: --config nowhere.yaml: No such file or directory\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--precision", "fp16"], "--precision fp16: needs a GPU"),
+        (["--compile", "--space", "features"], "--compile: hides the features"),
+        (["--whole-step"], "--whole-step: records a CUDA graph"),
+        (["--student-network", "resnet9"], "--student-network resnet9: must be resnet8"),
+        (["--margin", "-1"], "must be at least 0"),
+        (["--data", "cifar10", "--data-root", "nowhere"], "cifar10"),
+    ],
+)
+def test_wishes_that_cannot_be_granted(words, expected, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["train", *words]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert expected in line
+    assert not (tmp_path / "runs" / "train").exists()
+
+
+def test_what_a_whole_step_does_not_go_with():
+    cuda = torch.device("cuda")
+    choice.check(TrainSettings(whole_step=True), cuda)
+    for more in ({"accumulate": 2}, {"precision": "fp16"}, {"compile": True}):
+        with pytest.raises(UserError, match="--whole-step: does not go with"):
+            choice.check(TrainSettings(whole_step=True, **more), cuda)
+
+
+# --- from settings to methods
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return datasets.load(Settings())
+
+
+@pytest.mark.parametrize("bn", BN_POLICIES)
+@pytest.mark.parametrize("name", METHODS)
+def test_methods_of_settings(digits, name, bn):
+    settings = Settings(bn=bn, temperature=2.5, margin=4.0, memory=32, boundary_samples=7, attack_steps=3)
+    method = choice.method(name, settings, digits)
+    kinds = {"student": methods.StudentAlone, "kd": methods.KD, "amkd": methods.AMKD}
+    assert type(method) is kinds.get(name, methods.BSS)
+    if name == "student":
+        return
+    assert method.criterion.temperature == 2.5
+    if name == "kd":
+        return
+    assert (method.bn, method.limit, method.attack_options["steps"]) == (bn, 7, 3)
+    assert method.preset == ("near_boundary" if name == "amkd" else name.removeprefix("bss-"))
+    assert torch.equal(method.attack_options["lower"], digits.bounds()[0])
+    assert (method.criterion.memory is not None) == (name == "amkd")
+    expected = methods.ZOO_BOUNDARY if name == "bss-zoo" else methods.OFFICIAL_BOUNDARY
+    assert method.boundary_weight == expected
+    assert method.kl_weight == methods.OFFICIAL_KL
+
+
+def test_schedules_of_settings():
+    constant = Settings(boundary_schedule="constant", boundary_weight=0.5)
+    assert choice.boundary_weight("amkd", constant) == methods.Constant(0.5)
+    assert choice.boundary_weight("amkd", Settings(boundary_schedule="zoo")) == methods.ZOO_BOUNDARY
+    assert choice.boundary_weight("bss-zoo", Settings(boundary_schedule="falling")) == methods.OFFICIAL_BOUNDARY
+
+
+def test_networks_of_settings():
+    assert [Settings().network(role) for role in ("teacher", "student")] == ["small-16-2", "small-4-1"]
+    cifar = Settings(data="cifar10", student_network="wrn-10-1")
+    assert [cifar.network(role) for role in ("teacher", "student")] == ["resnet26", "wrn-10-1"]

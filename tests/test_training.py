@@ -1,0 +1,148 @@
+"""Trainings as people start them: over two processes, killed, in low precision, compiled, with summed gradients."""
+
+from __future__ import annotations
+
+import csv
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import kills
+import pytest
+import torch
+
+pytest.importorskip("lightning", reason="the extra `train` is not installed")
+
+from amkd_fast.distill.checkpoint import load_network
+from amkd_fast.distill.cli import main
+
+ROOT = Path(__file__).parents[1]
+SMALL = [
+    *("--teacher-network", "small-2-1", "--student-network", "small-2-1", "--teacher-images", "256"),
+    *("--student-images", "100", "--epochs", "3", "--batch-size", "32", "--boundary-samples", "6", "--lr", "0.03"),
+]
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("teacher") / "run"
+    words = [*SMALL, "--method", "kd", "--epochs", "1", "--teacher-epochs", "20", "--lr", "0.1"]
+    assert main(["train", *words, "--output", str(folder)]) == 0
+    return str(folder / "teacher.ckpt")
+
+
+def log(folder):
+    with (folder / "log.csv").open() as file:
+        return [{k: float(v) for k, v in row.items() if v and k != "ms_per_step"} for row in csv.DictReader(file)]
+
+
+def torchrun(words, output, processes=2):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
+    command += ["--master-addr", "127.0.0.1", "--master-port", str(port), "-m", "amkd_fast.distill", "train"]
+    return subprocess.run(
+        [*command, *words, "--output", str(output)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "limit"),
+    [
+        (("--method", "amkd", "--memory", "48", "--precision", "64"), 1e-9),
+        (("--method", "bss-official", "--bn", "concatenated", "--augment", "crop+flip", "--precision", "64"), 1e-9),
+        (("--method", "amkd", "--epochs", "1"), 1e-5),
+    ],
+    ids=["amkd", "official", "single precision"],
+)
+def test_two_processes_have_the_loss_curve_of_one(teacher, tmp_path, words, limit):
+    words = [*SMALL, *words, "--teacher", teacher]
+    assert main(["train", *words, "--output", str(tmp_path / "one")]) == 0
+    done = torchrun(words, tmp_path / "two")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("last epoch") == 1
+    one, two = log(tmp_path / "one"), log(tmp_path / "two")
+    assert len(one) == len(two) > 0
+    for mine, theirs in zip(one, two, strict=True):
+        assert theirs == pytest.approx(mine, rel=limit, abs=limit)
+    weights = [load_network(tmp_path / name / "last.ckpt")[0].state_dict() for name in ("one", "two")]
+    for key, value in weights[0].items():
+        torch.testing.assert_close(weights[1][key], value, rtol=10 * limit, atol=10 * limit)
+    assert sorted(os.listdir(tmp_path / "two")) == sorted(os.listdir(tmp_path / "one"))
+
+
+def test_two_processes_stop_when_the_first_cannot_write(tmp_path):
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "dear.txt").write_text("dear")
+    done = torchrun(SMALL, tmp_path / "foreign")
+    assert done.returncode != 0
+    assert "holds files that are no result of amkd-distill" in done.stderr
+
+
+def test_killed_and_resumed_ends_where_it_would_have(tmp_path):
+    told = kills.run(tmp_path, kills=4, chain=2, seed=int.from_bytes(os.urandom(2), "little"))
+    assert len(told) == 4
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--precision", "bf16", "--method", "amkd"),
+        ("--accumulate", "2", "--method", "bss-near_boundary"),
+        ("--method", "amkd", "--space", "features", "--memory", "16", "--student-network", "wrn-10-1"),
+        ("--method", "amkd", "--student-network", "resnet8", "--classes", "0-4", "--student-shots", "9"),
+    ],
+    ids=lambda words: "-".join(words).strip("-"),
+)
+def test_other_trainings_learn(tmp_path, words):
+    words = [*SMALL, "--teacher-epochs", "8", "--lr", "0.1", "--epochs", "4", *words]
+    if "--student-shots" in words:
+        words.remove("--student-images")
+        words.remove("100")
+    assert main(["train", *words, "--output", str(tmp_path / "out")]) == 0
+    rows = log(tmp_path / "out")
+    assert rows[-1]["ce"] < rows[0]["ce"]
+    if "--accumulate" in words:  # four batches an epoch, two steps
+        assert rows[-1]["lr"] == pytest.approx(0.0, abs=1e-12)
+
+
+def test_a_compiled_student_is_the_student(teacher, tmp_path, monkeypatch):
+    backend = torch.compile  # the C++ that inductor would make takes a minute
+    monkeypatch.setattr(torch, "compile", lambda network: backend(network, backend="aot_eager"))
+    words = [*SMALL, "--method", "amkd", "--teacher", teacher, "--precision", "64", "--epochs", "2"]
+    for name, more in (("eager", []), ("compiled", ["--compile"])):
+        assert main(["train", *words, *more, "--output", str(tmp_path / name)]) == 0
+    one, other = log(tmp_path / "eager"), log(tmp_path / "compiled")
+    for mine, theirs in zip(one, other, strict=True):
+        assert theirs == pytest.approx(mine, rel=1e-9, abs=1e-9)
+
+
+def test_a_network_of_the_users_own(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "mine_for_a_test.py").write_text(
+        "from torch import nn\n"
+        "def make(channels, classes):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(64 * channels, 16), nn.ReLU(), nn.Linear(16, classes))\n"
+    )
+    words = [*SMALL, "--method", "kd", "--teacher-epochs", "1", "--student-network", "mine_for_a_test:make"]
+    assert main(["train", *words, "--output", "out"]) == 0
+    capsys.readouterr()
+    assert main(["evaluate", "out/last.ckpt"]) == 2  # the name is in the file alone
+    assert "its network is code; --network mine_for_a_test:make allows it to run" in capsys.readouterr().err
+    assert main(["evaluate", "out/last.ckpt", "--network", "mine_for_a_test:make"]) == 0

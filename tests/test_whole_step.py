@@ -1,0 +1,102 @@
+"""The recorded step, rehearsed: a stand-in for a CUDA graph runs the function again, in which nothing may wait."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from test_methods import ATTACKING, BOUNDS, K, Net, problem
+from traps import NothingWaits
+
+import amkd_fast as af
+from amkd_fast.distill.methods import AMKD, KD, Batch, Moment, StudentAlone
+from amkd_fast.distill.whole_step import WholeStep
+
+EPOCHS, STEPS = 4, 3
+
+
+class Rehearsed:
+    """In place of a CUDA graph, with its two runs to warm up; memory that a run makes has a new address each time."""
+
+    made = 0
+
+    def __init__(self, function):
+        type(self).made += 1
+        for _ in range(2):
+            function()
+        self._function = function
+        self.replay()  # where a recording would only write down
+
+    def replay(self):
+        with NothingWaits():
+            self._function()
+
+
+def amkd(**more):
+    memory = af.CrossBatchMemory(40, K, dtype=torch.float64)
+    return AMKD(attack=BOUNDS, limit=32, margin=3.0, memory=memory, **more)
+
+
+METHODS = {
+    "student": lambda **_: StudentAlone(),
+    "kd": lambda **_: KD(),
+    "official": lambda **more: ATTACKING["official"](**more),
+    "amkd": amkd,
+}
+
+
+def optimizer_of(student, lr):
+    return torch.optim.SGD(student.parameters(), lr=lr, momentum=0.9, weight_decay=1e-3, fused=torch.is_tensor(lr))
+
+
+def batches():
+    """A smaller one at the end of each epoch."""
+    batch, teacher, _ = problem()
+    for epoch in range(EPOCHS):
+        for step in range(STEPS):
+            rows = slice(0, 24 if step + 1 < STEPS else 10)
+            images, labels = batch.images.roll(step, 0)[rows], batch.labels.roll(step, 0)[rows]
+            with torch.no_grad():
+                known = teacher(images)
+            yield Batch(images, labels, None, known), Moment(epoch, EPOCHS, 10 * epoch + step)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_recorded_steps_are_eager_steps(name):
+    _, teacher, student = problem()
+    eager, recorded = student, copy.deepcopy(student)
+    methods = [METHODS[name](fixed_shape=fixed) for fixed in (False, True)]
+    plain = optimizer_of(eager, 0.05)
+    optimizer = optimizer_of(recorded, torch.tensor(0.05, dtype=torch.float64))
+    whole = WholeStep(methods[1], teacher, recorded, optimizer, graph=Rehearsed)
+    schedules = [torch.optim.lr_scheduler.LambdaLR(o, lambda step: 1 / (1 + step)) for o in (plain, optimizer)]
+    Rehearsed.made = 0
+    for batch, moment in batches():
+        expected = methods[0](batch, teacher, eager, moment)
+        plain.zero_grad()
+        expected.total.backward()
+        plain.step()
+        before = copy.deepcopy(batch)
+        found = whole(batch, moment)
+        assert torch.equal(batch.images, before.images)
+        torch.testing.assert_close(found.total, expected.total.detach(), rtol=1e-9, atol=1e-9)
+        assert found.parts.keys() == expected.parts.keys()
+        for part, value in expected.parts.items():
+            torch.testing.assert_close(found.parts[part], value, rtol=1e-9, atol=1e-9)
+        if expected.attack is not None:
+            assert found.attack.tolist() == expected.attack.tolist()
+        for schedule in schedules:
+            schedule.step()
+    for key, value in eager.state_dict().items():
+        torch.testing.assert_close(recorded.state_dict()[key], value, rtol=1e-9, atol=1e-9)
+    attacks = name in ("official", "amkd")
+    assert Rehearsed.made == (4 if attacks else 2)  # two sizes of batch, with and without an attack
+
+
+def test_what_cannot_be_recorded_is_named():
+    _, teacher, student = problem()
+    with pytest.raises(ValueError, match=r"method.fixed_shape=False"):
+        WholeStep(amkd(), teacher, student, optimizer_of(student, torch.tensor(0.1)))
+    with pytest.raises(TypeError, match="its lr must be a tensor"):
+        WholeStep(KD(), teacher, Net(), optimizer_of(student, 0.1))
