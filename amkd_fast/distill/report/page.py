@@ -72,7 +72,7 @@ def page(result: dict[str, Any], pictures: dict[str, bytes]) -> str:
         pictures: PNGs by name, of :data:`PLOTS`.
     """
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(number=number, chance=chance, named=named)
+    environment.filters.update(number=number, chance=chance, named=named, network=network)
     template = environment.from_string(files(__package__).joinpath(TEMPLATE).read_text(encoding="utf-8"))
     return template.render(
         result=result,
@@ -91,6 +91,11 @@ def number(value: float | None, digits: int = 2, sign: bool = False) -> str:
     if value is None:
         return "–"
     return f"{value:{'+' if sign else ''}.{digits}f}".replace("-", "−")
+
+
+def network(described: dict[str, Any]) -> str:
+    """A network by name and size."""
+    return f"{described['name']}, {described['parameters']:,} parameters"
 
 
 def named(names: Iterable[str], values: dict[str, Any]) -> str:
