@@ -1,9 +1,9 @@
 """Everything that needs a GPU, in one call of under nine minutes and without a network: `make gpu`.
 
 Parts: build (the extension in place, with the CUDA kernels), tests (the suite without the gates), sanitize
-(compute-sanitizer's memcheck and racecheck over every kernel plan), bench (the benchmarks of the three families).
-PART=tests runs one of them. A part that fails or runs out of its time does not stop the next; the exit code says
-whether all succeeded. Logs and JSON go to $OUT, else to benchmarks/results.
+(compute-sanitizer's memcheck and racecheck over every kernel plan), bench (the benchmarks of the three families), train
+(whole training steps: checks and times). PART=tests runs one of them. A part that fails or runs out of its time does
+not stop the next; the exit code says whether all succeeded. Logs and JSON go to $OUT, else to benchmarks/results.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
-BENCHES = ("bench", "triplet", "attack")  # their logs end in a table
+BENCHES = ("bench", "triplet", "attack", "train")  # their logs end in a table
 OUT = Path(os.environ.get("OUT") or ROOT / "benchmarks" / "results").resolve()
 
 
@@ -50,6 +50,7 @@ def steps() -> list[Step]:
         Step("bench", "bench", [python, "-m", "benchmarks.gpu_kl", "--out", str(OUT / "gpu_kl.json")], 90),
         Step("bench", "triplet", [python, "-m", "benchmarks.gpu_triplet", "--out", str(OUT / "gpu_triplet.json")], 90),
         Step("bench", "attack", [python, "-m", "benchmarks.gpu_attack", "--out", str(OUT / "gpu_attack.json")], 90),
+        Step("train", "train", [python, "-m", "benchmarks.gpu_training", "--out", str(OUT / "gpu_training.json")], 90),
     ]
 
 
