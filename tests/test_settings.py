@@ -113,12 +113,15 @@ def test_wishes_that_cannot_be_granted(words, expected, tmp_path, monkeypatch, c
     assert not (tmp_path / "runs" / "train").exists()
 
 
-def test_what_a_whole_step_does_not_go_with():
+def test_what_a_whole_step_does_not_go_with(monkeypatch):
     cuda = torch.device("cuda")
     choice.check(TrainSettings(whole_step=True), cuda)
     for more in ({"accumulate": 2}, {"precision": "fp16"}, {"compile": True}):
         with pytest.raises(UserError, match="--whole-step: does not go with"):
             choice.check(TrainSettings(whole_step=True, **more), cuda)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="--whole-step: is for one process"):
+        choice.check(TrainSettings(whole_step=True), cuda)
 
 
 # --- from settings to methods

@@ -94,6 +94,33 @@ def test_recorded_steps_are_eager_steps(name):
     assert Rehearsed.made == (4 if attacks else 2)  # two sizes of batch, with and without an attack
 
 
+def test_a_batch_of_which_nobody_is_attacked():
+    batch, teacher, student = problem()
+    wrong = batch._replace(labels=(batch.labels + 1) % K)
+    eager, recorded = amkd(), amkd(fixed_shape=True)
+    optimizer = optimizer_of(student, torch.tensor(0.0, dtype=torch.float64))
+    expected = eager(wrong, teacher, copy.deepcopy(student), Moment(0, EPOCHS, 1))
+    found = WholeStep(recorded, teacher, student, optimizer, graph=Rehearsed)(wrong, Moment(0, EPOCHS, 1))
+    torch.testing.assert_close(found.total, expected.total.detach())
+    for one, other in zip(eager.criterion.memory.buffers(), recorded.criterion.memory.buffers(), strict=True):
+        torch.testing.assert_close(one, other)
+    assert int(recorded.criterion.memory.filled) == len(wrong.labels)
+
+
+def test_a_failed_recording_changes_nothing():
+    batch, teacher, student = problem()
+    before = copy.deepcopy(student.state_dict())
+
+    def failing(function):
+        function()
+        raise RuntimeError("not to be recorded")
+
+    whole = WholeStep(KD(), teacher, student, optimizer_of(student, torch.tensor(0.1)), graph=failing)
+    with pytest.raises(RuntimeError, match="not to be recorded"):
+        whole(batch, Moment(0, EPOCHS, 1))
+    assert all(torch.equal(before[key], value) for key, value in student.state_dict().items())
+
+
 def test_what_cannot_be_recorded_is_named():
     _, teacher, student = problem()
     with pytest.raises(ValueError, match=r"method.fixed_shape=False"):

@@ -177,6 +177,7 @@ class BoundaryAttack:
             (compact, capture, Graphs()) if early_exit else (False, False, Graphs())
         )
         self.early_exit = early_exit
+        self._bounds: tuple[torch.device, dict[str, float | Tensor | None]] | None = None
         self.logits_of = logits_of
 
     def __call__(
@@ -216,6 +217,13 @@ class BoundaryAttack:
             search.step_until_done()
             search.bisect()
             return self._samples(search)
+
+    def bounds_on(self, device: torch.device) -> dict[str, float | Tensor | None]:
+        """The bounds beside the images, moved once: a copy from the host waits, and no CUDA graph admits it."""
+        if self._bounds is None or self._bounds[0] != device:
+            named = {name: getattr(self.settings, name) for name in ("lower", "upper")}
+            self._bounds = device, {name: engine.to_device(bound, device) for name, bound in named.items()}
+        return self._bounds[1]
 
     def _samples(self, search: Search) -> BoundarySamples:
         settings, logits, base, target = self.settings, search.logits, search.base, search.target

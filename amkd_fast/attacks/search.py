@@ -109,8 +109,8 @@ class Search:
 
     def __init__(self, attack: BoundaryAttack, images, base, target, valid, seed, record_gaps: bool) -> None:
         settings, device, count = attack.settings, images.device, images.shape[0]
-        bounds = {name: engine.to_device(getattr(settings, name), device) for name in ("lower", "upper")}
-        step = {"norm": "boundary", "norm_power": settings.norm_power, "project": settings.project, **bounds}
+        step = {"norm": "boundary", "norm_power": settings.norm_power, "project": settings.project}
+        step |= attack.bounds_on(device)
         evaluate = partial(engine.evaluate, attack.model.network(images), attack.logits_of)
         self.attack, self.settings, self.limit = attack, settings, attack.steps
         self.seed, self.original = seed, images

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from torch import nn
@@ -102,6 +103,8 @@ def check(settings: Settings, device: Any) -> None:
 
 
 def _check_whole_step(settings: Settings, device: Any) -> None:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("--whole-step: is for one process")
     if device.type != "cuda":
         raise UserError("--whole-step: records a CUDA graph, and needs --device cuda")
     for option, set_ in (

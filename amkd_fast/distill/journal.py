@@ -52,7 +52,7 @@ class Journal(Callback):
         self.end = time.perf_counter()  # before the validation starts
 
     def on_train_epoch_end(self, trainer, module) -> None:
-        row = {"epoch": trainer.current_epoch, "lr": trainer.optimizers[0].param_groups[0]["lr"]}
+        row = {"epoch": trainer.current_epoch, "lr": float(trainer.optimizers[0].param_groups[0]["lr"])}
         row["accuracy"] = float(trainer.callback_metrics["accuracy"])
         row.update({name: float(total) / self.steps for name, total in self.sums.items()})
         if self.counts is not None:

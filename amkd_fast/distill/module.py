@@ -78,6 +78,11 @@ class Distillation(pl.LightningModule):
         # Gradients are averaged over the processes; each has those of the whole loss for its own rows.
         return {"loss": losses.total * self.world.size, "parts": parts, "attack": losses.attack}
 
+    def on_train_start(self) -> None:
+        if self.settings.whole_step:  # a checkpoint's rate comes on the CPU, where the recording would see a number
+            for group in self.optimizers().optimizer.param_groups:
+                group["lr"] = group["lr"].to(self.device)
+
     def validation_step(self, batch: tuple, batch_idx: int) -> None:
         images, labels = batch
         self.accuracy.update(self.network(images), labels)

@@ -26,6 +26,13 @@ class _Recorded(NamedTuple):
     losses: list[Losses]  # of one, put there when the graph was recorded
 
 
+def _uncached(device: str) -> torch.autocast:
+    """The caller's autocast without its cache, whose copies of the weights a recording would read for ever."""
+    return torch.autocast(
+        device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device), cache_enabled=False
+    )
+
+
 class WholeStep:
     """Replays training steps; one recording for every shape of batch, and for epochs with and without an attack.
 
@@ -52,6 +59,8 @@ class WholeStep:
         for group in optimizer.param_groups:
             if not isinstance(group["lr"], Tensor):
                 raise TypeError("optimizer: its lr must be a tensor, a number would be recorded with the step")
+            if any(part.device != group["lr"].device for part in group["params"]):
+                raise ValueError("optimizer: its lr must be on the weights' device, else its number would be recorded")
         self._method, self._teacher, self._student, self._optimizer = method, teacher, student, optimizer
         self._graph = graph
         self._recorded: dict[tuple, _Recorded] = {}
@@ -69,7 +78,9 @@ class WholeStep:
         weights = self._method.weights(moment)
         attacks = weights.get("boundary", 0.0) > 0.0
         known = batch.teacher_logits is not None
-        key = (batch.images.shape, batch.images.stride(), batch.images.dtype, batch.labels.dtype, known, attacks)
+        images, device = batch.images, batch.images.device.type
+        precision = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)
+        key = (images.shape, images.stride(), images.dtype, batch.labels.dtype, known, attacks, precision)
         if key not in self._recorded:
             self._recorded[key] = self._record(batch, weights, attacks)
         step = self._recorded[key]
@@ -102,7 +113,8 @@ class WholeStep:
         def step() -> None:
             for parameter in self._student.parameters():
                 parameter.grad = None
-            losses = self._method(own, self._teacher, self._student, moment)
+            with _uncached(device.type):
+                losses = self._method(own, self._teacher, self._student, moment)
             losses.total.backward()
             self._optimizer.step()
             written[:] = [losses._replace(total=losses.total.detach())]
@@ -118,7 +130,12 @@ class WholeStep:
         tensors += [part for state in self._optimizer.state.values() for part in state.values()]
         tensors = [part for part in tensors if isinstance(part, Tensor)]
         before = [part.detach().clone() for part in tensors]
-        yield
+        try:
+            yield
+        finally:
+            self._restore(tensors, before)
+
+    def _restore(self, tensors: list[Tensor], before: list[Tensor]) -> None:
         with torch.no_grad():
             for part, value in zip(tensors, before, strict=True):
                 part.copy_(value)

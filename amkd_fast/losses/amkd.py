@@ -78,7 +78,7 @@ class AMKDLoss(nn.Module):
         scale_by_t2: Multiply the clean divergence by T².
         boundary_scale_by_t2: Multiply the boundary divergence by T².
         memory: A :class:`amkd_fast.CrossBatchMemory` as wide as the rows of ``space``. Its rows are negatives beside
-            those of the batch, never positives; every call with attacked images puts the clean rows into it.
+            those of the batch, never positives; a call with ``adversarial`` and β above 0 puts the clean rows into it.
         distributed: Compute over the ranks of the default process group.
 
     Raises:
@@ -178,8 +178,12 @@ class AMKDLoss(nn.Module):
             checks.non_negative("boundary_weight", beta)
         spread = self.distributed and ranks.require_group() > 1
         clean = self._clean(student, teacher, labels, alpha, spread)
-        if adversarial is None or (isinstance(beta, float) and beta == 0.0) or _none(adversarial.base, spread):
-            zero = torch.zeros_like(clean.ce)
+        zero = torch.zeros_like(clean.ce)
+        if adversarial is None or (isinstance(beta, float) and beta == 0.0):
+            return AMKDTerms(clean.total, clean.ce, clean.kl, zero, zero)
+        if _none(adversarial.base, spread):
+            if self.memory is not None:
+                self._remember(self._space(student, student_features), labels, spread)
             return AMKDTerms(clean.total, clean.ce, clean.kl, zero, zero)
         boundary = self._boundary(adversarial, spread)
         total = boundary
@@ -227,15 +231,7 @@ class AMKDLoss(nn.Module):
         seed: int | Tensor,
         spread: bool,
     ) -> Tensor:
-        if self.space == "features":
-            if features is None or rows.student_features is None:
-                raise ValueError(
-                    "space='features': needs student_features here and in adversarial, but one of them is None"
-                )
-            clean, attacked = features, rows.student_features
-        else:
-            clean, attacked = self._embed(student), self._embed(rows.student)
-        clean, attacked = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (clean, attacked))
+        clean, attacked = self._space(student, features), self._space(rows.student, rows.student_features)
         anchor, positive = attacked, None
         if self.variant == "teacher_anchor":
             anchor, positive = self._embed(rows.teacher.detach()).to(attacked.dtype), attacked
@@ -248,10 +244,16 @@ class AMKDLoss(nn.Module):
         rule = self._chosen if choose else self._mined
         loss = rule(anchor, positive, clean, labels, rows._replace(weight=weight), seed, spread)
         if self.memory is not None:
-            counts = ranks.counts_of(clean) if spread else None
-            seen = (clean.detach(), labels.long())
-            self.memory.update(*(ranks.gather(part, counts) if spread else part for part in seen))
+            self._remember(clean, labels, spread)
         return loss
+
+    def _remember(self, clean: Tensor, labels: Tensor, spread: bool) -> None:
+        """Put the clean rows of all ranks into the memory."""
+        seen = (clean.detach(), labels.long())
+        if spread:
+            counts = ranks.counts_of(clean)
+            seen = tuple(ranks.gather(part, counts) for part in seen)
+        self.memory.update(*seen)
 
     def _mined(self, anchor, positive, clean, labels, rows: Adversarial, seed, spread: bool) -> Tensor:
         """By the fused selection."""
@@ -329,6 +331,15 @@ class AMKDLoss(nn.Module):
             return squared
         apart = squared > 0.0
         return torch.where(apart, torch.where(apart, squared, 1.0).sqrt(), 0.0)
+
+    def _space(self, logits: Tensor, features: Tensor | None) -> Tensor:
+        """Rows of the space that distances are taken in, fp32 at least."""
+        if self.space == "features" and features is None:
+            raise ValueError(
+                "space='features': needs student_features here and in adversarial, but one of them is None"
+            )
+        rows = features if self.space == "features" else self._embed(logits)
+        return rows.to(torch.promote_types(rows.dtype, torch.float32))
 
     def _embed(self, logits: Tensor) -> Tensor:
         return torch.softmax(logits / self.temperature, -1) if self.space == "probabilities" else logits
