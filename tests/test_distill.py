@@ -125,6 +125,37 @@ def test_same_seeds_same_numbers_in_one_process_or_two(teacher_file, tmp_path, c
     assert printed.err == ""
 
 
+def test_an_interrupted_comparison_runs_only_what_is_missing(teacher_file, tmp_path, monkeypatch, capsys):
+    words = ["compare", *WORDS, "--seeds", "1", "--methods", "student,kd,amkd", "--jobs", "1"]
+    words += ["--teacher", str(teacher_file)]
+    assert main([*words, "--output", str(tmp_path / "straight")]) == 0
+    train, begun = experiment.train_student, []
+
+    def stopped(name, *rest, **options):
+        begun.append(name)
+        if name == "amkd" and begun.count("amkd") == 1:
+            raise KeyboardInterrupt
+        return train(name, *rest, **options)
+
+    monkeypatch.setattr(experiment, "train_student", stopped)
+    capsys.readouterr()
+    assert main([*words, "--output", str(tmp_path / "broken")]) == 130
+    assert one_line(capsys).endswith("interrupted (--resume goes on)")
+    assert main(["compare", "--resume", "--epochs", "9", "--output", str(tmp_path / "broken")]) == 2
+    assert "--epochs 4" in one_line(capsys)
+    assert main(["compare", "--resume", "--jobs", "1", "--output", str(tmp_path / "broken")]) == 0
+    assert begun == ["student", "kd", "amkd", "amkd"]
+    assert numbers(tmp_path / "broken") == numbers(tmp_path / "straight")
+    assert sorted(os.listdir(tmp_path / "broken")) == sorted(os.listdir(tmp_path / "straight"))
+
+
+def test_only_train_runs_in_several_processes(teacher_file, monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for command in (["compare"], ["evaluate", str(teacher_file)]):
+        assert main(command) == 2
+        assert f"{command[0]}: runs in one process" in one_line(capsys)
+
+
 # --- train, resume, evaluate
 
 

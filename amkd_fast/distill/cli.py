@@ -65,6 +65,8 @@ def _abandon_stdout() -> None:
 
 def _run(options: argparse.Namespace) -> None:
     values = vars(options)
+    if options.command != "train" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(f"{options.command}: runs in one process; torchrun is for train")
     if options.command == "evaluate":
         plan = Plan.from_options({field.name: values[field.name] for field in fields(Plan) if field.name in values})
     else:
