@@ -80,6 +80,7 @@ bench: build/.built
 	$(PY) -m benchmarks.compare_kl --output benchmarks/results/kl-cpu.json
 	$(PY) -m benchmarks.compare_triplet --output benchmarks/results/triplet-cpu.json
 	$(PY) -m benchmarks.compare_attack
+	$(PY) -m benchmarks.compare_training
 
 gpu:
 	$(PYTHON) tests/gpu/run.py

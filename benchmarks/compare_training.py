@@ -3,9 +3,10 @@
     python -m benchmarks.compare_training --cifar PATH --teacher FILE --output benchmarks/results/training-cpu.json
 
 ResNet26 teaches ResNet8 on CIFAR-10, batch 128, at most 32 attacked images, fp32. ``benchmarks.cifar_teacher`` makes
-the teacher's file; the student learns by KD first, so that the attack finds what it finds in training. Steps are
-repeated with learning rate 0 on one batch, contestants interleaved; ours and the eager loop agree before anything is
-timed. The bare passes are those of the same step: the folded teacher, the attack's shrinking batches.
+the teacher's file; without file and images both are synthetic, which shows that it runs. The student learns by KD
+first, so that the attack finds what it finds in training. Steps are repeated with learning rate 0 on one batch,
+contestants interleaved; ours and the eager loop agree before anything is timed. The bare passes are those of the same
+step: the folded teacher, the attack's shrinking batches.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from amkd_fast.ops.attack import select_boundary_bases
 from benchmarks import attack_rivals, cifar_teacher, machine
 from benchmarks.cifar_teacher import LOWER, UPPER
 from benchmarks.contest import WrongResult
-from benchmarks.whole_attack import network_passes
+from benchmarks.whole_attack import network_passes, setting
 
 BATCH, LIMIT, WARM_UP, ROUNDS = 128, 32, 150, 25
 NOW = Moment(epoch=0, epochs=60, draw=7)
@@ -204,16 +205,16 @@ def ratios(times: dict[str, list[float]], name: str, others: dict[str, str]) -> 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.compare_training", description=__doc__.splitlines()[0])
-    parser.add_argument("--cifar", type=Path, required=True, help="archive or folder of the images")
-    parser.add_argument("--teacher", type=Path, required=True, help="file of benchmarks.cifar_teacher")
+    parser.add_argument("--cifar", type=Path, help="archive or folder of the images; without: patterns")
+    parser.add_argument("--teacher", type=Path, help="file of benchmarks.cifar_teacher")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--output", type=Path)
     options = parser.parse_args(arguments)
     machine.use_threads()
     torch.manual_seed(0)
 
-    teacher = cifar_teacher.load(options.teacher).requires_grad_(False)
-    pixels, labels = cifar_teacher.read(options.cifar, "test")
+    teacher, pixels, labels, about = setting(options.cifar, options.teacher)
+    teacher.requires_grad_(False)
     student = learnt(build(Spec("resnet8", 3, 10), 0), teacher, pixels[BATCH:], labels[BATCH:], WARM_UP)
     batch = Batch(cifar_teacher.normalise(pixels[:BATCH]), labels[:BATCH])
     agreement = agree(batch, teacher, student)
@@ -242,7 +243,14 @@ def main(arguments: list[str] | None = None) -> int:
     }
     result = {
         "machine": machine.describe(),
-        "case": {"batch": BATCH, "limit": LIMIT, "attacked": attacked, "teacher": "ResNet26", "student": "resnet8"},
+        "case": {
+            "batch": BATCH,
+            "limit": LIMIT,
+            "attacked": attacked,
+            "teacher": "ResNet26",
+            "student": "resnet8",
+            **about,
+        },
         "agreement": agreement,
         "ms": {name: statistics.median(values) for name, values in times.items()},
         "times_longer": comparisons,
