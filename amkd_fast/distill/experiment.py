@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 import time
 import warnings
@@ -122,8 +121,8 @@ def fit(
         torch.manual_seed(seed)
         trainer = pl.Trainer(
             accelerator="gpu" if gpu else "cpu",
-            devices=1 if world.size == 1 else int(os.environ.get("LOCAL_WORLD_SIZE", world.size)),
-            num_nodes=1 if world.size == 1 else world.size // int(os.environ.get("LOCAL_WORLD_SIZE", world.size)),
+            devices=world.local,
+            num_nodes=world.size // world.local,
             # Buffers: running statistics are the same everywhere, and a memory's rows must not be overwritten.
             strategy="auto" if world.size == 1 else DDPStrategy(broadcast_buffers=False),
             sync_batchnorm=gpu and world.size > 1,

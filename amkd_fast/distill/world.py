@@ -16,6 +16,7 @@ class World(NamedTuple):
 
     rank: int = 0
     size: int = 1
+    local: int = 1  # of them on this machine
 
     @property
     def first(self) -> bool:
@@ -42,6 +43,6 @@ def joined(device: torch.device) -> Iterator[World]:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
-        yield World(dist.get_rank(), size)
+        yield World(dist.get_rank(), size, int(os.environ.get("LOCAL_WORLD_SIZE", size)))
     finally:
         dist.destroy_process_group()
