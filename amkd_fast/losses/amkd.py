@@ -175,11 +175,11 @@ class AMKDLoss(nn.Module):
         alpha = self.kl_weight if kl_weight is None else kl_weight
         beta = self.boundary_weight if boundary_weight is None else boundary_weight
         if not isinstance(beta, Tensor):
-            checks.non_negative("boundary_weight", beta)
+            beta = checks.non_negative("boundary_weight", beta)
         spread = self.distributed and ranks.require_group() > 1
         clean = self._clean(student, teacher, labels, alpha, spread)
         zero = torch.zeros_like(clean.ce)
-        if adversarial is None or (isinstance(beta, float) and beta == 0.0):
+        if adversarial is None or (not isinstance(beta, Tensor) and beta == 0):
             return AMKDTerms(clean.total, clean.ce, clean.kl, zero, zero)
         if _none(adversarial.base, spread):
             if self.memory is not None:

@@ -124,9 +124,10 @@ class BSS(Method):
         }
 
     def forward(self, batch: Batch, teacher: nn.Module | None, student: nn.Module, moment: Moment) -> Losses:
-        alpha, beta = (moment.weights or self.weights(moment)).values()
+        weights = moment.weights or self.weights(moment)
+        alpha, beta = weights["kl"], weights["boundary"]
         taught = self.taught(batch, teacher)
-        if isinstance(beta, float) and beta == 0.0:
+        if not isinstance(beta, Tensor) and beta == 0:
             loss = self.criterion(student(batch.images), taught, batch.labels, kl_weight=alpha)
             return Losses(loss.total, {"ce": loss.ce, "kl": loss.kl})
         if self.bn == "concatenated":
