@@ -89,8 +89,11 @@ def run(folder: Path, kills: int, chain: int, seed: int) -> list[str]:
         partial = output.with_name(output.name + ".partial")
         process, ended = start(output, *RUN), False
         for _ in range(min(chain, kills - done)):
-            moment = time.perf_counter()
-            while not partial.exists() and process.poll() is None and time.perf_counter() < moment + 60:
+            waiting = time.perf_counter()
+            while not partial.exists() and process.poll() is None:
+                if time.perf_counter() > waiting + 300:
+                    process.kill()
+                    raise AssertionError("the training has not begun after 300 s")
                 time.sleep(0.002)
             time.sleep(draws.uniform(0.0, whole / 2))
             process.send_signal(signal.SIGKILL)
