@@ -50,3 +50,12 @@ def device(backend):
     if backend == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda")
+
+
+@pytest.fixture
+def one_thread():
+    """Networks this small are slower on several threads, and beside other tests much slower."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

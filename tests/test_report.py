@@ -26,6 +26,7 @@ import scipy.stats
 from amkd_fast.attacks import PGD, BoundaryAttack, Status, frozen
 from amkd_fast.distill import data as datasets
 from amkd_fast.distill import networks, qualities, report
+from amkd_fast.distill.data import subsets
 from amkd_fast.distill.experiment import Run
 from amkd_fast.distill.networks import Spec
 from amkd_fast.distill.probe import probe
@@ -43,12 +44,7 @@ def digits():
     return datasets.load(SMALL)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def run(method, seed, **changed):
@@ -319,9 +315,9 @@ def test_radius_and_number_of_attacked_images():
     assert qualities.protocol(data, Settings())["attacked_images"] == 500
     assert qualities.protocol(data, Settings(quality_images=7))["attacked_images"] == 7
     assert qualities.radius(Settings(pgd_eps=0.0)) == 0.0
-    assert qualities.evenly(10, 5).tolist() == [0, 2, 4, 6, 8]
-    assert qualities.evenly(3, 5).tolist() == qualities.evenly(3, 0).tolist() == [0, 1, 2]
-    assert qualities.evenly(0, 5).tolist() == []
+    assert subsets.evenly(10, 5).tolist() == [0, 2, 4, 6, 8]
+    assert subsets.evenly(3, 5).tolist() == subsets.evenly(3, 0).tolist() == [0, 1, 2]
+    assert subsets.evenly(0, 5).tolist() == []
 
 
 def test_measuring_the_digits_takes_seconds():

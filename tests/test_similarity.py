@@ -57,13 +57,7 @@ def linear(weight, bias=None):
     return net
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Threads cost networks as small as these far more than they give."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from amkd_fast.attacks import BoundarySamples
 from amkd_fast.distill.choice import boundary_attack
 from amkd_fast.distill.data import Data
-from amkd_fast.distill.qualities import evenly
+from amkd_fast.distill.data.subsets import evenly
 from amkd_fast.distill.settings import Settings
 from amkd_fast.distill.teacher import predict
 from amkd_fast.ops.attack import draw_targets

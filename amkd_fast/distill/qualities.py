@@ -6,7 +6,6 @@ import math
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics.functional.classification import multiclass_calibration_error
@@ -14,6 +13,7 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 from amkd_fast.attacks import boundary_similarity
 from amkd_fast.distill import robustness
 from amkd_fast.distill.data import Data, InOrder
+from amkd_fast.distill.data.subsets import evenly
 from amkd_fast.distill.plan import Plan
 from amkd_fast.distill.settings import Settings
 from amkd_fast.distill.teacher import predict
@@ -117,12 +117,6 @@ def attacked(data: Data, settings: Settings) -> Data:
     """The data with only those test images that are attacked."""
     rows = evenly(len(data.test), settings.quality_images).to(data.test.labels.device)
     return replace(data, test=data.test.take(rows))
-
-
-def evenly(total: int, limit: int) -> Tensor:
-    """Rows of ``limit`` images (0: all) evenly over the set: a folder's images come class by class."""
-    count = min(limit, total) or total
-    return torch.arange(count) * total // max(count, 1)
 
 
 def calibration_error(logits: Tensor, labels: Tensor) -> float:

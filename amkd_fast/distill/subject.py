@@ -6,10 +6,9 @@ import math
 from dataclasses import replace
 from typing import Any
 
-import torch
-
 from amkd_fast.distill import data as datasets
 from amkd_fast.distill.data import Data
+from amkd_fast.distill.data.subsets import evenly
 from amkd_fast.distill.errors import UserError
 from amkd_fast.distill.networks import Spec
 from amkd_fast.distill.plan import Plan
@@ -30,7 +29,7 @@ def images_for(plan: Plan, spec: Spec, about: dict[str, Any]) -> tuple[Settings,
     name = f"checkpoint {plan.checkpoint}"
     check_network(name, spec, data)
     mean, std = normalisation(name, about, data.channels)
-    data = replace(data, test=data.test.take(_spread(len(data.test), plan.limit)))
+    data = replace(data, test=data.test.take(evenly(len(data.test), plan.limit)))
     return settings, data.normalised(mean, std)
 
 
@@ -56,9 +55,3 @@ def normalisation(name: str, about: dict[str, Any], channels: int) -> tuple[tupl
     if not isinstance(mean, (list, tuple)) or len(mean) != channels:
         raise UserError(f"{name}: mean {mean!r} is not one number for each of {channels} channels")
     return tuple(mean), std
-
-
-def _spread(total: int, limit: int) -> torch.Tensor:
-    """Rows of ``limit`` images (0: all) evenly over the set: a folder's images come class by class."""
-    count = min(limit, total) or total
-    return torch.arange(count) * total // count

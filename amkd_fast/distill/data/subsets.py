@@ -148,3 +148,9 @@ def _places(labels: Tensor, classes: int, seed: int) -> tuple[Tensor, Tensor, Te
     place = torch.empty_like(labels)
     place[by_class] = torch.arange(len(labels)) - first[labels[by_class]]
     return order, place, counts[labels]
+
+
+def evenly(total: int, limit: int) -> Tensor:
+    """Rows of ``limit`` images (0: all) evenly over the set: a folder's images come class by class."""
+    count = min(limit, total) or total
+    return torch.arange(count) * total // max(count, 1)
