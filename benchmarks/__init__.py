@@ -1,1 +1,5 @@
-"""Speed of amkd_fast against PyTorch and other libraries: see README.md in this folder."""
+"""Speed and memory, ours and everybody's; README.md tells how to read them."""
+
+import os
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler, which measures memory, is talkative

@@ -19,8 +19,10 @@ def pytest_benchmark_update_machine_info(config, machine_info):
 
 def pytest_terminal_summary(terminalreporter):
     terminalreporter.section("not in the comparison")
-    absent = peers.missing()
-    for family in ("kl", "triplet", "attack", "images"):
-        absent |= contest.missing(family)
+    absent = {}
+    for device in contest.devices():
+        absent |= peers.missing(device)
+        for family in ("kl", "triplet", "attack", "images"):
+            absent |= contest.missing(family, device)
     for name, reason in absent.items():
         terminalreporter.write_line(f"{name}: {reason}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,11 +19,16 @@ _ON = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}  # on a CPU Triton only inte
 
 
 class Contestant(NamedTuple):
-    """A way to compute ``call(*inputs)``; ``backend`` is set for our public functions."""
+    """A way to compute ``call(*inputs)``; ``backend`` is set for ours, ``form`` where it is not the public function."""
 
     name: str
-    call: Callable[..., Tensor]
+    call: Callable[..., Any]
     backend: str | None = None
+    form: str = ""
+
+    @property
+    def title(self) -> str:
+        return f"{self.name}, {self.form}" if self.form else self.name
 
     @property
     def ours(self) -> bool:
@@ -52,12 +57,12 @@ class WrongResult(Exception):
     """A contestant's answer is not that of the fp64 reference."""
 
 
-def reference(call: Callable[..., Tensor]) -> Contestant:
+def reference(call: Callable[..., Any]) -> Contestant:
     """The specification in plain PyTorch."""
     return Contestant("reference", call, "reference")
 
 
-def ours(operation: str, call: Callable[..., Tensor], device: str) -> list[Contestant]:
+def ours(operation: str, call: Callable[..., Any], device: str) -> list[Contestant]:
     """One contestant for each fast backend that runs on ``device`` (``"cpu"``, ``"cuda"``)."""
     return [Contestant(f"amkd_fast {name}", call, name) for name in backend_names(operation, device)]
 
@@ -70,10 +75,10 @@ def devices() -> list[str]:
     return ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 
 
-def missing(operation: str) -> dict[str, str]:
-    """Fast backends of ours that do not run here, with the reason."""
+def missing(operation: str, device: str) -> dict[str, str]:
+    """Fast backends of ours for ``device`` that do not run here, with the reason."""
     reasons = backends.available()[operation]
-    return {f"amkd_fast {name} ({operation})": reasons[name] for name in ("cpu", "cuda", "triton") if reasons[name]}
+    return {f"amkd_fast {name} ({operation})": reasons[name] for name in _ON[device] if reasons[name]}
 
 
 def answer(contestant: Contestant, inputs: tuple[Tensor, ...]) -> Answer:

@@ -15,6 +15,7 @@ from amkd_fast import backends
 from amkd_fast.version import __version__
 
 ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
 
 
 def use_threads() -> int:
@@ -40,6 +41,15 @@ def describe() -> dict[str, Any]:
         "amkd_fast": __version__,
         "build": backends.build_info(),
     }
+
+
+def in_words(about: dict[str, Any]) -> str:
+    """What every table says of where its numbers were made."""
+    chip = about["gpu"] or f"{about['cpu']}, {about['threads']} threads"
+    return (
+        f"{chip}; torch {about['torch']}, Python {about['python']}, amkd_fast {about['amkd_fast']} at {about['commit']}, "
+        f"{about['date'][:10]}, load {about['load']:.1f}"
+    )
 
 
 def cores() -> int:

@@ -1,10 +1,9 @@
-"""A yardstick: fewest bytes and exponentials of a KL case, at the rates of PyTorch's copy and exp in the same run.
+"""A yardstick: the least that has to be done, at rates that this machine reaches in the same run.
 
-Bytes are counted in passes over one tensor of logits. ``floor``: student and teacher read once, the gradient written,
-3 passes and one exponential a logit. ``recompute``: a backward pass that comes later has to read both again, 5 passes
-and two exponentials a logit; that is the least work that a loss under autograd can do, and what is printed. A share
-above 1 means exponentials faster than ``torch.exp``, or a copy that was disturbed. The distillation loss takes one more
-exponential of the student's logits in either direction, at temperature 1.
+The least time of a call is the slowest of three things that could overlap completely: its bytes at the rate of
+PyTorch's copy of tensors of that size, its operations at the rate of PyTorch's own matrix product, and its launches at
+the time of PyTorch's smallest call. An exponential counts as the multiply-adds of the shortest polynomial that has fp32's
+precision. A share above 1 means that ours beats PyTorch's rate, or that the yardstick was disturbed.
 """
 
 from __future__ import annotations
@@ -12,69 +11,85 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from functools import cache
+from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks.cases import Case
-
-FLOOR_PASSES, RECOMPUTE_PASSES = 3, 5
 SMALLEST = 1 << 20  # bytes; below it a copy measures its own launch
+SIDE = 1024  # of the matrices
+ROWS = 8192  # of the matrices on a GPU
+EXPONENTIAL = 8  # multiply-adds: two to reduce the range, five of the polynomial, one to scale
 
 
-class Rates(NamedTuple):
-    """Of this machine, now, with the threads in use."""
+class Work(NamedTuple):
+    """The least of one call in one direction."""
 
-    copy: float  # bytes a second, read and written ones together, on tensors of the case's size
-    exponential: float  # fp32 results a second, out of the cache
+    bytes: int  # read and written, each tensor once
+    exponentials: int = 0
+    products: int = 0  # multiply-adds of matrix products
+    launches: int = 1
 
 
 class Limit(NamedTuple):
-    """Of forward + backward of one case."""
+    """The least time of a call."""
 
-    bytes: int
-    exponentials: int
     seconds: float
-    bound: str  # "memory" or "exponentials"
+    bound: str  # "bytes", "operations" or "launches"
+    copy: float  # bytes a second, read and written ones together
+    product: float  # multiply-adds a second
+    launch: float  # seconds
 
     def share(self, seconds: float) -> float:
-        """Limit over achieved: 1 is as fast as PyTorch's copy or exp alone."""
+        """Limit over achieved."""
         return self.seconds / seconds
 
 
-def rates(case: Case, device: str = "cpu") -> Rates:
-    """Measure a copy of a tensor of the case's size, and ``torch.exp`` in place of its input."""
-    size = max(case.rows * case.classes * case.dtype.itemsize, SMALLEST)
-    source = torch.ones(size // 4, device=device)
+def limit(work: Work, dtype: torch.dtype, device: str) -> Limit:
+    """Measure the rates now, but for the matrix product's, which takes long and is kept."""
+    rates = {
+        "copy": copy_rate(max(work.bytes // 3, SMALLEST), device),
+        "product": product_rate(dtype, device),
+        "launch": launch_seconds(device),
+    }
+    parts = {
+        "bytes": work.bytes / rates["copy"],
+        "operations": (work.products + EXPONENTIAL * work.exponentials) / rates["product"],
+        "launches": work.launches * rates["launch"],
+    }
+    bound = max(parts, key=parts.get)
+    return Limit(parts[bound], bound, **rates)
+
+
+def copy_rate(size: int, device: str) -> float:
+    """Of a tensor of ``size`` bytes into another one, both there already."""
+    source = torch.ones(size, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    small = torch.zeros(SMALLEST // 8, device=device)
-    result = torch.empty_like(small)
-    copied = _fastest(lambda: target.copy_(source), device)
-    raised = _fastest(lambda: torch.exp(small, out=result), device)
-    return Rates(2 * source.nbytes / copied, small.numel() / raised)
+    return 2 * size / _fastest(lambda: target.copy_(source), device)
 
 
-def limit(case: Case, rates: Rates) -> Limit:
-    """The least time of forward and backward under autograd: the slower of memory and arithmetic, fully overlapped."""
-    logits = case.rows * case.classes
-    moved = RECOMPUTE_PASSES * logits * case.dtype.itemsize
-    exponentials = (4 if case.operation == "kl_div" else 6) * logits
-    memory, arithmetic = moved / rates.copy, exponentials / rates.exponential
-    bound = "memory" if memory >= arithmetic else "exponentials"
-    return Limit(moved, exponentials, max(memory, arithmetic), bound)
+@cache
+def product_rate(dtype: torch.dtype, device: str) -> float:
+    """Of square matrices, TF32 as the process allows it."""
+    side = ROWS if device == "cuda" else SIDE
+    left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    result = torch.empty_like(left)
+    return side**3 / _fastest(lambda: torch.mm(left, right, out=result), device)
 
 
-def passes(case: Case, rates: Rates, seconds: float) -> float:
-    """``seconds`` in passes over one tensor of logits at the copy rate."""
-    return seconds * rates.copy / (case.rows * case.classes * case.dtype.itemsize)
+def launch_seconds(device: str) -> float:
+    """Of a call that changes one number."""
+    one = torch.zeros(1, device=device)
+    return _fastest(lambda: one.add_(1), device)
 
 
-def _fastest(call: Callable[[], object], device: str) -> float:
+def _fastest(call: Callable[[], Any], device: str) -> float:
     """Seconds of a call: median of the faster half of 20 blocks, as a limit is not what disturbances make of it."""
     wait = torch.cuda.synchronize if device == "cuda" else (lambda: None)
-    start = time.perf_counter()
-    call()
-    wait()
+    for _ in range(3):
+        start = time.perf_counter()
+        call()
+        wait()
     count = max(1, int(2e-3 / (time.perf_counter() - start)))
     blocks = []
     for _ in range(20):

@@ -1,0 +1,120 @@
+"""What is compared: one operation at one size in one dtype, with everybody who computes it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from benchmarks import contest
+from benchmarks.contest import Contestant, Errors
+from benchmarks.roofline import Work
+
+SHORT = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.float64: "fp64"}
+BEST = "the fastest of the others"
+
+
+class Target(NamedTuple):
+    """What an issue asked of a group; every report says whether it was reached."""
+
+    issue: int
+    kind: str  # "speed-up": at least; "time": at most; "memory": at most; or the name of one of the group's extras: at most
+    bound: float  # of theirs over ours, of ours over theirs, in bytes, in the extra's unit
+    rival: str = BEST  # the contestant's name, for the first two
+    direction: str = "both"
+    form: str = ""  # of ours: "" the public function
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """``ours`` and the ``rivals`` compute the same from the same inputs.
+
+    Attributes:
+        family: The room of the operation: ``"kl"``, ``"triplet"``, …
+        operation: The function, with what matters of its arguments: ``"kl_div reverse"``.
+        sizes: What the shape is made of, by the field's letters: ``{"B": 128, "K": 10}``.
+        dtype: Of the floating-point inputs.
+        inputs: The arguments on a device; where the operation is differentiable the first is a leaf that wants a gradient.
+        ours: Our public function on them.
+        rivals: Those that compute the same without us; nothing is compiled before it is called.
+        work: The least that has to be done, by direction.
+        directions: Of ``"forward"``, ``"backward"``, ``"both"`` those that are timed.
+        forms: Other ways to call us, by name: into a tensor that is there, the operator alone.
+        reference: Whether the specification takes part; networks are slow enough without it.
+        verify: Hold one contestant against the truth; by default value and gradient, relative to the largest entry.
+        truth: What is right, from the inputs; by default the reference in fp64.
+        extras: More figures of ours on a device, by name: shares of the time, how attacked images ended.
+        targets: What issues asked.
+    """
+
+    family: str
+    operation: str
+    sizes: dict[str, int]
+    dtype: torch.dtype
+    inputs: Callable[[str], tuple[Any, ...]]
+    ours: Callable[..., Any]
+    rivals: Callable[[], list[Contestant]] = list
+    work: dict[str, Work] = field(default_factory=dict)
+    directions: tuple[str, ...] = ("forward", "backward", "both")
+    forms: Callable[[], dict[str, Callable[..., Any]]] = dict
+    reference: bool = True
+    verify: Callable[[Contestant, tuple[Any, ...], Any], Errors] = contest.verify
+    truth: Callable[[Callable[..., Any], tuple[Any, ...]], Any] = contest.truth
+    extras: Callable[[str], dict[str, Any]] | None = None
+    targets: tuple[Target, ...] = ()
+
+    def __str__(self) -> str:
+        sizes = ", ".join(f"{name} = {size}" for name, size in self.sizes.items())
+        return f"{self.operation}, {sizes}, {SHORT[self.dtype]}"
+
+    def contestants(self, device: str) -> list[Contestant]:
+        """The reference, those of others, ours on each backend that runs here."""
+        found = [contest.reference(self.ours)] if self.reference else []
+        found += [*self.rivals(), *contest.ours(self.family, self.ours, device)]
+        for form, call in self.forms().items():
+            found += [entry._replace(form=form) for entry in contest.ours(self.family, call, device)]
+        return found
+
+
+@dataclass
+class Field:
+    """A group's inputs on a device, and those contestants that gave the right answer."""
+
+    inputs: tuple[Any, ...]
+    errors: dict[Contestant, Errors] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+
+
+def prepare(group: Group, device: str) -> Field:
+    """Draw the inputs, compile, and hold every contestant against the truth.
+
+    Raises:
+        WrongResult: One of ours is wrong. A peer that is wrong, or fails, is left out by name.
+    """
+    torch._dynamo.reset()  # compiled forms of the last group would lengthen every call of this one's
+    found = Field(group.inputs(device))
+    expected = group.truth(group.ours, found.inputs)
+    for entry in group.contestants(device):
+        try:
+            found.errors[entry] = group.verify(entry, found.inputs, expected)
+        except Exception as error:  # a peer's compiler may fail in any way
+            if entry.backend is not None:
+                raise
+            reason = str(error) if isinstance(error, contest.WrongResult) else f"{type(error).__name__}: {error}"
+            found.left_out[entry.title] = reason.strip().splitlines()[0][:200]
+    return found
+
+
+@contextmanager
+def no_gradient(inputs: tuple[Any, ...]) -> Iterator[None]:
+    """The leaf, where there is one, comes out as it went in: without a gradient."""
+    leaf = inputs[0]
+    try:
+        yield
+    finally:
+        if isinstance(leaf, Tensor) and leaf.requires_grad:
+            leaf.grad = None

@@ -1,0 +1,93 @@
+"""The KL family: divergences of logits [B, K], forward and backward."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+import amkd_fast as af
+from benchmarks.group import Group, Target
+from benchmarks.peers import kl as peers
+from benchmarks.roofline import Work
+
+TEMPERATURE = 4.0
+CE_WEIGHT, KL_WEIGHT = 0.1, 0.9
+
+
+def groups() -> list[Group]:
+    fp32, bf16 = torch.float32, torch.bfloat16
+    return [
+        kl_div(128, 10, fp32, 2.3),
+        kl_div(128, 100, fp32, 4.0),
+        kl_div(256, 1000, fp32, 3.5),
+        kl_div(256, 1000, bf16, 3.0),
+        kl_div(512, 32000, fp32, 3.0),
+        kl_div(512, 32000, bf16),
+        kl_div(256, 1000, fp32, divergence="reverse"),
+        kl_div(256, 1000, fp32, divergence="js"),
+        soft_cross_entropy(256, 1000, fp32),
+        distillation_loss(128, 100, fp32, 3.0),
+        distillation_loss(256, 1000, fp32),
+        distillation_loss(256, 1000, bf16),
+    ]
+
+
+def kl_div(
+    rows: int, classes: int, dtype: torch.dtype, speedup: float | None = None, divergence: str = "forward"
+) -> Group:
+    def ours(student: Tensor, teacher: Tensor) -> Tensor:
+        return af.kl_div(student, teacher, TEMPERATURE, divergence=divergence)
+
+    name = "kl_div" if divergence == "forward" else f"kl_div {divergence}"
+    return _group(name, rows, classes, dtype, ours, lambda: peers.kl(TEMPERATURE, divergence), 2, speedup)
+
+
+def soft_cross_entropy(rows: int, classes: int, dtype: torch.dtype) -> Group:
+    def ours(student: Tensor, teacher: Tensor) -> Tensor:
+        return af.soft_cross_entropy(student, teacher, TEMPERATURE)
+
+    return _group(
+        "soft_cross_entropy", rows, classes, dtype, ours, lambda: peers.soft_cross_entropy(TEMPERATURE), 2, None
+    )
+
+
+def distillation_loss(rows: int, classes: int, dtype: torch.dtype, speedup: float | None = None) -> Group:
+    weights = {"ce_weight": CE_WEIGHT, "kl_weight": KL_WEIGHT}
+
+    def ours(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+        return af.distillation_loss(student, teacher, labels, temperature=TEMPERATURE, **weights).total
+
+    # One exponential more: of the student's logits at temperature 1.
+    return _group(
+        "distillation_loss",
+        rows,
+        classes,
+        dtype,
+        ours,
+        lambda: peers.distillation(TEMPERATURE, CE_WEIGHT, KL_WEIGHT),
+        3,
+        speedup,
+        labelled=True,
+    )
+
+
+def _group(name, rows, classes, dtype, ours, rivals, exponentials, speedup, labelled=False) -> Group:
+    """``exponentials`` a logit and direction."""
+
+    def inputs(device: str) -> tuple[Tensor, ...]:
+        draws = torch.Generator().manual_seed(0)
+        drawn = (torch.randn(rows, classes, generator=draws).mul_(3.0).to(device, dtype) for _ in range(2))
+        student, teacher = drawn
+        labels = (torch.randint(classes, (rows,), generator=draws).to(device),) if labelled else ()
+        return student.requires_grad_(), teacher, *labels
+
+    size = rows * classes * dtype.itemsize
+    # Student and teacher are read in each direction, as a backward pass that comes later cannot have kept them in a
+    # cache; it also writes the gradient.
+    work = {
+        "forward": Work(2 * size, exponentials * rows * classes),
+        "backward": Work(3 * size, exponentials * rows * classes),
+        "both": Work(5 * size, 2 * exponentials * rows * classes, launches=2),
+    }
+    targets = () if speedup is None else (Target(2, "speed-up", speedup),)
+    return Group("kl", name, {"B": rows, "K": classes}, dtype, inputs, ours, rivals, work, targets=targets)

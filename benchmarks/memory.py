@@ -1,0 +1,58 @@
+"""The most memory that a call holds at a time, beyond what was there before."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+def peak_bytes(call: Callable[[], object], device: str) -> int:
+    """Bytes of the peak, after a call that loads and allocates what stays.
+
+    On a CPU the larger of two figures: the tensors' peak by PyTorch's profiler, and the rise of the resident set's
+    high-water mark, which also counts the kernels' own scratch but nothing that fits into pages left from before.
+    """
+    call()
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        call()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    return max(_tensors(call), _resident(call))
+
+
+def _tensors(call: Callable[[], object]) -> int:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
+        call()
+    changes = [event for event in trace.profiler.kineto_results.events() if event.name() == "[memory]"]
+    held = peak = 0
+    for event in sorted(changes, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak
+
+
+def _resident(call: Callable[[], object]) -> int:
+    """0 where the system does not tell."""
+    if not _CLEAR.exists():
+        return 0
+    ctypes.CDLL(None).malloc_trim(0)  # freed memory goes back, so that taking it again shows
+    _CLEAR.write_text("5")  # the mark falls to what is resident now
+    before = _high_water()
+    call()
+    return max(_high_water() - before, 0)
+
+
+def _high_water() -> int:
+    line = next(line for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM"))
+    return 1024 * int(line.split()[1])

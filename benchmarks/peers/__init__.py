@@ -1,0 +1,55 @@
+"""What people use today: the contestants that ours are measured against, one module a family.
+
+Each computes what its amkd_fast function computes with the arguments of the groups, and no more: no masks, no weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+
+from benchmarks.contest import Contestant
+
+# Distribution name → the modules that importing it needs.
+LIBRARIES = {
+    "liger-kernel": ("liger_kernel",),
+    "pytorch-metric-learning": ("pytorch_metric_learning",),
+    "sentence-transformers": ("sentence_transformers",),
+    "torchattacks": ("torchattacks",),
+    "adversarial-library": ("adv_lib", "tqdm"),
+}
+
+
+def written(name: str, call: Callable[..., Any]) -> list[Contestant]:
+    """A function in plain PyTorch: as it stands, and compiled in the two ways that users know.
+
+    One compilation a shape: dynamic shapes would only make the compiled form slower.
+    """
+    default = torch.compile(call, fullgraph=True, dynamic=False)
+    tuned = torch.compile(call, fullgraph=True, dynamic=False, mode="max-autotune")
+    return [
+        Contestant(f"eager {name}", call),
+        Contestant(f"compile {name}", default),
+        Contestant(f"max-autotune {name}", tuned),
+    ]
+
+
+def there(library: str) -> bool:
+    """Whether a library of :data:`LIBRARIES` can be imported."""
+    return not _lacking(library)
+
+
+def missing(device: str) -> dict[str, str]:
+    """Libraries that belong into the comparison and are not in it, with the reason."""
+    found = {name: f"not installed: {', '.join(_lacking(name))}" for name in LIBRARIES if _lacking(name)}
+    if device == "cpu":
+        reason = "its kernels need a GPU"
+        found["liger-kernel"] = f"{found['liger-kernel']}; {reason}" if "liger-kernel" in found else reason
+    return found
+
+
+def _lacking(library: str) -> list[str]:
+    return [module for module in LIBRARIES[library] if find_spec(module) is None]

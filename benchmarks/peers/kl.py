@@ -1,0 +1,81 @@
+"""Divergences and distillation losses in PyTorch's own functions, and Liger-Kernel's on a GPU."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.contest import Contestant
+from benchmarks.peers import there, written
+
+
+def kl(temperature: float, divergence: str) -> list[Contestant]:
+    """``F.kl_div`` with T²; forward from log-probabilities and from probabilities of the teacher."""
+
+    def log_target(student: Tensor, teacher: Tensor) -> Tensor:
+        log_q, log_p = F.log_softmax(student / temperature, -1), F.log_softmax(teacher / temperature, -1)
+        return F.kl_div(log_q, log_p, reduction="batchmean", log_target=True) * temperature**2
+
+    def softmax_target(student: Tensor, teacher: Tensor) -> Tensor:
+        log_q, p = F.log_softmax(student / temperature, -1), F.softmax(teacher / temperature, -1)
+        return F.kl_div(log_q, p, reduction="batchmean") * temperature**2
+
+    def reverse(student: Tensor, teacher: Tensor) -> Tensor:
+        log_q, log_p = F.log_softmax(student / temperature, -1), F.log_softmax(teacher / temperature, -1)
+        return F.kl_div(log_p, log_q, reduction="batchmean", log_target=True) * temperature**2
+
+    def jensen_shannon(student: Tensor, teacher: Tensor) -> Tensor:
+        log_q, log_p = F.log_softmax(student / temperature, -1), F.log_softmax(teacher / temperature, -1)
+        log_m = torch.logaddexp(log_q, log_p) - math.log(2.0)
+        halves = [F.kl_div(log_m, log, reduction="batchmean", log_target=True) for log in (log_p, log_q)]
+        return 0.5 * (halves[0] + halves[1]) * temperature**2
+
+    if divergence == "reverse":
+        return written("kl_div", reverse)
+    if divergence == "js":
+        return written("kl_div twice", jensen_shannon)
+    return [*written("log target", log_target), *written("softmax target", softmax_target), *_liger(temperature)]
+
+
+def soft_cross_entropy(temperature: float) -> list[Contestant]:
+    """``F.cross_entropy`` with probabilities as its target."""
+
+    def cross_entropy(student: Tensor, teacher: Tensor) -> Tensor:
+        return F.cross_entropy(student / temperature, F.softmax(teacher / temperature, -1))
+
+    return written("cross_entropy", cross_entropy)
+
+
+def distillation(temperature: float, ce_weight: float, kl_weight: float) -> list[Contestant]:
+    """``F.cross_entropy`` and ``F.kl_div``, weighted; the two forms of the latter."""
+
+    def log_target(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+        log_q, log_p = F.log_softmax(student / temperature, -1), F.log_softmax(teacher / temperature, -1)
+        divergence = F.kl_div(log_q, log_p, reduction="batchmean", log_target=True) * temperature**2
+        return ce_weight * F.cross_entropy(student, labels) + kl_weight * divergence
+
+    def softmax_target(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+        log_q, p = F.log_softmax(student / temperature, -1), F.softmax(teacher / temperature, -1)
+        divergence = F.kl_div(log_q, p, reduction="batchmean") * temperature**2
+        return ce_weight * F.cross_entropy(student, labels) + kl_weight * divergence
+
+    return [*written("log target", log_target), *written("softmax target", softmax_target)]
+
+
+def _liger(temperature: float) -> list[Contestant]:
+    """It takes log-probabilities, which PyTorch computes for it."""
+    if not (torch.cuda.is_available() and there("liger-kernel")):
+        return []
+    from liger_kernel.transformers import LigerKLDIVLoss
+
+    divergence = LigerKLDIVLoss(reduction="batchmean", log_target=True)
+
+    def liger(student: Tensor, teacher: Tensor) -> Tensor:
+        log_q = F.log_softmax(student / temperature, -1, dtype=torch.float32)
+        log_p = F.log_softmax(teacher / temperature, -1, dtype=torch.float32)
+        return divergence(log_q, log_p) * temperature**2
+
+    return [Contestant("liger-kernel", liger)]
