@@ -28,7 +28,7 @@ ATTACKED = "layout or momentum or eps_zero or poisoned or any_strides or equal_r
 CLANG_FORMAT = "$$($(PY) -c 'import sys; print(sys.prefix)')/bin/clang-format"
 PIP = $(PY) -m pip install -q --disable-pip-version-check
 
-.PHONY: all demo test lint format gates bench gpu clean
+.PHONY: all demo test lint format gates bench bench-groups gpu clean
 
 all: build/.built
 
@@ -75,12 +75,18 @@ format:
 gates: build/.built
 	$(PY) -m pytest tests/test_gates_triton.py tests/test_gates_cuda.py
 
+# The whole CPU report: every comparison, the plots' points, the crossovers, the counters; then tables, pages, plots.
+# AMKD_BENCH_CIFAR and AMKD_BENCH_TEACHER (benchmarks/README.md) name the images and network of the whole attacks.
 bench: build/.built
-	$(PY) -m pytest benchmarks --benchmark-json=benchmarks/results/pytest-benchmark.json
-	$(PY) -m benchmarks.compare_kl --output benchmarks/results/kl-cpu.json
-	$(PY) -m benchmarks.compare_triplet --output benchmarks/results/triplet-cpu.json
-	$(PY) -m benchmarks.compare_attack
-	$(PY) -m benchmarks.compare_training
+	$(PY) -m benchmarks.compare
+	$(PY) -m benchmarks.scaling
+	$(PY) -m benchmarks.crossover
+	$(PY) -m benchmarks.counters
+	$(PY) -m benchmarks.report
+
+# The same groups in pytest-benchmark, for its own comparisons and histograms.
+bench-groups: build/.built
+	$(PY) -m pytest benchmarks --benchmark-json=build/pytest-benchmark.json
 
 gpu:
 	$(PYTHON) tests/gpu/run.py

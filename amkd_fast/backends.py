@@ -2,7 +2,8 @@
 
 The names are ``reference`` (plain PyTorch, any device), ``cpu`` and ``cuda`` (the compiled extension) and ``triton``.
 Under ``auto`` a CUDA tensor takes ``cuda`` (where a GPU has confirmed it), then ``triton``, then ``reference``; a CPU
-tensor takes ``cpu``, then ``reference``. A backend that was asked for by name never falls back: it raises.
+tensor takes ``cpu``, then ``reference``; calls smaller than what :mod:`amkd_fast.crossover` says pass a backend over. A
+backend that was asked for by name never falls back: it raises.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from contextlib import contextmanager
 import torch
 
 from amkd_fast import checks
+from amkd_fast.crossover import SMALLEST
 
 BACKENDS = ("reference", "cpu", "triton", "cuda")
 
@@ -112,9 +114,10 @@ def backend(name: str) -> Iterator[None]:
         _forced = before
 
 
-def select(op: str, device: str, only_reference: str = "") -> str:
+def select(op: str, device: str, size: int, only_reference: str = "") -> str:
     """Choose the backend for a call of ``op`` on tensors of a device type (``"cpu"``, ``"cuda"``); :func:`last` tells.
 
+    ``size`` counts the elements of the call's first tensor, or of the batch that ``crop_flip`` makes.
     ``only_reference`` says why nothing but the reference computes this call, where that is so.
 
     Raises:
@@ -125,7 +128,7 @@ def select(op: str, device: str, only_reference: str = "") -> str:
     if only_reference:
         name = "reference"
     else:
-        name = _select_auto(op, device) if _forced == "auto" else _select_named(op, device)
+        name = _select_auto(op, device, size) if _forced == "auto" else _select_named(op, device)
     _last[op] = name
     return name
 
@@ -139,9 +142,12 @@ def _select_named(op: str, device: str) -> str:
     return _forced
 
 
-def _select_auto(op: str, device: str) -> str:
+def _select_auto(op: str, device: str, size: int) -> str:
     for name in _AUTO.get(device, ("reference",)):
         if name in WRITTEN[op] and name not in UNCONFIRMED.get(op, ()):
+            smallest = SMALLEST.get((op, name), 0)
+            if smallest and size < smallest:  # 0 asks no question, for which torch.compile would watch the size
+                continue
             reason = _unusable(op, name)
             if not reason:
                 return name

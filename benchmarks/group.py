@@ -22,7 +22,7 @@ class Target(NamedTuple):
     """What an issue asked of a group; every report says whether it was reached."""
 
     issue: int
-    kind: str  # "speed-up": at least; "time": at most; "memory": at most; or the name of one of the group's extras: at most
+    kind: str  # "speed-up" at least, "time" or "memory" at most, or one of the group's extras at most
     bound: float  # of theirs over ours, of ours over theirs, in bytes, in the extra's unit
     rival: str = BEST  # the contestant's name, for the first two
     direction: str = "both"
@@ -38,7 +38,7 @@ class Group:
         operation: The function, with what matters of its arguments: ``"kl_div reverse"``.
         sizes: What the shape is made of, by the field's letters: ``{"B": 128, "K": 10}``.
         dtype: Of the floating-point inputs.
-        inputs: The arguments on a device; where the operation is differentiable the first is a leaf that wants a gradient.
+        inputs: The arguments on a device; of a differentiable operation the first is a leaf that wants a gradient.
         ours: Our public function on them.
         rivals: Those that compute the same without us; nothing is compiled before it is called.
         work: The least that has to be done, by direction.

@@ -47,8 +47,8 @@ def in_words(about: dict[str, Any]) -> str:
     """What every table says of where its numbers were made."""
     chip = about["gpu"] or f"{about['cpu']}, {about['threads']} threads"
     return (
-        f"{chip}; torch {about['torch']}, Python {about['python']}, amkd_fast {about['amkd_fast']} at {about['commit']}, "
-        f"{about['date'][:10]}, load {about['load']:.1f}"
+        f"{chip}; torch {about['torch']}, Python {about['python']}, amkd_fast {about['amkd_fast']} "
+        f"at {about['commit']}, {about['date'][:10]}, load {about['load']:.1f}"
     )
 
 

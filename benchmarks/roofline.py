@@ -2,8 +2,8 @@
 
 The least time of a call is the slowest of three things that could overlap completely: its bytes at the rate of
 PyTorch's copy of tensors of that size, its operations at the rate of PyTorch's own matrix product, and its launches at
-the time of PyTorch's smallest call. An exponential counts as the multiply-adds of the shortest polynomial that has fp32's
-precision. A share above 1 means that ours beats PyTorch's rate, or that the yardstick was disturbed.
+the time of PyTorch's smallest call. An exponential counts as the multiply-adds of the shortest polynomial that has
+fp32's precision. A share above 1 means that ours beats PyTorch's rate, or that the yardstick was disturbed.
 """
 
 from __future__ import annotations

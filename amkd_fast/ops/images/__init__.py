@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -98,10 +99,10 @@ def crop_flip(
         raise TypeError(f"flip is a {type(flip).__name__}: must be a bool")
     philox.check_seed(seed, device)
 
-    operator = _serving(pixels)
+    size = (count if index is None else index.shape[0], channels, height, width)
+    operator = _serving(pixels, math.prod(size))
     if operator is None and index is not None:
         _check_range(index, count)
-    size = (count if index is None else index.shape[0], channels, height, width)
     out = torch.empty(size, dtype=dtype, device=device, memory_format=memory_format)
     if out.numel() == 0:
         return out
@@ -161,9 +162,9 @@ def _on_device(shift: object, channels: int, work: torch.dtype, device: torch.de
     return torch.tensor(numbers, dtype=work).to(device, non_blocking=not waits)
 
 
-def _serving(pixels: Tensor) -> Callable | None:
-    """The operator of the backend that serves a call on ``pixels``' device: None for the reference."""
-    name = backends.select("images", pixels.device.type)
+def _serving(pixels: Tensor, size: int) -> Callable | None:
+    """The operator of the backend that serves a batch of ``size`` numbers: None for the reference."""
+    name = backends.select("images", pixels.device.type, size)
     if name == "triton" and name not in _OPERATORS:
         from amkd_fast.ops.images import triton  # not at the top: importing amkd_fast does not import triton
 

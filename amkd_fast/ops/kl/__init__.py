@@ -253,7 +253,7 @@ def _weight(
 
 def _run(student, teacher, weight, labels, ce_weight, scalars: Scalars, with_parts: bool):
     """The loss, or with ``with_parts`` (loss, mean cross-entropy, mean divergence)."""
-    name = backends.select("kl", student.device.type)
+    name = backends.select("kl", student.device.type, student.numel())
     if labels is not None and name != "cpu":  # whose operator looks itself
         _check_labels(labels, student.shape[1], scalars.ignore_index)
     if name == "reference":
