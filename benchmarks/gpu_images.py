@@ -12,9 +12,9 @@ from torch import Tensor
 import amkd_fast as af
 from amkd_fast.attacks.capture import CudaGraph
 from benchmarks import contest
-from benchmarks.bench_images import LIMIT, SCALE, SHIFT
 from benchmarks.contest import Contestant
 from benchmarks.gpu_kl import copy_rate
+from benchmarks.groups.images import LIMIT, SCALE, SHIFT
 from benchmarks.rounds import interleaved
 
 

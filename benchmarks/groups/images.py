@@ -1,0 +1,62 @@
+"""The image family: augmented batches [B, C, H, W] out of a data set in memory."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import amkd_fast as af
+from amkd_fast import philox
+from amkd_fast.ops.images.reference import STREAM
+from benchmarks import contest
+from benchmarks.contest import Answer
+from benchmarks.group import Group
+from benchmarks.peers import images as peers
+from benchmarks.roofline import Work
+
+ROWS = 20_000  # of the data set: more than a cache holds
+SCALE, SHIFT, PAD, SEED = 1 / 255 / 0.2471, (-1.989, -1.984, -1.709), 4, 3
+LIMIT = 1e-6  # relative to the largest number
+
+
+def groups() -> list[Group]:
+    return [crop_flip(batch) for batch in (128, 512)]
+
+
+def crop_flip(batch: int, rows: int = ROWS, side: int = 32) -> Group:
+    size = (len(SHIFT), side, side)
+
+    def inputs(device: str) -> tuple[Any, ...]:
+        """Data set, rows and shift; what the others would have prepared: padded images, the same draws."""
+        draws = torch.Generator().manual_seed(0)
+        pixels = torch.randint(256, (rows, *size), dtype=torch.uint8, generator=draws).to(device)
+        index = torch.randint(rows, (batch,), generator=draws).to(device)
+        w0, w1, w2, _ = philox.words(SEED, index, stream=STREAM)
+        y, x = (word * (2 * PAD + 1) >> 32 for word in (w0, w1))
+        return pixels, index, torch.tensor(SHIFT, device=device), F.pad(pixels, (PAD,) * 4), (y, x, w2 >> 31 == 1)
+
+    def ours(pixels: Tensor, index: Tensor, shift: Tensor, *_) -> Tensor:
+        return af.crop_flip(pixels, index, scale=SCALE, shift=shift, pad=PAD, flip=True, seed=SEED)
+
+    def truth(call: Any, given: tuple[Any, ...]) -> Answer:
+        """Levels are whole numbers, and the result is in fp32 whatever comes in: the specification as it is."""
+        return contest.answer(contest.reference(call), given)
+
+    numbers = batch * len(SHIFT) * side**2
+    return Group(
+        "images",
+        "crop_flip",
+        {"B": batch, "C": len(SHIFT), "H": side, "W": side},
+        torch.float32,
+        inputs,
+        ours,
+        lambda: peers.crop_flip(SCALE),
+        {"forward": Work(numbers * (1 + 4))},  # a byte in, four out
+        directions=("forward",),
+        verify=partial(contest.verify, limit=LIMIT),
+        truth=truth,
+    )

@@ -1,0 +1,216 @@
+"""Triplets out of a matrix of distances in PyTorch's own functions, and what two libraries make of them.
+
+pytorch-metric-learning and sentence-transformers are called with the same distance, margin and reduction as ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks.contest import Contestant
+from benchmarks.peers import there, written
+
+METRIC_LEARNING, SENTENCES = "pytorch-metric-learning", "sentence-transformers"
+CUBE = 1 << 28  # triplets that a contestant may hold: a GiB in fp32, several times over
+
+
+def hard(margin: float, distance: str = "euclidean") -> list[Contestant]:
+    """The farthest positive and the nearest negative of every anchor."""
+
+    def matrix(rows: Tensor, labels: Tensor) -> Tensor:
+        d, same, itself = _pairs(rows, labels, distance)
+        farthest = d.masked_fill(~same | itself, -torch.inf).amax(1)
+        nearest = d.masked_fill(same, torch.inf).amin(1)
+        return F.relu(farthest - nearest + margin).mean()
+
+    name = "cdist" if distance == "euclidean" else "cosine matrix"
+    found = [*written(name, matrix), Contestant("eager tiled", tiled(margin, distance))]
+    if there(METRIC_LEARNING):
+        from pytorch_metric_learning import miners, reducers
+
+        miner = miners.BatchHardMiner(distance=_library_distance(distance))
+        loss = _library_loss(margin, distance, reducers.MeanReducer())
+
+        def mined(rows: Tensor, labels: Tensor) -> Tensor:
+            rows = _wide(rows)
+            return loss(rows, labels, miner(rows, labels))
+
+        found.append(Contestant(METRIC_LEARNING, mined))
+    return [*found, *_sentences("BatchHardTripletLoss", margin, distance)]
+
+
+def tiled(margin: float, distance: str = "euclidean") -> Callable[[Tensor, Tensor], Tensor]:
+    """256 anchors at a time; the gradient goes to the selected rows alone."""
+
+    def loss(rows: Tensor, labels: Tensor) -> Tensor:
+        rows = _wide(rows) if distance == "euclidean" else F.normalize(_wide(rows))
+        positive, negative = [], []
+        with torch.no_grad():
+            square = rows.square().sum(1)
+            for first in range(0, len(rows), 256):
+                some = slice(first, first + 256)
+                key = torch.addmm(square, rows[some], rows.mT, alpha=-2)  # [256, N], distance² but for a constant
+                same = labels[some, None] == labels
+                negative.append(key.masked_fill(same, torch.inf).argmin(1))
+                own = torch.arange(len(key), device=rows.device)
+                same[own, own + first] = False
+                positive.append(key.masked_fill_(~same, -torch.inf).argmax(1))
+        far, near = rows[torch.cat(positive)], rows[torch.cat(negative)]
+        if distance == "euclidean":
+            return F.relu((rows - far).norm(dim=1) - (rows - near).norm(dim=1) + margin).mean()
+        return F.relu((rows * (near - far)).sum(1) + margin).mean()
+
+    return loss
+
+
+def semihard(margin: float, fallback: bool) -> list[Contestant]:
+    """The nearest negative beyond each positive, out of sorted rows of the matrix.
+
+    Without a fallback pytorch-metric-learning takes every negative in the interval, which is another loss. With one,
+    sentence-transformers' is ours where all classes are of one size: pairs beyond the margin cost nothing either way.
+    """
+
+    def matrix(rows: Tensor, labels: Tensor) -> Tensor:
+        d, same, itself = _pairs(rows, labels, "euclidean")
+        near = d.masked_fill(same, torch.inf).sort(1).values
+        place = torch.searchsorted(near.detach(), d.detach(), right=True)
+        near = near.gather(1, place.clamp(max=len(rows) - 1))
+        kept = same & ~itself
+        if fallback:
+            farthest = d.masked_fill(same, -torch.inf).amax(1, keepdim=True)
+            near = torch.where(near.isinf(), farthest, near)
+        else:
+            kept = kept & (near < d + margin)
+        cost = torch.where(kept, F.relu(d - near + margin), 0.0).sum(1)
+        size = kept.sum(1)
+        return (cost / size.clamp(min=1)).sum() / (size > 0).sum()
+
+    found = written("cdist, sorted", matrix)
+    if fallback:
+        return [*found, *_sentences("BatchSemiHardTripletLoss", margin)]
+    if there(METRIC_LEARNING):
+        from pytorch_metric_learning import miners, reducers
+
+        miner = miners.TripletMarginMiner(margin, "semihard", distance=_library_distance("euclidean"))
+        loss = _library_loss(margin, "euclidean", reducers.MeanReducer())
+        found.append(Contestant(METRIC_LEARNING, lambda rows, labels: loss(rows, labels, miner(rows, labels))))
+    return found
+
+
+def topk(margin: float, k: int) -> list[Contestant]:
+    """The farthest positive with each of the k nearest negatives."""
+
+    def matrix(rows: Tensor, labels: Tensor) -> Tensor:
+        d, same, itself = _pairs(rows, labels, "euclidean")
+        farthest = d.masked_fill(~same | itself, -torch.inf).amax(1, keepdim=True)
+        nearest = d.masked_fill(same, torch.inf).topk(k, largest=False).values  # [N, k]
+        return F.relu(farthest - nearest + margin).mean()
+
+    return written("cdist", matrix)
+
+
+def every(margin: float) -> list[Contestant]:
+    """The mean of what is above 0 of all triplets."""
+
+    def cube(rows: Tensor, labels: Tensor) -> Tensor:
+        d, same, itself = _pairs(rows, labels, "euclidean")
+        valid = (same & ~itself)[:, :, None] & ~same[:, None, :]  # [N, N, N]
+        cost = torch.where(valid, F.relu(d[:, :, None] - d[:, None, :] + margin), 0.0)
+        return cost.sum() / (cost > 0).sum()
+
+    def bounded(call: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+        def loss(rows: Tensor, labels: Tensor) -> Tensor:
+            if len(rows) ** 3 > CUBE:
+                raise MemoryError(f"{len(rows)}³ triplets, held several times over")
+            return call(rows, labels)
+
+        return loss
+
+    found = [entry._replace(call=bounded(entry.call)) for entry in written("cube", cube)]
+    if there(METRIC_LEARNING):
+        found.append(Contestant(METRIC_LEARNING, _library_loss(margin, "euclidean")))
+    return [*found, *_sentences("BatchAllTripletLoss", margin)]
+
+
+def among_clean(margin: float, attacked: int) -> list[Contestant]:
+    """Attacked rows, then clean ones: each attacked row with its own clean row and the nearest of a third class."""
+
+    def matrix(rows: Tensor, labels: Tensor, source: Tensor, base: Tensor, target: Tensor) -> Tensor:
+        anchor, clean = rows[:attacked], rows[attacked:]
+        other = (labels != base[:, None]) & (labels != target[:, None])
+        nearest = torch.cdist(anchor, clean).masked_fill(~other, torch.inf).amin(1)
+        return F.relu((anchor - clean[source]).norm(dim=1) - nearest + margin).mean()
+
+    return written("cdist", matrix)
+
+
+def mined() -> list[Contestant]:
+    """Indices of the hardest triplets."""
+
+    def matrix(rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        d, same, itself = _pairs(rows, labels, "euclidean")
+        farthest = d.masked_fill(~same | itself, -torch.inf).argmax(1)
+        return torch.arange(len(rows), device=rows.device), farthest, d.masked_fill(same, torch.inf).argmin(1)
+
+    found = written("cdist", matrix)
+    if there(METRIC_LEARNING):
+        from pytorch_metric_learning import miners
+
+        found.append(Contestant(METRIC_LEARNING, miners.BatchHardMiner(distance=_library_distance("euclidean"))))
+    return found
+
+
+def nearest(k: int) -> list[Contestant]:
+    """Distances and indices of the nearest rows of other classes."""
+
+    def matrix(rows: Tensor, labels: Tensor, reference: Tensor, reference_labels: Tensor) -> tuple[Tensor, Tensor]:
+        d = torch.cdist(rows, reference).masked_fill(labels[:, None] == reference_labels, torch.inf)
+        return tuple(d.min(1, keepdim=True) if k == 1 else d.topk(k, largest=False))
+
+    return written("cdist", matrix)
+
+
+def _pairs(rows: Tensor, labels: Tensor, distance: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Distances, who shares a class, and who is who: [N, N] each."""
+    same, itself = labels[:, None] == labels, torch.eye(len(rows), dtype=torch.bool, device=rows.device)
+    rows = _wide(rows)
+    if distance == "euclidean":
+        return torch.cdist(rows, rows), same, itself
+    rows = F.normalize(rows)
+    return 1 - rows @ rows.mT, same, itself
+
+
+def _wide(rows: Tensor) -> Tensor:
+    """``torch.cdist`` wants fp32 on a CPU, and distances of two bytes select other rows."""
+    return rows.to(torch.promote_types(rows.dtype, torch.float32))
+
+
+def _library_distance(distance: str) -> Any:
+    from pytorch_metric_learning import distances
+
+    if distance == "euclidean":
+        return distances.LpDistance(normalize_embeddings=False)
+    return distances.CosineSimilarity()
+
+
+def _library_loss(margin: float, distance: str, reducer: Any = None) -> Any:
+    """Its own reducer is the mean of what is above 0."""
+    from pytorch_metric_learning import losses
+
+    return losses.TripletMarginLoss(margin=margin, distance=_library_distance(distance), reducer=reducer)
+
+
+def _sentences(name: str, margin: float, distance: str = "euclidean") -> list[Contestant]:
+    """A loss of sentence-transformers on rows that are there: nothing embeds sentences."""
+    if not there(SENTENCES):
+        return []
+    from sentence_transformers.sentence_transformer import losses
+
+    metric = getattr(losses.BatchHardTripletLossDistanceFunction, f"{distance}_distance")
+    loss = getattr(losses, name)(nn.Identity(), distance_metric=metric, margin=margin)
+    return [Contestant(SENTENCES, lambda rows, labels: loss.compute_loss_from_embeddings([rows], labels))]
