@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks import attack_rivals
 from benchmarks.contest import Contestant
 
 METRIC_LEARNING = "pytorch-metric-learning"
@@ -99,45 +98,6 @@ def batch_all(margin: float) -> list[Contestant]:
     ]
 
 
-def pgd_step(step_size: float, eps: float, lower: float, upper: float) -> list[Contestant]:
-    """One step of PGD (linf) as every attack library writes it."""
-
-    def step(x: Tensor, grad: Tensor, clean: Tensor) -> Tensor:
-        moved = x + step_size * grad.sign()
-        return (clean + (moved - clean).clamp(-eps, eps)).clamp(lower, upper)
-
-    return _both("linf step", step)
-
-
-def boundary_step(step_size: float, lower: float, upper: float) -> list[Contestant]:
-    """One step to the boundary of two classes (Heo et al. 2019) without a rule for zero gradients."""
-
-    def step(x: Tensor, grad: Tensor, gap: Tensor) -> Tensor:
-        unit = grad / grad.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
-        return (x + step_size * (gap.view(-1, 1, 1, 1) + 1e-4) * unit).clamp(lower, upper)
-
-    return _both("boundary step", step)
-
-
-def boundary_objective() -> list[Contestant]:
-    """Value, gradient in the logits, prediction and active flag of f_k − f_b: by autograd, and written down."""
-
-    def autograd(logits: Tensor, base: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        leaf = logits.detach().requires_grad_()
-        value = (leaf.gather(1, target[:, None]) - leaf.gather(1, base[:, None]))[:, 0]
-        (grad,) = torch.autograd.grad(value.sum(), leaf)
-        prediction = logits.argmax(1)
-        return value.detach(), grad, prediction, prediction == base
-
-    def closed(logits: Tensor, base: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        value = (logits.gather(1, target[:, None]) - logits.gather(1, base[:, None]))[:, 0]
-        grad = torch.zeros_like(logits).scatter_(1, target[:, None], 1.0).scatter_(1, base[:, None], -1.0)
-        prediction = logits.argmax(1)
-        return value, grad, prediction, prediction == base
-
-    return [Contestant("eager autograd", autograd), *_both("objective", closed)]
-
-
 def crop_flip(scale: float, shift: Tensor) -> list[Contestant]:
     """Crops and flips out of images that were padded before, with draws that were made before.
 
@@ -170,7 +130,7 @@ def missing() -> dict[str, str]:
     found = {"liger-kernel": reason if find_spec("liger_kernel") else f"not installed; {reason}"}
     if not find_spec("pytorch_metric_learning"):
         found[METRIC_LEARNING] = "not installed"
-    return {**found, **attack_rivals.missing()}
+    return found
 
 
 def _both(name: str, call: Callable[..., Tensor]) -> list[Contestant]:
