@@ -48,13 +48,12 @@ def step(name: str, targets: tuple[Target, ...]) -> Group:
         return taken(name, images.device.type)()
 
     def rivals() -> list[Contestant]:
-        found = [
-            Contestant(EAGER, lambda images, labels: eager(name, images.device.type)()),
-            Contestant(BARE, lambda images, labels: bare(name, images.device.type)()),
-        ]
-        return (
-            found if name == "KD" else [*found, Contestant(PLAIN, lambda images, _: taken("KD", images.device.type)())]
-        )
+        calls = {
+            EAGER: lambda images, labels: eager(name, images.device.type)(),
+            BARE: lambda images, labels: bare(name, images.device.type)(),
+            PLAIN: lambda images, labels: taken("KD", images.device.type)(),
+        }
+        return [Contestant(title, call) for title, call in calls.items() if (title, name) != (PLAIN, "KD")]
 
     def extras(device: str) -> dict[str, Any]:
         case = training_case.of_environment(device)
