@@ -19,7 +19,8 @@ from amkd_fast.distill import data as datasets
 from amkd_fast.distill.checkpoint import load_network
 from amkd_fast.distill.networks.small_resnet import ResNet
 from amkd_fast.distill.settings import Settings
-from benchmarks import attack_rivals, machine, whole_attack
+from benchmarks import attack_checks, machine, presets, whole_attack
+from benchmarks.peers import attack_loops
 
 BATCH, BATCHES = 64, 200
 EPOCHS = 6
@@ -64,7 +65,7 @@ def parity(network: nn.Module, images: Tensor, batches: int) -> dict[str, Any]:
     """How far pixels are apart with folding and compaction off, and how often samples end alike with both on."""
     found: dict[str, Any] = {"batches": batches, "samples": batches * BATCH}
     for dtype in DTYPES:
-        quiet = attack_rivals.quiet(network).to(dtype)
+        quiet = attack_loops.quiet(network).to(dtype)
         plain = BoundaryAttack(whole_attack.plain(quiet), preset="official", compact=False)
         fast = BoundaryAttack(quiet, preset="official")
         away, same = [], 0
@@ -72,13 +73,13 @@ def parity(network: nn.Module, images: Tensor, batches: int) -> dict[str, Any]:
             draws = torch.Generator().manual_seed(number)
             rows = torch.randint(len(images), (BATCH,), generator=draws)
             batch = whole_attack.chase(quiet, images[rows].to(dtype), seed=number)
-            loop = attack_rivals.bss_loop_lean(quiet, *batch)
+            loop = attack_loops.bss_loop_lean(quiet, *batch)
             away.append((plain(*batch).images - loop.images).abs().flatten(1).amax(1))
             same += int((fast(*batch).status == loop.status).sum())
         away = torch.cat(away)
         found[str(dtype).removeprefix("torch.")] = {
             "largest": away.max().item(),
-            "samples_beyond_1e-5": int((away > whole_attack.SAME_PIXELS).sum()),
+            "samples_beyond_1e-5": int((away > attack_checks.SAME_PIXELS).sum()),
             "same_status": same / away.numel(),
         }
     return found
@@ -106,8 +107,8 @@ def main(arguments: list[str] | None = None) -> int:
                 f"{row['samples']} samples beyond 1e-5; same status {part['same_status']:.2%}"
             )
     right = data.test.images[teacher(data.test.images).argmax(1) == data.test.labels]
-    report["presets"] = whole_attack.presets_on(teacher, right, lower, upper)
-    whole_attack.print_presets(report["presets"])
+    report["presets"] = presets.presets_on(teacher, right, lower, upper)
+    presets.print_presets(report["presets"])
     if options.output is not None:
         options.output.parent.mkdir(parents=True, exist_ok=True)
         options.output.write_text(json.dumps(report, indent=1) + "\n")

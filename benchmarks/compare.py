@@ -109,6 +109,7 @@ def timed(group: Group, device: str, direction: str, field: Field, patience: Pat
 
     mine = [entry for entry in entries if entry.ours]
     others = [entry for entry in entries if not entry.ours]
+    equals = [entry for entry in others if entry.name not in group.yardsticks]
     row: dict[str, Any] = {
         "family": group.family,
         "operation": group.operation,
@@ -128,7 +129,7 @@ def timed(group: Group, device: str, direction: str, field: Field, patience: Pat
             for entry in entries
         },
         "left_out": field.left_out,
-        "best": min(others, key=median).title if others else None,
+        "best": min(equals, key=median).title if equals else None,
         "ours": None,
         "ratios": {own.title: {other.title: ratio(times[other], times[own]) for other in others} for own in mine},
         "limit": limit and {**group.work[direction]._asdict(), **limit._asdict()},

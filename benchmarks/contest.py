@@ -16,6 +16,8 @@ from amkd_fast import backends
 LIMITS = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
 _ON = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}  # on a CPU Triton only interprets, which is no speed to measure
+# Families that are made of operations, each of which takes the backend that it chooses by itself.
+COMPOSED = {"whole_attack": ("attack",), "training": ("kl", "triplet", "attack")}
 
 
 class Contestant(NamedTuple):
@@ -68,6 +70,8 @@ def ours(operation: str, call: Callable[..., Any], device: str) -> list[Contesta
 
 
 def backend_names(operation: str, device: str) -> list[str]:
+    if operation in COMPOSED:
+        return ["auto"]
     return [name for name in _ON[device] if not backends.available()[operation][name]]
 
 
@@ -77,8 +81,11 @@ def devices() -> list[str]:
 
 def missing(operation: str, device: str) -> dict[str, str]:
     """Fast backends of ours for ``device`` that do not run here, with the reason."""
-    reasons = backends.available()[operation]
-    return {f"amkd_fast {name} ({operation})": reasons[name] for name in _ON[device] if reasons[name]}
+    found = {}
+    for part in COMPOSED.get(operation, (operation,)):
+        reasons = backends.available()[part]
+        found |= {f"amkd_fast {name} ({part})": reasons[name] for name in _ON[device] if reasons[name]}
+    return found
 
 
 def answer(contestant: Contestant, inputs: tuple[Tensor, ...]) -> Answer:

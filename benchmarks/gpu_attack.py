@@ -14,33 +14,35 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.profiler import ProfilerActivity, profile, record_function
+from torch.profiler import ProfilerActivity, profile
 
-from benchmarks import attack_cases, attack_rivals, contest, whole_attack
-from benchmarks.attack_cases import Case
+from benchmarks import contest, whole_attack
 from benchmarks.contest import Contestant
 from benchmarks.gpu_kl import copy_rate
 from benchmarks.gpu_triplet import interleaved
+from benchmarks.group import Group
+from benchmarks.groups import attack as groups
+from benchmarks.outside import kernel_share
+from benchmarks.peers import attack_loops
+from benchmarks.precision import tf32
 
-SHAPES = ((256, 3, 32, 32), (64, 3, 224, 224))
+SHAPES = ((256, 3, 32), (64, 3, 224))
 # The public loop's time over ours, and the least share of 64 samples that end alike (0.999 is for larger numbers).
 TARGETS = {"official": 4.0, "near_boundary": 2.5}
 SAME_STATUS = 0.98
 OUTSIDE_LIMIT = 0.03
-NETWORK = "attack: network"
 SINGLE = (
-    Case("linf", (64, 3, 32, 32)),
-    Case("boundary", (64, 3, 32, 32)),
-    Case("newton", (64, 3, 32, 32)),
-    Case("objective", (64, 10)),
-    Case("bases", (256, 10)),
+    groups.step("linf", 64),
+    groups.step("boundary", 64),
+    groups.step("newton", 64),
+    groups.boundary_objective(64, 10),
+    groups.bases(256, 10, 10.0),
 )
 
 
@@ -49,10 +51,10 @@ def backends(device: str) -> list[str]:
     return contest.backend_names("attack", device) or ["reference"] * (device == "cpu")
 
 
-def launches(case: Case, backend: str) -> int:
+def launches(case: Group, backend: str) -> int:
     """Kernels, copies and fills that the device runs for one call."""
-    entry = Contestant(backend, attack_cases.call(case), backend)
-    inputs = attack_cases.inputs(case, "cuda")
+    entry = Contestant(backend, case.ours, backend)
+    inputs = case.inputs("cuda")
     with entry.chosen():
         for _ in range(3):
             entry.call(*inputs)
@@ -63,10 +65,10 @@ def launches(case: Case, backend: str) -> int:
     return sum(event.device_type == torch.autograd.DeviceType.CUDA for event in profiler.events())
 
 
-def synchronises(case: Case, backend: str, device: str) -> str:
+def synchronises(case: Group, backend: str, device: str) -> str:
     """Where a call waits for the device; empty where it does not."""
-    entry = Contestant(backend, attack_cases.call(case), backend)
-    inputs = attack_cases.inputs(case, device)
+    entry = Contestant(backend, case.ours, backend)
+    inputs = case.inputs(device)
     with entry.chosen():
         entry.call(*inputs)
         try:
@@ -91,23 +93,22 @@ def no_synchronisation(device: str) -> Iterator[None]:
         torch.cuda.set_sync_debug_mode("default")
 
 
-def measure_step(case: Case, device: str, rate: float, deadline: float) -> dict[str, Any]:
+def measure_step(case: Group, device: str, rate: float, deadline: float) -> dict[str, Any]:
     """Time and bandwidth of one step by every backend, eager and compiled."""
     torch._dynamo.reset()
-    call = attack_cases.call(case)
-    inputs = attack_cases.inputs(case, device)
-    expected = attack_cases.truth(case, inputs)
+    call, inputs = case.ours, case.inputs(device)
+    expected = case.truth(call, inputs)
     row: dict[str, Any] = {"case": str(case), "faults": {}, "errors": {}}
     alive: dict[str, Callable[[], object]] = {}
-    for entry in [*(Contestant(name, call, name) for name in backends(device)), *attack_cases.rivals(case)]:
+    for entry in [*(Contestant(name, call, name) for name in backends(device)), *case.rivals()]:
         try:
-            row["errors"][entry.name] = attack_cases.verify(entry, inputs, expected).value
+            row["errors"][entry.name] = case.verify(entry, inputs, expected).value
         except Exception as error:  # a contestant that cannot run is a result, not the end of the run
             row["faults"][entry.name] = f"{type(error).__name__}: {error}".splitlines()[0][:120]
         else:
             alive[entry.name] = on_backend(entry, inputs)
     row["times"] = interleaved(alive, device, 20 if device == "cuda" else 2, deadline)
-    moved = case.passes * inputs[0].nbytes
+    moved = case.work["forward"].bytes
     row["gb_per_s"] = {name: moved / times["median"] / 1e9 for name, times in row["times"].items()}
     row["of_copy"] = {name: 1e9 * value / rate for name, value in row["gb_per_s"].items()}
     return row
@@ -123,11 +124,11 @@ def on_backend(entry: Contestant, inputs: tuple[Any, ...]) -> Callable[[], objec
 
 def measure_attack(setting: whole_attack.Setting, batch: int, device: str, deadline: float) -> dict[str, Any]:
     """Our presets against the public loop and the lean one, on the same images and targets."""
-    network, quiet = setting.network, attack_rivals.quiet(setting.network)
+    network, quiet = setting.network, attack_loops.quiet(setting.network)
     inputs = whole_attack.chase(network, setting.images(0, batch))
     contestants = {
-        "public loop": lambda: attack_rivals.bss_loop(network, *inputs),
-        "lean loop": lambda: attack_rivals.bss_loop_lean(quiet, *inputs),
+        "public loop": lambda: attack_loops.bss_loop(network, *inputs),
+        "lean loop": lambda: attack_loops.bss_loop_lean(quiet, *inputs),
     }
     for preset in TARGETS:
         attack = whole_attack.boundary_attack(network, preset)
@@ -139,68 +140,12 @@ def measure_attack(setting: whole_attack.Setting, batch: int, device: str, deadl
         row["faults"]["official"] = f"only {same:.1%} of the samples end as in the loop"
     with tf32(True):
         row["times"] = interleaved(contestants, device, 1, deadline)
-        row["outside"] = {name: outside_share(contestants[name]) for name in TARGETS} if device == "cuda" else {}
+        row["outside"] = {name: kernel_share(contestants[name]) for name in TARGETS} if device == "cuda" else {}
     network.zero_grad()
     loop = row["times"]["public loop"]["median"]
     row["ratios"] = {name: loop / times["median"] for name, times in row["times"].items()}
     row["targets"] = TARGETS
     return row
-
-
-@contextmanager
-def tf32(allowed: bool) -> Iterator[None]:
-    """In convolutions and matrix products."""
-    flags = torch.backends.cudnn, torch.backends.cuda.matmul
-    before = [flag.allow_tf32 for flag in flags]
-    for flag in flags:
-        flag.allow_tf32 = allowed
-    try:
-        yield
-    finally:
-        for flag, value in zip(flags, before, strict=True):
-            flag.allow_tf32 = value
-
-
-def outside_share(attack: Callable[[], object]) -> dict[str, float]:
-    """Share of the device time of all kernels that were not launched inside the network's passes."""
-
-    def ranged(function: Callable, arguments: tuple, options: dict) -> Any:
-        with record_function(NETWORK):
-            return function(*arguments, **options)
-
-    with whole_attack.network_passes(ranged):
-        attack()
-        torch.cuda.synchronize()
-        with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
-            attack()
-            torch.cuda.synchronize()
-    return split_kernels(profiler.profiler.kineto_results.events())
-
-
-def split_kernels(events: list[Any]) -> dict[str, float]:
-    """Sort kernels by whether their launch, on whichever thread, fell into a range of the network.
-
-    A backward pass launches from autograd's own thread while the caller waits for it, so ranges are compared by time.
-    """
-    on_device = [event for event in events if event.device_type() == torch.autograd.DeviceType.CUDA]
-    on_host = [event for event in events if event.device_type() == torch.autograd.DeviceType.CPU]
-    ranges = sorted((e.start_ns(), e.start_ns() + e.duration_ns()) for e in on_host if e.name() == NETWORK)
-    begins = [begin for begin, _ in ranges]
-    launched = {e.correlation_id(): e.start_ns() for e in on_host if e.name().startswith(("cuda", "cu"))}
-    total = inside = unknown = 0
-    for kernel in on_device:
-        if kernel.name() == NETWORK:  # the range itself, as the device saw it
-            continue
-        total += kernel.duration_ns()
-        start = launched.get(kernel.correlation_id())
-        if start is None:
-            unknown += kernel.duration_ns()
-            continue
-        number = bisect_right(begins, start) - 1
-        if number >= 0 and start <= ranges[number][1]:
-            inside += kernel.duration_ns()
-    known = max(total - unknown, 1)
-    return {"share": 1.0 - inside / known, "kernels_us": total / 1e3, "unknown": unknown / max(total, 1)}
 
 
 def table(report: dict[str, Any]) -> str:
@@ -262,15 +207,15 @@ def main() -> int:
         "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
         "torch": torch.__version__,
         "copy_bytes_per_second": rate,
-        "missing": contest.missing("attack"),
+        "missing": contest.missing("attack", device),
         "rows": [],
     }
     report["launches"], faults = operations(device)
-    shapes = SHAPES if device == "cuda" else ((4, 3, 8, 8),)
+    shapes = SHAPES if device == "cuda" else ((4, 3, 8),)
     steps = [
-        lambda operation=operation, shape=shape: measure_step(Case(operation, shape), device, rate, deadline)
+        lambda rule=rule, shape=shape: measure_step(groups.step(rule, *shape), device, rate, deadline)
         for shape in shapes
-        for operation in ("linf", "boundary")
+        for rule in ("linf", "boundary")
     ]
     setting = whole_attack.setting(options.cifar, options.teacher).to(device)
     report["setting"] = setting.about

@@ -29,8 +29,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks import attack_rivals, compare_training, gpu_images, machine, training_case, training_checks
+from benchmarks import gpu_images, machine, training_case, training_checks
 from benchmarks.gpu_attack import tf32
+from benchmarks.peers import attack_loops
+from benchmarks.peers import training as loops_of
+from benchmarks.peers.attack import public_bases
 from benchmarks.rounds import interleaved, spread
 from benchmarks.training_case import Case, autocast, eager, whole
 
@@ -49,12 +52,12 @@ def contestants(case: Case, precision: torch.dtype | None) -> dict[str, Callable
         if precision is None:  # a recording under autocast is timed by the command line's ms_per_step
             take = whole(methods[name](fixed_shape=True), case.teacher, case.student, 0.0)
             found[f"{name}, recorded"] = lambda take=take: take(batch, now)
-    loud = attack_rivals.quiet(case.teacher).requires_grad_()  # as the public trainer leaves it
-    public = attack_rivals.public_bases(case.limit)
+    loud = attack_loops.quiet(case.teacher).requires_grad_()  # as the public trainer leaves it
+    public = public_bases(case.limit)
     loops = {
-        "public KD": compare_training.eager_kd,
-        "public BSS": compare_training.eager_loop(attack_rivals.bss_loop, False, public),
-        "public AMKD": compare_training.eager_loop(attack_rivals.bss_loop, True, public),
+        "public KD": loops_of.eager_kd,
+        "public BSS": loops_of.eager_loop(attack_loops.bss_loop, False, public),
+        "public AMKD": loops_of.eager_loop(attack_loops.bss_loop, True, public),
     }
     for name, loop in loops.items():
 
@@ -62,7 +65,7 @@ def contestants(case: Case, precision: torch.dtype | None) -> dict[str, Callable
             with autocast(case.device, precision):
                 return loop(batch, loud, own)
 
-        found[name] = compare_training.step_of(loss, case.student)
+        found[name] = training_case.step_of(loss, case.student)
     return found
 
 

@@ -49,6 +49,7 @@ class Group:
         truth: What is right, from the inputs; by default the reference in fp64.
         extras: More figures of ours on a device, by name: shares of the time, how attacked images ended.
         targets: What issues asked.
+        yardsticks: Names of contestants that compute less than ours; they are never the best of the others.
     """
 
     family: str
@@ -66,6 +67,7 @@ class Group:
     truth: Callable[[Callable[..., Any], tuple[Any, ...]], Any] = contest.truth
     extras: Callable[[str], dict[str, Any]] | None = None
     targets: tuple[Target, ...] = ()
+    yardsticks: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         sizes = ", ".join(f"{name} = {size}" for name, size in self.sizes.items())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,10 +19,11 @@ from amkd_fast.distill.networks import Spec, build
 from amkd_fast.distill.whole_step import WholeStep
 from benchmarks import cifar_teacher, whole_attack
 from benchmarks.cifar_teacher import LOWER, UPPER
-from benchmarks.compare_training import learnt
+from benchmarks.peers.attack_loops import quiet
 from benchmarks.tape import Tape
 
 EPOCHS, MEMORY = 60, 512
+BATCH, LIMIT, LEARNING = 128, 32, 150  # images, attacked ones, steps before anything is measured
 STUDENT = Spec("resnet8", 3, 10)
 
 
@@ -61,6 +63,7 @@ class Case(NamedTuple):
             "KD": lambda fixed_shape: KD(),
             "BSS official": lambda **more: BSS(preset="official", limit=self.limit, **more),
             "BSS near_boundary": lambda **more: BSS(**near, **more),
+            "AMKD official": lambda **more: AMKD(preset="official", limit=self.limit, **more),
             "AMKD": lambda **more: AMKD(**near, **more),
             "AMKD with memory": remembering,
         }
@@ -79,10 +82,48 @@ def case(cifar: Path | None, teacher: Path | None, device: str) -> Case:
     setting = (_rehearsal() if small else whole_attack.setting(cifar, teacher)).to(device)
     network = setting.network.requires_grad_(False)
     student = build(STUDENT._replace(name="small-4-1") if small else STUDENT, 0).to(device)
-    student = learnt(student, network, setting.pixels, setting.labels, 40 if small else 150)
-    sizes = {"batch": 16, "limit": 6} if small else {"batch": 128, "limit": 32}
+    student = learnt(student, network, setting.pixels, setting.labels, 40 if small else LEARNING)
+    sizes = {"batch": 16, "limit": 6} if small else {"batch": BATCH, "limit": LIMIT}
     images = cifar_teacher.normalise(setting.pixels)
     return Case(device, network, student, images, setting.labels, **sizes, about=setting.about)
+
+
+@cache
+def of_environment(device: str) -> Case:
+    """The same at its full size on every device, from what the environment names; the first batch is new to it."""
+    network, pixels, labels, about, _ = whole_attack.of_environment(device)
+    network = quiet(network)
+    student = build(STUDENT, 0).to(device)
+    student = learnt(student, network, pixels[BATCH:], labels[BATCH:], LEARNING)
+    return Case(device, network, student, cifar_teacher.normalise(pixels), labels, BATCH, LIMIT, about)
+
+
+def learnt(student: nn.Module, teacher: nn.Module, pixels: Tensor, labels: Tensor, steps: int) -> nn.Module:
+    """The student after some steps of KD."""
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
+    draws, method = torch.Generator().manual_seed(0), KD()
+    for step in range(steps):
+        rows = torch.randint(len(labels), (BATCH,), generator=draws)
+        batch = Batch(cifar_teacher.normalise(pixels[rows]), labels[rows])
+        optimizer.zero_grad()
+        method(batch, teacher, student.train(), Moment(0, EPOCHS, step)).total.backward()
+        optimizer.step()
+    return student
+
+
+def step_of(loss: Callable[[nn.Module], Tensor], student: nn.Module) -> Callable[[], Tensor]:
+    """A whole step on a copy of the student; the learning rate is 0, so that every step is the same."""
+    student = copy.deepcopy(student).train()
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.0, momentum=0.9, weight_decay=1e-4)
+
+    def step() -> Tensor:
+        optimizer.zero_grad()
+        total = loss(student)
+        total.backward()
+        optimizer.step()
+        return total.detach()
+
+    return step
 
 
 def _rehearsal() -> whole_attack.Setting:

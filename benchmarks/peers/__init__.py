@@ -20,6 +20,8 @@ LIBRARIES = {
     "sentence-transformers": ("sentence_transformers",),
     "torchattacks": ("torchattacks",),
     "adversarial-library": ("adv_lib", "tqdm"),
+    "lightning": ("lightning",),  # these two for the steps on the digits
+    "scikit-learn": ("sklearn",),
 }
 
 

@@ -1,4 +1,4 @@
-"""Whole attacks as people write them: what BoundaryAttack, PGD and select_boundary_bases are measured against.
+"""Whole attacks as people write them: what BoundaryAttack and PGD are measured against.
 
 The boundary loops follow the description of the public BSS code (Heo et al., AAAI 2019), with what costs it time and
 without what crashes it.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from importlib.util import find_spec
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -16,11 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from amkd_fast.attacks import Status
-from amkd_fast.ops.attack import BoundaryBases
+from benchmarks.peers import adversarial_library, there
 
 TORCHATTACKS, ADV_LIB = "torchattacks", "adversarial-library"
-# What `import adv_lib.attacks` imports; torchattacks names torchvision among its requirements and never imports it.
-_MODULES = {TORCHATTACKS: ("torchattacks",), ADV_LIB: ("adv_lib", "torchvision", "visdom", "tqdm")}
 
 
 class LoopSamples(NamedTuple):
@@ -53,7 +51,7 @@ def bss_loop(
         moving = logits.argmax(1) == base
         if step < steps:
             x = _step(x, x.grad, gap, moving, step_size, lower, upper)
-    return LoopSamples(x.detach(), logits.detach(), _status(logits, base, target))
+    return LoopSamples(x.detach(), logits.detach(), status(logits, base, target))
 
 
 def bss_loop_lean(
@@ -81,7 +79,7 @@ def bss_loop_lean(
         gap = _at(logits, base) - _at(logits, target)
         (grad,) = torch.autograd.grad(-gap.sum(), x)
         x = _step(x, grad, gap, moving, step_size, lower, upper)
-    return LoopSamples(x.detach(), logits.detach(), _status(logits, base, target))
+    return LoopSamples(x.detach(), logits.detach(), status(logits, base, target))
 
 
 def pgd_loop(
@@ -99,62 +97,28 @@ def pgd_loop(
 
 
 def pgd_libraries(network: nn.Module, *, eps: float, step_size: float, steps: int) -> dict[str, Callable]:
-    """The same attack by the libraries that are there: functions of (images, labels)."""
-    found: dict[str, Callable] = {}
-    absent = missing()
-    if TORCHATTACKS not in absent:
-        import torchattacks
-
-        found[TORCHATTACKS] = torchattacks.PGD(network, eps=eps, alpha=step_size, steps=steps, random_start=False)
-    if ADV_LIB not in absent:
-        from adv_lib.attacks import pgd_linf
-
-        def attack(images: Tensor, labels: Tensor) -> Tensor:
-            return pgd_linf(network, images, labels, eps, steps=steps, random_init=False, absolute_step_size=step_size)
-
-        found[ADV_LIB] = attack
-    return found
+    """The same by the libraries that are there: functions of (images, labels), which import at their first call."""
+    options = {"eps": eps, "step_size": step_size, "steps": steps}
+    found = {TORCHATTACKS: _torchattacks, ADV_LIB: _adv_lib}
+    return {name: partial(attack, network, **options) for name, attack in found.items() if there(name)}
 
 
-def public_bases(limit: int, seed: int = 0) -> Callable[[Tensor, Tensor, Tensor], BoundaryBases]:
-    """Selection of base samples and draw of their targets, one sample after the other in the draw.
+def _torchattacks(
+    network: nn.Module, images: Tensor, labels: Tensor, *, eps: float, step_size: float, steps: int
+) -> Tensor:
+    import torchattacks
 
-    The result has as many rows as samples were found, and the numbers of ``torch.multinomial``.
-    """
-    draws: dict[torch.device, torch.Generator] = {}
+    return torchattacks.PGD(network, eps=eps, alpha=step_size, steps=steps, random_start=False)(images, labels)
 
-    def select(student: Tensor, teacher: Tensor, labels: Tensor) -> BoundaryBases:
-        generator = draws.setdefault(labels.device, torch.Generator(labels.device).manual_seed(seed))
-        p_student, p_teacher = student.softmax(1), teacher.softmax(1)
-        index = ((teacher.argmax(1) == labels) & (student.argmax(1) == labels)).nonzero()[:, 0]
-        difference = (p_teacher[index] - p_student[index]).square()
-        difference.scatter_(1, labels[index, None], 0.0)
-        _, order = difference.sum(1).sort(descending=True)
-        index = index[order[:limit]]
-        target = []
-        for row, top in zip(index.tolist(), labels[index].tolist(), strict=True):
-            p = p_teacher[row].clone()
-            rest = 1.0 - p[top].item()
-            if rest > 0.0:
-                p[top] = 0.0
-                target.append(torch.multinomial(p / rest, 1, generator=generator).item())
-            else:
-                target.append(teacher[row].topk(2).indices[1].item())
-        valid = torch.ones_like(index, dtype=torch.bool)
-        return BoundaryBases(index, labels[index], torch.tensor(target, device=index.device), valid)
 
-    return select
+def _adv_lib(network: nn.Module, images: Tensor, labels: Tensor, *, eps: float, step_size: float, steps: int) -> Tensor:
+    pgd_linf = adversarial_library.pgd_linf()
+    return pgd_linf(network, images, labels, eps, steps=steps, random_init=False, absolute_step_size=step_size)
 
 
 def quiet(network: nn.Module) -> nn.Module:
     """A copy in eval mode whose weights want no gradient."""
     return copy.deepcopy(network).eval().requires_grad_(False)
-
-
-def missing() -> dict[str, str]:
-    """Attack libraries that cannot be imported here, with the modules that they lack."""
-    lacking = {name: [part for part in parts if find_spec(part) is None] for name, parts in _MODULES.items()}
-    return {name: f"not installed: {', '.join(parts)}" for name, parts in lacking.items() if parts}
 
 
 def _step(x: Tensor, grad: Tensor, gap: Tensor, moving: Tensor, step_size: float, lower: float, upper: float) -> Tensor:
@@ -164,7 +128,7 @@ def _step(x: Tensor, grad: Tensor, gap: Tensor, moving: Tensor, step_size: float
         return torch.where(_column(moving, x), moved, x)
 
 
-def _status(logits: Tensor, base: Tensor, target: Tensor) -> Tensor:
+def status(logits: Tensor, base: Tensor, target: Tensor) -> Tensor:
     prediction = logits.argmax(1)
     landed = torch.where(prediction == target, Status.CROSSED, Status.THIRD)
     return torch.where(prediction == base, Status.UNCROSSED, landed)

@@ -1,0 +1,150 @@
+"""Adversarial steps, objectives and the choice of boundary bases in PyTorch's own functions, one call each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from amkd_fast.ops.attack import BoundaryBases
+from benchmarks.contest import Contestant
+from benchmarks.peers import written
+
+PUBLIC_BASES = "public bases"
+
+
+def linf_step(step_size: float, eps: float, lower: float, upper: float) -> list[Contestant]:
+    """PGD's as every attack library writes it."""
+
+    def step(x: Tensor, grad: Tensor, clean: Tensor) -> Tensor:
+        moved = x + step_size * grad.sign()
+        return (clean + (moved - clean).clamp(-eps, eps)).clamp(lower, upper)
+
+    return written("linf step", step)
+
+
+def l2_step(step_size: float, eps: float, lower: float, upper: float) -> list[Contestant]:
+    """Along the normalised gradient, then back into the ball, without a rule for zero gradients."""
+
+    def step(x: Tensor, grad: Tensor, clean: Tensor) -> Tensor:
+        away = x + step_size * grad / _column(grad.flatten(1).norm(dim=1)) - clean
+        size = _column(away.flatten(1).norm(dim=1))
+        return (clean + away * (eps / size.clamp(min=eps))).clamp(lower, upper)
+
+    return written("l2 step", step)
+
+
+def l1_step(step_size: float, eps: float, lower: float, upper: float, top: float) -> list[Contestant]:
+    """Along the signs of the ``top`` share of the largest entries; back into the ball by a sort (Duchi et al. 2008)."""
+
+    def step(x: Tensor, grad: Tensor, clean: Tensor) -> Tensor:
+        size = grad.flatten(1).abs()  # [B, N]
+        count = math.ceil(top * size.shape[1])
+        sparse = grad.flatten(1).sign() * (size >= size.topk(count).values[:, -1:])
+        away = (x - clean).flatten(1) + step_size * sparse / sparse.abs().sum(1, keepdim=True)
+        falling = away.abs().sort(1, descending=True).values
+        excess = falling.cumsum(1) - eps
+        places = torch.arange(1, away.shape[1] + 1, device=away.device)
+        last = (falling * places > excess).sum(1, keepdim=True)  # entries that stay above the threshold
+        threshold = (excess.gather(1, last - 1) / last).clamp(min=0.0)
+        inside = away.sign() * (away.abs() - threshold).clamp(min=0.0)
+        return (clean + inside.view_as(clean)).clamp(lower, upper)
+
+    return written("l1 step", step)
+
+
+def boundary_step(step_size: float, lower: float, upper: float) -> list[Contestant]:
+    """To the boundary of two classes (Heo et al. 2019), without a rule for zero gradients."""
+
+    def step(x: Tensor, grad: Tensor, gap: Tensor) -> Tensor:
+        unit = grad / _column(grad.flatten(1).norm(dim=1))
+        return (x + step_size * (_column(gap) + 1e-4) * unit).clamp(lower, upper)
+
+    return written("boundary step", step)
+
+
+def newton_step(step_size: float, lower: float, upper: float) -> list[Contestant]:
+    """Onto the linearised boundary, as DeepFool steps, along the coordinates that no bound blocks."""
+
+    def step(x: Tensor, grad: Tensor, gap: Tensor) -> Tensor:
+        blocked = ((x <= lower) & (grad < 0)) | ((x >= upper) & (grad > 0))
+        free = grad.masked_fill(blocked, 0.0)
+        square = _column(free.flatten(1).square().sum(1))
+        return (x + step_size * (_column(gap) + 1e-4) * free / square).clamp(lower, upper)
+
+    return written("newton step", step)
+
+
+def boundary_objective() -> list[Contestant]:
+    """Value, gradient in the logits, prediction and active flag of f_k − f_b: by autograd, and written down."""
+
+    def autograd(logits: Tensor, base: Tensor, target: Tensor) -> tuple[Tensor, ...]:
+        leaf = logits.detach().requires_grad_()
+        value = (leaf.gather(1, target[:, None]) - leaf.gather(1, base[:, None]))[:, 0]
+        (grad,) = torch.autograd.grad(value.sum(), leaf)
+        prediction = logits.argmax(1)
+        return value.detach(), grad, prediction, prediction == base
+
+    def closed(logits: Tensor, base: Tensor, target: Tensor) -> tuple[Tensor, ...]:
+        value = (logits.gather(1, target[:, None]) - logits.gather(1, base[:, None]))[:, 0]
+        grad = torch.zeros_like(logits).scatter_(1, target[:, None], 1.0).scatter_(1, base[:, None], -1.0)
+        prediction = logits.argmax(1)
+        return value, grad, prediction, prediction == base
+
+    return [Contestant("eager autograd", autograd), *written("objective", closed)]
+
+
+def ce_objective() -> list[Contestant]:
+    """The same of the cross-entropy, which an attack climbs away from the labels."""
+
+    def autograd(logits: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+        leaf = logits.detach().requires_grad_()
+        value = F.cross_entropy(leaf, labels, reduction="none")
+        (grad,) = torch.autograd.grad(value.sum(), leaf)
+        prediction = logits.argmax(1)
+        return value.detach(), grad, prediction, prediction == labels
+
+    def closed(logits: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+        log_p = F.log_softmax(logits, 1)
+        prediction = logits.argmax(1)
+        value = -log_p.gather(1, labels[:, None])[:, 0]
+        return value, log_p.exp() - F.one_hot(labels, logits.shape[1]), prediction, prediction == labels
+
+    return [Contestant("eager autograd", autograd), *written("objective", closed)]
+
+
+def public_bases(limit: int, seed: int = 0) -> Callable[[Tensor, Tensor, Tensor], BoundaryBases]:
+    """Selection of base samples and draw of their targets, one sample after the other in the draw.
+
+    The result has as many rows as samples were found, and the numbers of ``torch.multinomial``.
+    """
+    draws: dict[torch.device, torch.Generator] = {}
+
+    def select(student: Tensor, teacher: Tensor, labels: Tensor) -> BoundaryBases:
+        generator = draws.setdefault(labels.device, torch.Generator(labels.device).manual_seed(seed))
+        p_student, p_teacher = student.softmax(1), teacher.softmax(1)
+        index = ((teacher.argmax(1) == labels) & (student.argmax(1) == labels)).nonzero()[:, 0]
+        difference = (p_teacher[index] - p_student[index]).square()
+        difference.scatter_(1, labels[index, None], 0.0)
+        _, order = difference.sum(1).sort(descending=True)
+        index = index[order[:limit]]
+        target = []
+        for row, top in zip(index.tolist(), labels[index].tolist(), strict=True):
+            p = p_teacher[row].clone()
+            rest = 1.0 - p[top].item()
+            if rest > 0.0:
+                p[top] = 0.0
+                target.append(torch.multinomial(p / rest, 1, generator=generator).item())
+            else:
+                target.append(teacher[row].topk(2).indices[1].item())
+        valid = torch.ones_like(index, dtype=torch.bool)
+        return BoundaryBases(index, labels[index], torch.tensor(target, device=index.device), valid)
+
+    return select
+
+
+def _column(values: Tensor) -> Tensor:
+    return values.view(-1, 1, 1, 1)
