@@ -22,7 +22,7 @@ LONG = torch.int64.itemsize
 
 
 class Call(NamedTuple):
-    """One call of ours. ``make(device)`` draws its inputs and gives what is to be run; its backend is chosen by then."""
+    """One call of ours; ``make(device)`` draws its inputs and gives what is to be run, both on a backend of choice."""
 
     family: str
     name: str
@@ -122,9 +122,7 @@ def selector(device: str) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
     return lambda rows, labels: operators.select(rows, None, labels, labels, None, 0, 0, 1, True)
 
 
-def labelled_rows(
-    count: int, width: int, dtype: torch.dtype, device: str, classes: int
-) -> tuple[Tensor, Tensor]:
+def labelled_rows(count: int, width: int, dtype: torch.dtype, device: str, classes: int) -> tuple[Tensor, Tensor]:
     return _normal((count, width), dtype, device, 0), torch.arange(count, device=device) % classes
 
 

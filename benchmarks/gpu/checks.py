@@ -11,9 +11,9 @@ from typing import Any
 
 from amkd_fast import backends
 from benchmarks import contest
-from benchmarks.gpu import calls, kernels, selection, script
+from benchmarks.gpu import calls, kernels, script, selection
 from benchmarks.gpu.calls import Call
-from benchmarks.gpu.modes import caught, waits
+from benchmarks.gpu.guard import caught, waits
 
 
 def operations(device: str, faults: list[str]) -> list[dict[str, Any]]:

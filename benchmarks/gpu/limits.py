@@ -1,9 +1,9 @@
 """How near the headline kernels are to their limits: ``python -m benchmarks.gpu.limits [--out FILE] [--dry-run]``.
 
-Nsight Compute counts what one call of each moves, with cold caches; the limit is the fewest bytes at the rate of a large
-copy, or the products at the rate of ``torch.mm``, both measured here. Where the counters may not be read the reason is
-told, and durations come from PyTorch's profiler, with the caches as the call before left them. ``--dry-run`` takes
-small calls on a CPU by the host's clock.
+Nsight Compute counts what one call of each moves, with cold caches; the limit is the fewest bytes at the rate of a
+large copy, or the products at the rate of ``torch.mm``, both measured here. Where the counters may not be read the
+reason is told, and durations come from PyTorch's profiler, with the caches as the call before left them. ``--dry-run``
+takes small calls on a CPU by the host's clock.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def measure(device: str, faults: list[str], seconds: float) -> dict[str, Any]:
 
 
 def durations(device: str) -> list[list[dict[str, Any]]]:
-    """The kernels of each call and how long they took: on a GPU by PyTorch's profiler, on a CPU the call by the clock."""
+    """The kernels of each call and their times: on a GPU by PyTorch's profiler, on a CPU the call by the clock."""
     found: list[list[dict[str, Any]]] = []
 
     def profiled(once: Callable[[], object]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from benchmarks import machine
-from benchmarks.gpu.modes import caught
+from benchmarks.gpu.guard import caught
 
 Part = Callable[[str, list[str]], Any]
 

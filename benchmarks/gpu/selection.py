@@ -44,7 +44,9 @@ def check(device: str, found: list[str]) -> list[dict[str, Any]]:
             peak = memory.peak_bytes(held.make(device), device)
         rows.append({"backend": name, "wrong": wrong, "held": str(held), "peak_bytes": peak})
         if wrong:
-            found.append(f"{name} selection {list(searched[:2])}: {wrong} of {SAMPLE} anchors have a worse pair than fp64")
+            found.append(
+                f"{name} selection {list(searched[:2])}: {wrong} of {SAMPLE} anchors have a worse pair than fp64"
+            )
         if cuda and peak > BYTES_A_ROW * count:
             found.append(f"{name} {held}: holds {peak / 2**20:.0f} MiB, allowed is {BYTES_A_ROW * count / 2**20:.0f}")
     return rows

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import csv
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,8 @@ from torch import Tensor
 
 from amkd_fast.distill import choice, cli, module
 from amkd_fast.distill.whole_step import WholeStep
-from benchmarks.gpu.modes import caught, tf32, waits
+from benchmarks.gpu.guard import caught, waits
+from benchmarks.precision import tf32
 from benchmarks.tape import Tape
 from benchmarks.training_case import Case, Way, eager, whole
 

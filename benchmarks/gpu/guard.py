@@ -1,4 +1,4 @@
-"""Modes of the device: whether TF32 is allowed, and whether the host may wait."""
+"""Where a call waits for the device, and parts of a run that may fail alone."""
 
 from __future__ import annotations
 
@@ -10,20 +10,6 @@ from pathlib import Path
 import torch
 
 from benchmarks.tape import NoWaiting
-
-
-@contextmanager
-def tf32(allowed: bool) -> Iterator[None]:
-    """In convolutions and matrix products."""
-    flags = torch.backends.cudnn, torch.backends.cuda.matmul
-    before = [flag.allow_tf32 for flag in flags]
-    for flag in flags:
-        flag.allow_tf32 = allowed
-    try:
-        yield
-    finally:
-        for flag, value in zip(flags, before, strict=True):
-            flag.allow_tf32 = value
 
 
 @contextmanager
