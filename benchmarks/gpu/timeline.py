@@ -27,6 +27,7 @@ from benchmarks.gpu.guard import caught
 from benchmarks.training_case import Case
 
 STEPS = tuple((method, way) for method in ("KD", "AMKD") for way in ("fixed_shape", "recorded"))
+LAUNCH = re.compile(r"cu(da)?(Launch|GraphLaunch|Memcpy|Memset)")  # a recorded step is one of them
 GAP = 1_000  # nanoseconds; a shorter one is how kernels follow one another
 
 # The first that matches: our C++ lives in a namespace, our Triton kernels begin with their family. The operators of
@@ -52,7 +53,7 @@ def group_of(name: str) -> str:
     return next((group for group, rule in GROUPS.items() if re.search(rule, name, re.IGNORECASE)), "other")
 
 
-def summary(spans: Iterable[Span], host: int) -> dict[str, Any]:
+def summary(spans: Iterable[Span], host: int, launches: int) -> dict[str, Any]:
     """Times by group, busy and idle, in µs. Kernels that overlap count once in what is busy, each in its group."""
     groups: dict[str, dict[str, float]] = {}
     ordered, gaps, busy, until = sorted(spans, key=lambda span: span.start), [], 0, None
@@ -72,7 +73,8 @@ def summary(spans: Iterable[Span], host: int) -> dict[str, Any]:
         "idle_share": (whole - busy) / whole if whole else None,
         "gaps": len(gaps),
         "longest_gap_us": 1e-3 * max(gaps, default=0),
-        "launches": len(ordered),
+        "kernels": len(ordered),
+        "launches": launches,
         "host_us": 1e-3 * host,
         "groups": groups,
     }
@@ -92,11 +94,12 @@ def spans_of(profiler: profile, device: str) -> list[Span]:
     return found
 
 
-def host_time(profiler: profile) -> int:
-    """From the first to the last that the host did, but for the wait at the end."""
+def on_host(profiler: profile) -> tuple[int, int]:
+    """Nanoseconds from the first to the last that the host did, but for the wait at the end; and its launches."""
     events = profiler.profiler.kineto_results.events()
-    on_host = [e for e in events if e.device_type() == torch.autograd.DeviceType.CPU and "Synchronize" not in e.name()]
-    return max(e.end_ns() for e in on_host) - min(e.start_ns() for e in on_host)
+    found = [e for e in events if e.device_type() == torch.autograd.DeviceType.CPU and "Synchronize" not in e.name()]
+    launches = sum(LAUNCH.match(event.name()) is not None for event in found)
+    return max(e.end_ns() for e in found) - min(e.start_ns() for e in found), launches
 
 
 def measure(case: Case, traces: dict[str, Any], faults: list[str]) -> dict[str, Any]:
@@ -106,8 +109,8 @@ def measure(case: Case, traces: dict[str, Any], faults: list[str]) -> dict[str, 
         for method, way in STEPS:
             title, path = f"{method}, {way}", Path(folder, "trace.json")
             with caught(title, faults):
-                profiler = kernels.trace(steps.step(case, method, way), case.device)
-                rows[title] = summary(spans_of(profiler, case.device), host_time(profiler))
+                profiler = kernels.trace(steps.step(case, method, way, *next(case.batches(1))), case.device)
+                rows[title] = summary(spans_of(profiler, case.device), *on_host(profiler))
                 profiler.export_chrome_trace(str(path))
                 traces[title] = json.loads(path.read_text())
     return rows
@@ -127,8 +130,8 @@ def joined(traces: dict[str, Any]) -> dict[str, Any]:
 
 def table(report: dict[str, Any]) -> str:
     lines = [
-        f"{'step':22}{'device µs':>11}{'busy µs':>10}{'idle':>7}{'gaps':>6}{'longest':>9}{'launches':>9}{'host µs':>10}"
-        "  device µs by kernels"
+        f"{'step':22}{'device µs':>11}{'busy µs':>10}{'idle':>7}{'gaps':>6}{'longest':>9}{'kernels':>9}{'launches':>9}"
+        f"{'host µs':>10}  device µs by kernels"
     ]
     for title, row in report.get("steps", {}).items():
         groups = sorted(row["groups"].items(), key=lambda item: -item[1]["us"])
@@ -136,7 +139,7 @@ def table(report: dict[str, Any]) -> str:
         idle = "-" if row["idle_share"] is None else f"{row['idle_share']:.0%}"
         lines.append(
             f"{title:22}{row['device_us']:11.0f}{row['busy_us']:10.0f}{idle:>7}{row['gaps']:6}"
-            f"{row['longest_gap_us']:9.0f}{row['launches']:9}{row['host_us']:10.0f}  {told}"
+            f"{row['longest_gap_us']:9.0f}{row['kernels']:9}{row['launches']:9}{row['host_us']:10.0f}  {told}"
         )
     return "\n".join(lines)
 
