@@ -14,7 +14,7 @@ from benchmarks.contest import Contestant
 
 DIRECTIONS = ("forward", "backward", "both")
 SECONDS = 0.25  # that pytest-benchmark spends on one contestant in one direction
-GRAPHS = 16  # of calls whose backward passes follow one another on a GPU
+GRAPHS, ROOM = 16, 1 << 30  # of calls whose backward passes follow one another on a GPU; bytes of their leaves together
 
 
 def block(contestant: Contestant, inputs: tuple[Any, ...], count: int, direction: str = "both") -> float:
@@ -106,7 +106,8 @@ def _both(call: Callable[..., Any], inputs: tuple[Any, ...], count: int, wait: C
 
 def _backward(call: Callable[..., Any], inputs: tuple[Any, ...], count: int, wait: Callable[[], None]) -> float:
     """Of graphs that are there already: one at a time on a CPU, where they share its cache; some in a row on a GPU."""
-    leaf, together = inputs[0], GRAPHS if inputs[0].is_cuda else 1
+    leaf = inputs[0]
+    together = max(1, min(GRAPHS, ROOM // leaf.nbytes)) if leaf.is_cuda else 1
     seconds, left = 0.0, count
     while left:
         values = [call(*inputs) for _ in range(min(together, left))]

@@ -23,7 +23,7 @@ def parametrize(family: str) -> Callable[[Callable], Callable]:
     cases = [
         pytest.param(group, device, direction, entry.title, id=f"{group} {device} {direction}-{entry.title}")
         for device in contest.devices()
-        for group in groups.groups(family)
+        for group in groups.groups(family, device)
         for direction in group.directions
         for entry in group.contestants(device)
     ]

@@ -5,9 +5,8 @@ from __future__ import annotations
 import copy
 import csv
 import tempfile
-import traceback
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,9 @@ from torch import Tensor
 
 from amkd_fast.distill import choice, cli, module
 from amkd_fast.distill.whole_step import WholeStep
-from benchmarks.gpu_attack import no_synchronisation, tf32
-from benchmarks.tape import NoWaiting, Tape
+from benchmarks.gpu.guard import caught, waits
+from benchmarks.precision import tf32
+from benchmarks.tape import Tape
 from benchmarks.training_case import Case, Way, eager, whole
 
 LR = 1 / 64  # a rate that fp32 holds: the recorded step reads it from a tensor of that
@@ -109,21 +109,6 @@ def synchronisations(case: Case, faults: list[str]) -> dict[str, dict[str, str]]
     return found
 
 
-def waits(call: Callable[[], object], device: str) -> str:
-    """What waited, and the place in amkd_fast that it was called from."""
-    try:
-        with ExitStack() as stack:
-            stack.enter_context(no_synchronisation(device))
-            if device == "cpu":
-                stack.enter_context(NoWaiting())
-            call()
-    except RuntimeError as error:
-        ours = [frame for frame in traceback.extract_tb(error.__traceback__) if "/amkd_fast/" in frame.filename]
-        where = f" at {Path(ours[-1].filename).name}:{ours[-1].lineno} {ours[-1].line}" if ours else ""
-        return str(error).splitlines()[0] + where
-    return ""
-
-
 def command_line(device: str, faults: list[str]) -> dict[str, Any]:
     """`amkd-distill train` on the digits, recorded and not, and in low precision; the teacher is trained once."""
     words = ["--method", "amkd", "--memory", "64", "--device", device, "--no-progress", "--batch-size", "50"]
@@ -179,14 +164,3 @@ def _recordable(device: str) -> Iterator[None]:
     rehearsed = partial(WholeStep, graph=Tape)
     with mock.patch.object(choice, "_check_whole_step"), mock.patch.object(module, "WholeStep", rehearsed):
         yield
-
-
-@contextmanager
-def caught(what: str, faults: list[str]) -> Iterator[None]:
-    """One part that breaks must not take the rest of the run with it: a GPU is there for minutes."""
-    try:
-        yield
-    except Exception as error:
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        told = " ".join(str(error).split())[:240]
-        faults.append(f"{what}: {type(error).__name__}: {told} ({Path(place.filename).name}:{place.lineno})")
