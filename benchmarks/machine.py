@@ -45,11 +45,11 @@ def describe() -> dict[str, Any]:
 
 def in_words(about: dict[str, Any]) -> str:
     """What every table says of where its numbers were made."""
-    chip = about["gpu"] or f"{about['cpu']}, {about['threads']} threads"
+    chip = about["gpu"] or f"{about['cpu']}, {about['threads']} thread{'s' * (about['threads'] != 1)}"
     load = "" if about["load"] is None else f", load {about['load']:.1f}"
     return (
-        f"{chip}; torch {about['torch']}, Python {about['python']}, amkd_fast {about['amkd_fast']} at {about['commit']}, "
-        f"{about['date'][:10]}{load}"
+        f"{chip}; torch {about['torch']}, Python {about['python']}, "
+        f"amkd_fast {about['amkd_fast']} at {about['commit']}, {about['date'][:10]}{load}"
     )
 
 

@@ -27,7 +27,7 @@ from benchmarks.group import SHORT, Field, Group, no_gradient, prepare
 from benchmarks.interleave import QUICK, Patience, interleave, spread
 from benchmarks.measure import block_length
 
-SECONDS, BYTES = 1.0, 4e9  # of a call; who would take more stops
+SECONDS, BYTES = 1.0, 2e9  # of a call; who would take more stops
 PATIENCE = Patience(block=7e-3, rounds=9, seconds=0.0, most=3.0, fewest=5)
 
 
@@ -60,7 +60,7 @@ AXES = (
     Axis("triplet_hard-D", "triplet hard, N = 1024, 16 classes, fp32", "triplet", "D", (16, 128, 512, 2048),
          lambda triplet, size: triplet.hard(1024, size, 16, FP32)),
     Axis("triplet_all-N", "triplet all, D = 128, 16 classes, fp32", "triplet", "N", (64, 256, 512, 1024, 2048),
-         lambda triplet, size: triplet.all_triplets(size, 128, 16, FP32)),
+         lambda triplet, size: triplet.every(size, 128, 16, FP32)),
     Axis("attack_linf-B", "attack_step linf, [B, 3, 32, 32], fp32", "attack", "B", (16, 64, 256, 2048),
          lambda attack, size: attack.step("linf", size)),
     Axis("attack_boundary-B", "attack_step boundary, [B, 3, 32, 32], fp32", "attack", "B", (16, 64, 256, 2048),
@@ -113,12 +113,18 @@ def along(axis: Axis, device: str, patience: Patience, wrong: list[str]) -> dict
     del found["build"], found["left_out"]
     for size in axis.sizes:
         group = axis.build(module, size)
-        titles = {entry.title for entry in group.contestants(device) if not entry.form}
-        for title in titles - found["stopped"].keys():
-            if reason := beyond(found["points"], title, size):
+        here = {entry.title for entry in group.contestants(device)}
+        seen = {title: entry["ours"] for before in found["points"] for title, entry in before["contestants"].items()}
+        for title in [title for title in seen if title not in found["stopped"]]:
+            reason = beyond(found["points"], title, size) if title in here else "its group leaves it out from there on"
+            if reason:
                 found["stopped"][title] = {"size": size, "reason": f"stopped before {axis.letter} = {size}: {reason}"}
+        if any(title in found["stopped"] for title, own in seen.items() if own):
+            break
         try:
-            found["points"].append(point(reduced(group, axis, found["stopped"], device), size, device, patience))
+            smaller = reduced(group, axis, found["stopped"], device)
+            truth = "reference" if smaller.truth is group.truth else "ours"
+            found["points"].append({**point(smaller, size, device, patience), "truth": truth})
         except WrongResult as error:
             wrong.append(f"{group}: {error}")
             continue
@@ -132,7 +138,7 @@ def reduced(group: Group, axis: Axis, stopped: dict[str, Any], device: str) -> G
 
     Where the reference has stopped, its fp64 form would need even more: there the truth is our own result in fp64.
     """
-    gone = ("reference" in stopped) and group.truth is contest.truth
+    lost = group.reference and "reference" in stopped and group.truth is contest.truth
 
     def rivals() -> list[Contestant]:
         return [
@@ -152,7 +158,7 @@ def reduced(group: Group, axis: Axis, stopped: dict[str, Any], device: str) -> G
         rivals=rivals,
         forms=dict,
         reference=group.reference and "reference" not in stopped,
-        truth=own_truth if gone else group.truth,
+        truth=own_truth if lost else group.truth,
     )
 
 
@@ -197,7 +203,7 @@ def beyond(points: list[dict[str, Any]], title: str, size: int) -> str | None:
     if not known:
         return None
     for most, unit, value in (
-        (SECONDS, "s", lambda entry: entry["us"]["median"] / US),
+        (SECONDS, "s", lambda entry: entry["us"]["p10"] / US),
         (BYTES / 1e9, "GB", lambda entry: entry["peak_bytes"] / 1e9),
     ):
         foretold = extrapolated([(at, value(entry)) for at, entry in known[-2:]], size)

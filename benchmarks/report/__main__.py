@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
         print("refused: measure again at a commit, or say --draft")
         return 1
     texts = written(results, options.root)
-    complaints = targets.complaints(results, targets.analyses())
+    complaints = targets.complaints(results)
     for line in complaints:
         print(line)
     if options.check:
@@ -58,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
 def written(results: Results, root: Path) -> dict[Path, str]:
     """README and the pages, as they should be."""
     path = root / "README.md"
-    found = {path: readme.filled(path.read_text(), lambda name: TABLES[name](results))}
+    found = {path: readme.filled(path.read_text(), {name: table(results) for name, table in TABLES.items()})}
     return {**found, **{root / "docs" / "benchmarks" / name: text for name, text in pages.pages(results).items()}}
 
 

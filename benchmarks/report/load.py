@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from benchmarks.groups import FAMILIES
 from benchmarks.interleave import Patience
 
 DEVICES = ("cpu", "cuda")
+QUICKLY = "made with --quick"
 
 _FILE = {"family", "device", "machine", "groups", "wrong", "absent", "seconds"}
 _ROW = {
@@ -35,7 +37,9 @@ class Results:
         scaling: By device.
         digits: ``amkd-distill compare`` on the digits.
         parity: ``benchmarks.attack_parity``.
+        machines: Where, when and of what a file was made, by its name.
         doubts: Why a file makes drafts only, by its name.
+        analyses: Why a target is missed, by its name: ``misses.md`` beside the folder.
         unread: Files that no table is made from, with the reason.
     """
 
@@ -43,8 +47,13 @@ class Results:
     scaling: dict[str, dict[str, Any]] = field(default_factory=dict)
     digits: dict[str, Any] | None = None
     parity: dict[str, Any] | None = None
+    machines: dict[str, dict[str, Any]] = field(default_factory=dict)
     doubts: dict[str, str] = field(default_factory=dict)
+    analyses: dict[str, str] = field(default_factory=dict)
     unread: dict[str, str] = field(default_factory=dict)
+
+    def doubt(self, file: str, reason: str) -> None:
+        self.doubts[file] = f"{self.doubts[file]}; {reason}" if file in self.doubts else reason
 
     def rows(self, device: str, family: str = "") -> list[Row]:
         """The rows of a device, in the order of the families."""
@@ -54,20 +63,20 @@ class Results:
 
 def load(folder: Path) -> Results:
     """Everything that tables are made from."""
-    found = Results()
+    found = Results(analyses=read_analyses(folder.parent / "misses.md"))
     for family in FAMILIES:
         for device in DEVICES:
             path = folder / f"{family}-{device}.json"
             if (comparison := _take(path, found, read_comparison)) is not None:
                 found.comparisons[family, device] = comparison
                 if any(row["rounds"] < Patience().fewest for row in comparison["groups"]):
-                    found.doubts.setdefault(path.name, "made with --quick")
+                    found.doubt(path.name, QUICKLY)
     for device in DEVICES:
         path = folder / f"scaling-{device}.json"
         if (scaling := _take(path, found, read_scaling)) is not None:
             found.scaling[device] = scaling
             if scaling["quick"]:
-                found.doubts.setdefault(path.name, "made with --quick")
+                found.doubt(path.name, QUICKLY)
     found.digits = _take(
         folder / "digits.json", found, lambda path: _of_kind(path, "compare", {"environment", "methods"})
     )
@@ -98,6 +107,14 @@ def read_scaling(path: Path) -> dict[str, Any]:
     return _of_kind(path, "scaling", _SCALING)
 
 
+def read_analyses(path: Path) -> dict[str, str]:
+    """The text below each heading ``## NAME`` of a Markdown file, on one line."""
+    if not path.exists():
+        return {}
+    parts = re.split(r"^## (.+)$", path.read_text(), flags=re.MULTILINE)[1:]
+    return {name.strip(): " ".join(text.split()) for name, text in zip(parts[::2], parts[1::2], strict=True)}
+
+
 def key(row: Row) -> tuple[str, ...]:
     """What a row is about."""
     return row["operation"], sizes(row), row["dtype"], row["direction"]
@@ -116,10 +133,18 @@ def _take(path: Path, found: Results, read: Any) -> dict[str, Any] | None:
     except Unusable as error:
         found.unread[path.name] = str(error)
         return None
-    commit = (result.get("machine") or result["environment"])["commit"]
-    if commit is None or commit.endswith(("+", "-dirty")):
-        found.doubts[path.name] = f"made at {commit}: with changes that no commit has"
+    about = found.machines[path.name] = result["machine"] if "machine" in result else _as_machine(result["environment"])
+    if about["commit"] is None or about["commit"].endswith("+"):
+        found.doubt(path.name, f"made at {about['commit']}, with changes that no commit has")
     return result
+
+
+def _as_machine(environment: dict[str, Any]) -> dict[str, Any]:
+    """The provenance that amkd_fast.distill writes, with the names of benchmarks.machine."""
+    commit = environment["commit"]
+    if commit is not None:
+        commit = commit[:7] + ("+" if commit.endswith("-dirty") else "")
+    return {**environment, "commit": commit, "load": None}
 
 
 def _of_kind(path: Path, kind: str, keys: set[str]) -> dict[str, Any]:

@@ -7,16 +7,16 @@ from typing import Any
 from benchmarks.groups import FAMILIES
 from benchmarks.report import targets, words
 from benchmarks.report.load import DEVICES, Results, Row, sizes
-from benchmarks.report.tables import last_directions, made
+from benchmarks.report.tables import last_directions
 
 MADE = "<!-- Made by `python -m benchmarks.report` of the files in benchmarks/results: change those. -->"
 ON = {"cpu": "On a CPU", "cuda": "On a GPU"}
 WORST = 5
 _HOW = (
-    "Times are medians of one call, ratios theirs over ours of the medians; "
-    f"{words.SPREAD}, of a ratio within a round. Errors are against fp64, relative to the largest entry: of the value, of the "
-    "gradient. Memory is the peak beyond the inputs, of forward and backward together where there is a backward pass. The limit is "
-    "the least work at the rates that this machine reached in the same run."
+    f"Times are medians of one call, ratios theirs over ours of the medians; {words.SPREAD}, of a ratio within a "
+    "round. Errors are against fp64, relative to the largest entry: of the value, of the gradient. Memory is the peak "
+    "beyond the inputs, of forward and backward together where there is a backward pass. The limit is the least work "
+    "at the rates that this machine reached in the same run."
 )
 
 Axis = dict[str, Any]
@@ -31,7 +31,7 @@ def pages(results: Results) -> dict[str, str]:
 def pictures(results: Results) -> set[str]:
     """The names of the files that the pages show."""
     shown = {
-        _ratios_png(family, device) for family, device in results.comparisons if _has_rivals(results, family, device)
+        ratios_png(family, device) for family, device in results.comparisons if _has_rivals(results, family, device)
     }
     return shown | {scaling_png(axis, device) for device, found in results.scaling.items() for axis in found["axes"]}
 
@@ -51,7 +51,6 @@ def family_page(results: Results, family: str) -> str:
 
 
 def index(results: Results) -> str:
-    known = targets.analyses()
     parts = [
         MADE,
         "# Benchmarks",
@@ -60,7 +59,7 @@ def index(results: Results) -> str:
     lines = []
     for family in FAMILIES:
         on = [
-            made(results, family, device) if (family, device) in results.comparisons else words.NOT_YET
+            words.made(results, f"{family}-{device}.json") if (family, device) in results.comparisons else words.NOT_YET
             for device in DEVICES
         ]
         lines.append((f"[{family}]({family}.md)" if _measured(results, family) else family, *on))
@@ -69,7 +68,7 @@ def index(results: Results) -> str:
         parts.append(f"## Targets, {ON[device][:1].lower()}{ON[device][1:]}")
         found = targets.judged(results, device)
         note = f"Misses first; {words.SPREAD} of the ratio within a round. Machine and date of each family are above."
-        parts += [note, targets.table(found, known)] if found else [words.NOT_YET]
+        parts += [note, targets.table(found, results.analyses)] if found else [words.NOT_YET]
     for device in DEVICES:
         parts.append(f"## Farthest from the limit, {ON[device][:1].lower()}{ON[device][1:]}")
         parts.append(_farthest(results.rows(device)))
@@ -92,9 +91,9 @@ def ratio_rows(results: Results, family: str, device: str) -> list[Row]:
 
 def _compared(results: Results, family: str, device: str, comparison: dict[str, Any]) -> list[str]:
     rows = comparison["groups"]
-    parts = [made(results, family, device)]
+    parts = [words.made(results, f"{family}-{device}.json")]
     if _has_rivals(results, family, device):
-        parts.append(f"![How many times longer the others take, {family}, {device}]({_ratios_png(family, device)})")
+        parts.append(f"![How many times longer the others take, {family}, {device}]({ratios_png(family, device)})")
     parts += [f"**Wrong, not timed:** {line}" for line in comparison["wrong"]]
     heading = None
     for row in rows:
@@ -138,8 +137,8 @@ def _target(target: dict[str, Any]) -> str:
     form = f", {target['form']}" if target["form"] else ""
     rival = f" against {target['rival']}" if target["kind"] in ("speed-up", "time") else ""
     verdict = {True: "reached", False: "**missed**", None: f"not judged: {target.get('reason', '')}"}[target["reached"]]
-    got = targets.measured(target)
-    return f"Target of issue {target['issue']}: {targets.asked(target)}{rival}{form}; {got + ', ' if got else ''}{verdict}."
+    got = f"{targets.measured(target)}, " if target["measured"] is not None else ""
+    return f"Target of issue {target['issue']}: {targets.asked(target)}{rival}{form}; {got}{verdict}."
 
 
 def _extras(extras: dict[str, Any]) -> list[str]:
@@ -166,12 +165,11 @@ def _plain(value: Any) -> str:
 
 def _scaled(results: Results, device: str, axes: list[Axis]) -> list[str]:
     found = results.scaling[device]
-    doubt = results.doubts.get(f"scaling-{device}.json")
     most = found["most"]
     parts = [
         "### Scaling",
-        f"A contestant is stopped before it would take over {most['seconds']:g} s or {words.size(most['bytes'])} a call, as its last "
-        f"two points foretell. {words.made(found['machine'], doubt)}",
+        f"A contestant stops before it would take over {most['seconds']:g} s or {words.size(most['bytes'])} a call, "
+        f"as its last two points foretell. {words.made(results, f'scaling-{device}.json')}",
     ]
     for axis in axes:
         parts.append(f"#### {axis['title']}")
@@ -226,7 +224,7 @@ def _has_rivals(results: Results, family: str, device: str) -> bool:
     return bool(ratio_rows(results, family, device))
 
 
-def _ratios_png(family: str, device: str) -> str:
+def ratios_png(family: str, device: str) -> str:
     return f"{family}-{device}.png"
 
 

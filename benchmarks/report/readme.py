@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 
 _MARKER = re.compile(r"^<!-- (?:benchmarks: (?P<name>\S+)|(?P<end>/benchmarks)) -->$", re.MULTILINE)
 
 
-def filled(text: str, table: Callable[[str], str]) -> str:
-    """``text`` with ``table(name)`` between each ``<!-- benchmarks: name -->`` and ``<!-- /benchmarks -->``.
+def filled(text: str, tables: dict[str, str]) -> str:
+    """``text`` with ``tables[name]`` between each ``<!-- benchmarks: name -->`` and ``<!-- /benchmarks -->``.
 
     Raises:
-        ValueError: A marker without its counterpart.
+        ValueError: A marker without its counterpart, or of a table that does not exist.
     """
     parts, at, open_ = [], 0, None
     for marker in _MARKER.finditer(text):
@@ -21,7 +20,9 @@ def filled(text: str, table: Callable[[str], str]) -> str:
             raise ValueError(f"line {line}: {marker[0]!r} where the other kind of marker is due")
         if open_ is None:
             open_ = marker["name"]
-            parts += [text[at : marker.end()], f"\n{table(open_)}\n"]
+            if open_ not in tables:
+                raise ValueError(f"{marker[0]!r}: there are {', '.join(tables)}")
+            parts += [text[at : marker.end()], f"\n{tables[open_]}\n"]
         else:
             open_ = None
         at = marker.start() if open_ is None else marker.end()

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
-from benchmarks.report import targets, words
+from benchmarks.report import quality, targets, words
 from benchmarks.report.load import DEVICES, Results, Row
 
 _RATIO = f"Ratios are those of the medians, theirs over ours; {words.SPREAD} of the ratio within a round."
@@ -25,12 +25,15 @@ class Column(NamedTuple):
     inverse: bool = False
 
 
+OUTSIDE = "outside the network"  # an extra: the share of an attack's time
+ASKED = ("triplet", "attack")  # have so many cases that README shows those with targets alone
 COLUMNS = {
     "triplet": (
         Column("pytorch-metric-learning", ("pytorch-metric-learning",)),
         Column("sentence-transformers", ("sentence-transformers",)),
         Column("compiled", ("compile", "max-autotune")),
         Column("eager", ("eager",)),
+        Column("`torch.mm`", ("torch.mm",)),
     ),
     "attack": (
         Column("eager PyTorch", ("eager",)),
@@ -38,32 +41,18 @@ COLUMNS = {
         Column("`torch.compile`", ("compile", "max-autotune")),
         Column("public code", ("public",)),
     ),
-    "images": (
-        Column("eager PyTorch", ("eager",)),
-        Column("`torch.compile`", ("compile", "max-autotune")),
-        Column("public code", ("public", "torchvision")),
-    ),
     "whole_attack": (
         Column("public loop", ("public",)),
-        Column("careful loop", ("careful", "lean")),
+        Column("careful loop", ("lean loop",)),
+        Column("PGD loop", ("PGD loop",)),
         Column("torchattacks", ("torchattacks",)),
         Column("adversarial-library", ("adversarial-library",)),
-        Column("eager PGD loop", ("PGD loop", "eager")),
     ),
     "training": (
-        Column("eager loop", ("eager", "public")),
+        Column("eager loop", ("eager loop",)),
         Column("of its bare passes", ("bare passes",), inverse=True),
-        Column("over our KD", ("our KD", "plain KD", "KD of ours"), inverse=True),
+        Column("of our KD", ("plain KD",), inverse=True),
     ),
-}
-METHODS = {
-    "student": "student alone",
-    "kd": "KD",
-    "bss-official": "BSS, `official`",
-    "bss-paper": "BSS, `paper`",
-    "bss-zoo": "BSS, `zoo`",
-    "bss-near_boundary": "BSS, `near_boundary`",
-    "amkd": "AMKD",
 }
 
 
@@ -89,34 +78,40 @@ def summary(results: Results) -> str:
         if not families:
             return words.NOT_YET
         lines = [line(row) for family in families for row in headlines(device, family)]
-        notes = "<br>\n".join(f"`{family}`: {made(results, family, device)}" for family in families)
-        return f"{words.table(header, lines)}\n\n{_RATIO} The limit: the least work at this machine's rates.\n\n{notes}"
+        note = f"{_RATIO} The limit: the least work at this machine's rates."
+        return f"{words.table(header, lines)}\n\n{note}\n\n{_made(results, device)}"
 
     return _by_device(section)
 
 
 def against(family: str) -> Callable[[Results], str]:
-    """A table of ours, and how many times longer each kind of rival takes; the last direction of every case."""
+    """Ours, and how many times longer each kind of rival takes: the last direction of every case."""
 
     def section(results: Results, device: str) -> str:
         rows = [row for row in last_directions(results.rows(device, family)) if row["ours"] is not None]
+        rows = [row for row in rows if row["targets"] or family not in ASKED]
         if not rows:
             return words.NOT_YET
-        cells = {column: [compared(row, column) for row in rows] for column in COLUMNS[family]}
-        shown = [column for column in COLUMNS[family] if any(cells[column])]
-        lines = [
-            (case(row), words.time(row["contestants"][row["ours"]]["us"]["median"]),
-             *(cells[column][place] for column in shown), *_outside(row, rows))
-            for place, row in enumerate(rows)
-        ]  # fmt: skip
-        header = ("case", "amkd_fast", *(column.name for column in shown), *_outside(None, rows))
-        return f"{words.table(header, lines)}\n\n{_RATIO} {made(results, family, device)}"
+        lines = []
+        for row in rows:
+            ours = row["contestants"][row["ours"]]
+            line = {"case": case(row), "amkd_fast": words.time(ours["us"]["median"])}
+            ratios = {column.name: compared(row, column) for column in COLUMNS[family]}
+            more = {"memory": words.size(ours["peak_bytes"]) if family == "triplet" else ""}
+            more |= {OUTSIDE: words.share(row["extras"][OUTSIDE])} if OUTSIDE in row["extras"] else {}
+            if any(ratios.values()) or row["targets"]:
+                lines.append({**line, **ratios, **more})
+        header = [
+            name for name in dict.fromkeys(name for line in lines for name in line) if any(map(_has(name), lines))
+        ]
+        cells = [[line.get(name, "") for name in header] for line in lines]
+        return f"{words.table(header, cells)}\n\n{_RATIO} {words.made(results, f'{family}-{device}.json')}"
 
     return lambda results: _by_device(lambda device: section(results, device))
 
 
 def compared(row: Row, column: Column) -> str:
-    """The ratio of a column, with the rival's name where it is one of several; empty where nobody is there."""
+    """The ratio of a column; empty where nobody is there."""
     forms = {entry["form"]: title for title, entry in row["contestants"].items() if entry["ours"]}
     own = forms.get(column.form) if column.form else row["ours"]
     rivals = [title for title in row["ratios"].get(own, {}) if title.startswith(column.titles)]
@@ -126,93 +121,8 @@ def compared(row: Row, column: Column) -> str:
     return words.ratio(words.inverse(spread) if column.inverse else spread)
 
 
-def methods(results: Results) -> str:
-    """Accuracy and more of every method over the seeds of ``amkd-distill compare``."""
-    found = results.digits
-    if found is None:
-        return words.NOT_YET
-
-    def mean(numbers: dict[str, Any]) -> str:
-        half = "" if numbers["low"] is None else f" ± {(numbers['high'] - numbers['low']) / 2:.1f}"
-        return f"{numbers['mean']:.1f}{half}"
-
-    over_kd = {
-        test["method"]: test for test in found["tests"] if (test["quality"], test["baseline"]) == ("accuracy", "kd")
-    }
-    teacher = found["qualities"]["teacher"]
-    lines = [
-        (
-            "teacher",
-            *(
-                f"{teacher[name]:.1f}" if name else ""
-                for name in ("accuracy", "", "", "pgd_accuracy", "ece", "", "", "")
-            ),
-        )
-    ]
-    for name, about in found["methods"].items():
-        qualities, more = about["qualities"], over_kd.get(name)
-        gain = (
-            ""
-            if more is None
-            else f"{more['mean']:+.1f} ({more['low']:+.1f} to {more['high']:+.1f}), p {more['p_holm']:.3f}"
-        )
-        crossed = "" if about["crossed_share"] is None else words.share(about["crossed_share"])
-        lines.append(
-            (METHODS.get(name, f"`{name}`"), mean(about["last"]), mean(about["best"]), gain, mean(qualities["pgd_accuracy"]),
-             f"{qualities['ece']['mean']:.1f}", f"{qualities['agreement']['mean']:.1f}", crossed, f"{about['ms_per_step']:.0f}")
-        )  # fmt: skip
-    header = ("method", "last epoch", "best epoch*", "more than KD", "PGD", "ECE", "agreement", "crossed", "ms a step")
-    about, images, seeds = found["environment"], found["images"], found["settings"]["seeds"]
-    note = (
-        f"Per cent of {images['test']} test images, mean of {seeds} seeds ± half the 95 % interval; the teacher has {images['teacher']} "
-        f"training images, the students {images['student']} of them. p: paired t-test, Holm-corrected over all pairs. "
-        f"\\* chosen on the test set. {words.made(_as_machine(about), results.doubts.get('digits.json'))}"
-    )
-    return f"{words.table(header, lines)}\n\n{note}"
-
-
-def presets(results: Results) -> str:
-    """How each preset's boundary samples end, on the digits' teacher and on the network of the whole attacks."""
-    digits = {} if results.parity is None else results.parity["presets"]
-    whole = dict(preset_extras(results))
-    if not digits and not whole:
-        return words.NOT_YET
-
-    def cells(found: dict[str, Any] | None) -> tuple[str, ...]:
-        if found is None:
-            return "", "", ""
-        ends = " / ".join(words.share(found[name]) for name in ("crossed", "third", "accepted"))
-        return ends, words.digits(found["gap_over_start"]), words.digits(found["gradients"])
-
-    names = dict.fromkeys([*digits, *whole])
-    lines = [(f"`{name}`", *cells(digits.get(name)), *cells(whole.get(name))) for name in names]
-    header = ("preset", "digits", "gap", "gradients", "CIFAR-10", "gap", "gradients")
-    notes = [
-        "Crossed / third class / accepted; median final gap over starting gap; gradients a sample; one run, no spread."
-    ]
-    if results.parity is not None:
-        apart = max(network["float32"]["largest"] for network in results.parity["parity"].values())
-        doubt = results.doubts.get("attack-parity.json")
-        notes.append(
-            f"Digits: {words.made(results.parity['machine'], doubt)} There `official` is at most {apart:.0e} from the public loop in fp32."
-        )
-    if whole:
-        notes.append(f"CIFAR-10: {made(results, 'whole_attack', 'cpu')}")
-    return f"{words.table(header, lines)}\n\n{' '.join(notes)}"
-
-
-def preset_extras(results: Results) -> Iterator[tuple[str, dict[str, Any]]]:
-    """How the presets fare, from the extras of the whole attacks: of the one that the row runs, or of all."""
-    for row in results.rows("cpu", "whole_attack"):
-        extras = row["extras"]
-        yield from extras.get("presets", {}).items()
-        if "gap_over_start" in extras:
-            yield row["operation"].split()[-1], extras
-
-
 def misses(results: Results) -> str:
     """How many targets are reached, and those that are not."""
-    known = targets.analyses()
 
     def section(device: str) -> str:
         found = targets.judged(results, device)
@@ -221,8 +131,14 @@ def misses(results: Results) -> str:
         reached = sum(one.target["reached"] is True for one in found)
         missed = [one for one in found if one.missed]
         unjudged = len(found) - reached - len(missed)
-        text = f"{reached} of {len(found)} targets reached, {len(missed)} missed, {unjudged} not judged; all of them, machine and date are in [docs/benchmarks](docs/benchmarks/README.md)."
-        return f"{text}\n\n{targets.table(missed, known)}" if missed else text
+        text = (
+            f"{reached} of {len(found)} targets reached, {len(missed)} missed, {unjudged} not judged; "
+            "[docs/benchmarks](docs/benchmarks/README.md) has all of them. "
+            f"Here {words.SPREAD} of the ratio within a round."
+        )
+        return "\n\n".join(
+            [text, *([targets.table(missed, results.analyses)] if missed else []), _made(results, device)]
+        )
 
     return _by_device(section)
 
@@ -230,8 +146,8 @@ def misses(results: Results) -> str:
 TABLES: dict[str, Callable[[Results], str]] = {
     "summary": summary,
     **{family: against(family) for family in COLUMNS},
-    "methods": methods,
-    "presets": presets,
+    "methods": quality.methods,
+    "presets": quality.presets,
     "targets": misses,
 }
 
@@ -252,33 +168,24 @@ def limit(row: Row) -> str:
     return f"{words.share(row['contestants'][row['ours']]['share_of_limit'])} ({row['limit']['bound']})"
 
 
-def made(results: Results, family: str, device: str) -> str:
-    doubt = results.doubts.get(f"{family}-{device}.json")
-    return words.made(results.comparisons[family, device]["machine"], doubt)
-
-
 def _way(row: Row) -> str:
     return "" if row["direction"] == "both" else f", {row['direction']}"
 
 
-def _outside(row: Row | None, rows: list[Row]) -> tuple[str, ...]:
-    """The share of the time outside the network, where a family measures it; of ``None`` the column's name."""
-    name = next((name for other in rows for name in other["extras"] if name.startswith("outside")), None)
-    if name is None:
-        return ()
-    if row is None:
-        return ("outside the network",)
-    value = row["extras"].get(name)
-    return ("" if value is None else words.share(value),)
+def _has(name: str) -> Callable[[dict[str, str]], bool]:
+    return lambda line: bool(line.get(name))
+
+
+def _made(results: Results, device: str) -> str:
+    """One line a run of the suite, with its families."""
+    runs: dict[str, list[str]] = {}
+    for family, on in results.comparisons:
+        if on == device:
+            runs.setdefault(words.made(results, f"{family}-{device}.json"), []).append(f"`{family}`")
+    return "<br>\n".join(f"{', '.join(families)}: {run}" for run, families in runs.items())
 
 
 def _by_device(section: Callable[[str], str]) -> str:
     """The CPU's part as it is, the GPU's behind a line that says so."""
     cpu, gpu = (section(device) for device in DEVICES)
     return f"{cpu}\n\nOn a GPU: not measured yet." if gpu == words.NOT_YET else f"{cpu}\n\nOn a GPU:\n\n{gpu}"
-
-
-def _as_machine(about: dict[str, Any]) -> dict[str, Any]:
-    """A provenance of amkd_fast.distill with the names of benchmarks.machine."""
-    short = about["commit"].removesuffix("-dirty")[:7] + ("+" if about["commit"].endswith("-dirty") else "")
-    return {"load": None, **about, "commit": short}

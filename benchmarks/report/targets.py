@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.report import words
 from benchmarks.report.load import Results, Row, key
-
-MISSES = Path(__file__).resolve().parent.parent / "misses.md"
 
 
 class Judged(NamedTuple):
@@ -35,21 +31,13 @@ def judged(results: Results, device: str) -> list[Judged]:
     return sorted(found, key=lambda one: {False: 0, None: 1, True: 2}[one.target["reached"]])
 
 
-def analyses(path: Path = MISSES) -> dict[str, str]:
-    """The text below each heading ``## NAME`` of a Markdown file, on one line."""
-    if not path.exists():
-        return {}
-    parts = re.split(r"^## (.+)$", path.read_text(), flags=re.MULTILINE)[1:]
-    return {name.strip(): " ".join(text.split()) for name, text in zip(parts[::2], parts[1::2], strict=True)}
-
-
-def complaints(results: Results, known: dict[str, str]) -> list[str]:
+def complaints(results: Results) -> list[str]:
     """Misses that nobody explained, and explanations of what nobody measures."""
     found = [one for device in ("cpu", "cuda") for one in judged(results, device)]
     names = {one.name for one in found}
     measured = {name.split(":")[0] for name in names}
-    silent = dict.fromkeys(one.name for one in found if one.missed and not known.get(one.name))
-    lost = [name for name in known if name not in names and name.split(":")[0] in measured]
+    silent = dict.fromkeys(one.name for one in found if one.missed and not results.analyses.get(one.name))
+    lost = [name for name in results.analyses if name not in names and name.split(":")[0] in measured]
     return [f"missed without an analysis in misses.md: {name}" for name in silent] + [
         f"misses.md explains what is no target: {name}" for name in lost
     ]

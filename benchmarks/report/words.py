@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from benchmarks import machine
+from benchmarks.report.load import Results
 
 SPREAD = "in brackets the 10th and 90th percentile"
 NOT_YET = "*Not measured yet.*"
@@ -20,10 +21,8 @@ def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 
 def time(us: float) -> str:
     """Three digits of microseconds, in the unit that suits them."""
-    for unit, name in ((1e6, "s"), (1e3, "ms")):
-        if us >= 0.9995 * unit:
-            return f"{digits(us / unit)} {name}"
-    return f"{digits(us)} µs"
+    unit, name = _unit(us)
+    return f"{digits(us / unit)} {name}"
 
 
 def size(count: float) -> str:
@@ -45,8 +44,9 @@ def digits(value: float) -> str:
 
 
 def times(spread: dict[str, float]) -> str:
-    """A time in µs with its spread."""
-    return f"{time(spread['median'])} ({time(spread['p10'])}–{time(spread['p90'])})"
+    """A time in µs with its spread, all in one unit."""
+    unit, _ = _unit(spread["median"])
+    return f"{time(spread['median'])} ({digits(spread['p10'] / unit)}–{digits(spread['p90'] / unit)})"
 
 
 def ratio(spread: dict[str, float]) -> str:
@@ -74,10 +74,15 @@ def shape(row: dict[str, Any]) -> str:
     return ", ".join([f"[{inner}]"] * bool(letters) + named)
 
 
-def made(about: dict[str, Any], doubt: str | None = None) -> str:
-    """Where, when and of what the numbers of a table were made."""
+def made(results: Results, file: str) -> str:
+    """Where, when and of what the numbers of a file were made."""
+    doubt = results.doubts.get(file)
     warning = f"**Draft ({doubt}).** " if doubt else ""
-    return f"{warning}{machine.in_words(about)}."
+    return f"{warning}{machine.in_words(results.machines[file])}."
+
+
+def _unit(us: float) -> tuple[float, str]:
+    return next(((unit, name) for unit, name in ((1e6, "s"), (1e3, "ms")) if us >= 0.9995 * unit), (1.0, "µs"))
 
 
 def _cell(text: str) -> str:
