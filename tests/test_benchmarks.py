@@ -1,4 +1,4 @@
-"""The suite's reports: tables are those of the files and nothing else, and what got slower is found, on made-up times."""
+"""The reports: tables are those of the files and nothing else, and what got slower is found, on made-up times."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks import contest, machine, regression, scaling
+from benchmarks import contest, machine, regression, roofline, scaling
 from benchmarks.interleave import QUICK
 from benchmarks.report import pages, readme, tables, targets, words
 from benchmarks.report.__main__ import main as report
@@ -370,6 +370,7 @@ class TestRegression:
         assert "only now: kl_div, B = 128, K = 10, fp32, both: amkd_fast cpu, out given\n" in text
 
 
+@pytest.mark.usefixtures("one_thread")
 class TestScaling:
     def test_power_laws_are_followed(self):
         assert scaling.extrapolated([(4, 3.0)], 8) == 6.0
@@ -390,6 +391,8 @@ class TestScaling:
             pytest.skip("the CPU kernels are not built")
         axis = next(axis for axis in scaling.AXES if axis.name == "kl_div-K")
         axis = axis._replace(sizes=(4, 8, 16), left_out=("max-autotune", "softmax target", "compile"))
+        limit = roofline.Limit(1e-6, "launches", 1e10, 1e11, 1e-6)
+        monkeypatch.setattr(roofline, "limit", lambda work, dtype, device: limit)  # measuring the rates takes long
         stop = {("eager log target", 8): "too slow", ("reference", 16): "too slow"}
         monkeypatch.setattr(scaling, "beyond", lambda points, title, size: stop.get((title, size)))
         wrong: list[str] = []

@@ -44,14 +44,14 @@ def main(arguments: list[str] | None = None) -> int:
         return 1 if stale or complaints else 0
     folder = options.root / "docs" / "benchmarks"
     folder.mkdir(parents=True, exist_ok=True)
-    for path in surplus(texts, results, options.root):
-        path.unlink()
     for path, text in texts.items():
         path.write_text(text)
     from benchmarks.report import plots  # needs the extra `train`, which a check does without
 
     for name, png in plots.drawn(results):
         (folder / name).write_bytes(png)
+    for path in surplus(texts, results, options.root):
+        print(f"{path}: nothing makes it any more, remove it")
     return 0
 
 
