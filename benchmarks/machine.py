@@ -16,6 +16,7 @@ from amkd_fast.version import __version__
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
+WRITTEN = ("benchmarks/results", "docs/benchmarks", "README.md")  # by a run of the suite
 
 
 def use_threads() -> int:
@@ -45,10 +46,11 @@ def describe() -> dict[str, Any]:
 
 def in_words(about: dict[str, Any]) -> str:
     """What every table says of where its numbers were made."""
-    chip = about["gpu"] or f"{about['cpu']}, {about['threads']} threads"
+    chip = about["gpu"] or f"{about['cpu']}, {about['threads']} thread{'s' * (about['threads'] != 1)}"
+    load = "" if about["load"] is None else f", load {about['load']:.1f}"
     return (
-        f"{chip}; torch {about['torch']}, Python {about['python']}, amkd_fast {about['amkd_fast']} "
-        f"at {about['commit']}, {about['date'][:10]}, load {about['load']:.1f}"
+        f"{chip}; torch {about['torch']}, Python {about['python']}, "
+        f"amkd_fast {about['amkd_fast']} at {about['commit']}, {about['date'][:10]}{load}"
     )
 
 
@@ -66,8 +68,9 @@ def cpu_model() -> str:
 
 
 def commit() -> str | None:
-    """Short hash, with ``+`` behind it where the tracked files differ from it; None outside of a repository."""
-    short, changes = _git("rev-parse", "--short", "HEAD"), _git("status", "--porcelain", "--untracked-files=no")
+    """Short hash, with ``+`` behind it where tracked files differ but for results and reports; None outside of git."""
+    code = ("--untracked-files=no", "--", ".", *(f":!{path}" for path in WRITTEN))
+    short, changes = _git("rev-parse", "--short", "HEAD"), _git("status", "--porcelain", *code)
     return None if short is None else short + ("+" if changes else "")
 
 

@@ -1,0 +1,93 @@
+"""README's tables of what the methods and the attacks achieve, not how fast they are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from benchmarks.report import words
+from benchmarks.report.load import Results
+
+METHODS = {
+    "student": "student alone",
+    "kd": "KD",
+    "bss-official": "BSS, `official`",
+    "bss-paper": "BSS, `paper`",
+    "bss-zoo": "BSS, `zoo`",
+    "bss-near_boundary": "BSS, `near_boundary`",
+    "amkd": "AMKD",
+}
+
+
+def methods(results: Results) -> str:
+    """Accuracy and more of every method over the seeds of ``amkd-distill compare``."""
+    found = results.digits
+    if found is None:
+        return words.NOT_YET
+
+    def mean(numbers: dict[str, Any]) -> str:
+        half = "" if numbers["low"] is None else f" ± {(numbers['high'] - numbers['low']) / 2:.1f}"
+        return f"{numbers['mean']:.1f}{half}"
+
+    def gain(test: dict[str, Any] | None) -> str:
+        if test is None:
+            return ""
+        return f"{test['mean']:+.1f} ({test['low']:+.1f} to {test['high']:+.1f}), p {test['p_holm']:.3f}"
+
+    over_kd = {
+        test["method"]: test for test in found["tests"] if (test["quality"], test["baseline"]) == ("accuracy", "kd")
+    }
+    teacher = found["qualities"]["teacher"]
+    first = (f"{teacher[name]:.1f}" if name else "" for name in ("accuracy", "", "", "pgd_accuracy", "ece", "", "", ""))
+    lines = [("teacher", *first)]
+    for name, about in found["methods"].items():
+        qualities, crossed = about["qualities"], about["crossed_share"]
+        line = [METHODS.get(name, f"`{name}`"), mean(about["last"]), mean(about["best"]), gain(over_kd.get(name))]
+        line += [mean(qualities["pgd_accuracy"]), f"{qualities['ece']['mean']:.1f}"]
+        line += [f"{qualities['agreement']['mean']:.1f}", "" if crossed is None else words.share(crossed)]
+        lines.append((*line, f"{about['ms_per_step']:.0f}"))
+    header = ("method", "last epoch", "best epoch*", "more than KD", "PGD", "ECE", "agreement", "crossed", "ms a step")
+    images, seeds = found["images"], found["settings"]["seeds"]
+    note = (
+        f"Per cent of {images['test']} test images, mean of {seeds} seeds ± half the 95 % interval; the teacher has "
+        f"{images['teacher']} training images, the students {images['student']} of them. p: paired t-test, "
+        f"Holm-corrected over all pairs. \\* chosen on the test set. {words.made(results, 'digits.json')}"
+    )
+    return f"{words.table(header, lines)}\n\n{note}"
+
+
+def presets(results: Results) -> str:
+    """How each preset's boundary samples end, on the digits' teacher and on the network of the whole attacks."""
+    digits = {} if results.parity is None else results.parity["presets"]
+    whole = dict(preset_extras(results))
+    if not digits and not whole:
+        return words.NOT_YET
+
+    def cells(found: dict[str, Any] | None) -> tuple[str, ...]:
+        if found is None:
+            return "", "", ""
+        ends = " / ".join(words.share(found[name]) for name in ("crossed", "third", "accepted"))
+        return ends, words.digits(found["gap_over_start"]), words.digits(found["gradients"])
+
+    names = dict.fromkeys([*digits, *whole])
+    lines = [(f"`{name}`", *cells(digits.get(name)), *cells(whole.get(name))) for name in names]
+    header = ("preset", "digits", "gap", "gradients", "CIFAR-10", "gap", "gradients")
+    notes = [
+        "Crossed / third class / accepted; median final gap over starting gap; gradients a sample; one run, no spread."
+    ]
+    if results.parity is not None:
+        apart = max(network["float32"]["largest"] for network in results.parity["parity"].values())
+        made = words.made(results, "attack-parity.json")
+        notes.append(f"Digits: {made} There `official` is at most {apart:.0e} from the public loop in fp32.")
+    if whole:
+        notes.append(f"CIFAR-10: {words.made(results, 'whole_attack-cpu.json')}")
+    return f"{words.table(header, lines)}\n\n{' '.join(notes)}"
+
+
+def preset_extras(results: Results) -> Iterator[tuple[str, dict[str, Any]]]:
+    """How the presets fare, from the extras of the whole attacks: of the one that the row runs, or of all."""
+    for row in results.rows("cpu", "whole_attack"):
+        extras = row["extras"]
+        yield from extras.get("presets", {}).items()
+        if "gap_over_start" in extras:
+            yield row["operation"].split()[-1], extras

@@ -1,0 +1,225 @@
+"""Time and memory against one size, everybody else's fixed: ``python -m benchmarks.scaling``.
+
+Every point is checked and timed as in ``benchmarks.compare``, with fewer rounds and without max-autotune. A contestant
+goes along an axis until it would take longer or more memory than the limits, and is named where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from importlib import import_module
+from math import log
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from benchmarks import contest, machine, roofline
+from benchmarks.compare import US, peak_bytes
+from benchmarks.contest import Contestant, WrongResult
+from benchmarks.group import SHORT, Field, Group, no_gradient, prepare
+from benchmarks.interleave import QUICK, Patience, interleave, spread
+from benchmarks.measure import block_length
+
+SECONDS, BYTES = 1.0, 2e9  # of a call; who would take more stops
+PATIENCE = Patience(block=7e-3, rounds=9, seconds=0.0, most=3.0, fewest=5)
+
+
+class Axis(NamedTuple):
+    """A size that grows.
+
+    Attributes:
+        family: Whose module of ``benchmarks.groups`` has the builder.
+        build: The group of a size, from that module.
+        left_out: Contestants whose title has one of these in it do not take part.
+    """
+
+    name: str
+    title: str
+    family: str
+    letter: str
+    sizes: tuple[int, ...]
+    build: Callable[[Any, int], Group]
+    left_out: tuple[str, ...] = ("max-autotune",)
+
+
+FP32 = torch.float32
+AXES = (
+    Axis("kl_div-K", "kl_div, B = 128, fp32", "kl", "K", (10, 100, 1000, 10_000, 32_768, 131_072),
+         lambda kl, size: kl.kl_div(128, size, FP32), ("max-autotune", "softmax target")),
+    Axis("kl_div-B", "kl_div, K = 1000, fp32", "kl", "B", (16, 128, 1024, 8192),
+         lambda kl, size: kl.kl_div(size, 1000, FP32), ("max-autotune", "softmax target")),
+    Axis("triplet_hard-N", "triplet hard, D = 128, 16 classes, fp32", "triplet", "N", (64, 256, 1024, 4096, 16_384),
+         lambda triplet, size: triplet.hard(size, 128, 16, FP32)),
+    Axis("triplet_hard-D", "triplet hard, N = 1024, 16 classes, fp32", "triplet", "D", (16, 128, 512, 2048),
+         lambda triplet, size: triplet.hard(1024, size, 16, FP32)),
+    Axis("triplet_all-N", "triplet all, D = 128, 16 classes, fp32", "triplet", "N", (64, 256, 512, 1024, 2048),
+         lambda triplet, size: triplet.every(size, 128, 16, FP32)),
+    Axis("attack_linf-B", "attack_step linf, [B, 3, 32, 32], fp32", "attack", "B", (16, 64, 256, 2048),
+         lambda attack, size: attack.step("linf", size)),
+    Axis("attack_boundary-B", "attack_step boundary, [B, 3, 32, 32], fp32", "attack", "B", (16, 64, 256, 2048),
+         lambda attack, size: attack.step("boundary", size)),
+    Axis("crop_flip-B", "crop_flip, [B, 3, 32, 32]", "images", "B", (16, 64, 256, 2048),
+         lambda images, size: images.crop_flip(size)),
+)  # fmt: skip
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=Path, default=machine.RESULTS, help="folder of scaling-<device>.json")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--only", default="", help="axes whose name contains this; the file is not written")
+    parser.add_argument("--quick", action="store_true", help="two rounds: shows that it runs, not how fast")
+    options = parser.parse_args(arguments)
+    machine.use_threads()
+    result = measured([axis for axis in AXES if options.only in axis.name], options.device, options.quick)
+    if not options.only and not options.quick:
+        options.output.mkdir(parents=True, exist_ok=True)
+        path = options.output / f"scaling-{options.device}.json"
+        path.write_text(json.dumps(result, indent=1) + "\n")
+    for line in result["wrong"]:
+        print(f"WRONG, not timed: {line}")
+    return 1 if result["wrong"] else 0
+
+
+def measured(axes: list[Axis], device: str, quick: bool) -> dict[str, Any]:
+    """What the JSON file holds; a line a point is printed on the way."""
+    start = time.perf_counter()
+    found: dict[str, Any] = {
+        "kind": "scaling",
+        "device": device,
+        "machine": machine.describe(),
+        "quick": quick,
+        "most": {"seconds": SECONDS, "bytes": BYTES},
+        "axes": [],
+        "wrong": [],
+    }
+    print(f"scaling: {machine.in_words(found['machine'])}", flush=True)
+    for axis in axes:
+        found["axes"].append(along(axis, device, QUICK if quick else PATIENCE, found["wrong"]))
+    return {**found, "seconds": time.perf_counter() - start}
+
+
+def along(axis: Axis, device: str, patience: Patience, wrong: list[str]) -> dict[str, Any]:
+    """All points of an axis; a point where one of ours is wrong is named in ``wrong``."""
+    module = import_module(f"benchmarks.groups.{axis.family}")
+    found: dict[str, Any] = {**axis._asdict(), "points": [], "stopped": {}}
+    del found["build"], found["left_out"]
+    for size in axis.sizes:
+        group = axis.build(module, size)
+        here = {entry.title for entry in group.contestants(device)}
+        seen = {title: entry["ours"] for before in found["points"] for title, entry in before["contestants"].items()}
+        for title in [title for title in seen if title not in found["stopped"]]:
+            reason = beyond(found["points"], title, size) if title in here else "its group leaves it out from there on"
+            if reason:
+                found["stopped"][title] = {"size": size, "reason": f"stopped before {axis.letter} = {size}: {reason}"}
+        if any(title in found["stopped"] for title, own in seen.items() if own):
+            break
+        try:
+            smaller = reduced(group, axis, found["stopped"], device)
+            truth = "reference" if smaller.truth is group.truth else "ours"
+            found["points"].append({**point(smaller, size, device, patience), "truth": truth})
+        except WrongResult as error:
+            wrong.append(f"{group}: {error}")
+            continue
+        times = {title: entry["us"]["median"] for title, entry in found["points"][-1]["contestants"].items()}
+        print(f"{axis.name:18}{size:8} " + ", ".join(f"{title} {us:.0f} µs" for title, us in times.items()), flush=True)
+    return found
+
+
+def reduced(group: Group, axis: Axis, stopped: dict[str, Any], device: str) -> Group:
+    """The public functions alone, without those that stopped or are left out.
+
+    Where the reference has stopped, its fp64 form would need even more: there the truth is our own result in fp64.
+    """
+    lost = group.reference and "reference" in stopped and group.truth is contest.truth
+
+    def rivals() -> list[Contestant]:
+        return [
+            entry
+            for entry in group.rivals()
+            if entry.title not in stopped and not any(part in entry.title for part in axis.left_out)
+        ]
+
+    def own_truth(call: Callable[..., Any], inputs: tuple[Any, ...]) -> Any:
+        wide = tuple(
+            x.detach().double().requires_grad_(x.requires_grad) if x.is_floating_point() else x for x in inputs
+        )
+        return contest.answer(contest.ours(group.family, call, device)[0], wide)
+
+    return replace(
+        group,
+        rivals=rivals,
+        forms=dict,
+        reference=group.reference and "reference" not in stopped,
+        truth=own_truth if lost else group.truth,
+    )
+
+
+def point(group: Group, size: int, device: str, patience: Patience) -> dict[str, Any]:
+    """Everybody at one size: time of both directions where there are two, peak of memory, errors."""
+    field: Field = prepare(group, device)
+    direction = group.directions[-1]
+    entries = list(field.errors)
+    with no_gradient(field.inputs):
+        peaks = {entry: peak_bytes(entry, group, field, device) for entry in entries}
+    gc.collect()
+    gc.disable()
+    try:
+        limit = roofline.limit(group.work[direction], group.dtype, device) if direction in group.work else None
+        lengths = {entry: block_length(entry, field.inputs, patience.block, direction) for entry in entries}
+        times = interleave(entries, field.inputs, lengths, patience, direction)
+    finally:
+        gc.enable()
+    return {
+        "size": size,
+        "sizes": group.sizes,
+        "dtype": SHORT[group.dtype],
+        "direction": direction,
+        "rounds": len(times[entries[0]]),
+        "limit": limit and limit._asdict(),
+        "contestants": {
+            entry.title: {
+                "ours": entry.ours,
+                "us": spread(times[entry], US),
+                "peak_bytes": peaks[entry],
+                **field.errors[entry]._asdict(),
+            }
+            for entry in entries
+        },
+        "left_out": field.left_out,
+    }
+
+
+def beyond(points: list[dict[str, Any]], title: str, size: int) -> str | None:
+    """Why a contestant should not be tried at ``size``: the power law through its last two points passes a limit."""
+    known = [(point["size"], point["contestants"][title]) for point in points if title in point["contestants"]]
+    if not known:
+        return None
+    for most, unit, value in (
+        (SECONDS, "s", lambda entry: entry["us"]["p10"] / US),
+        (BYTES / 1e9, "GB", lambda entry: entry["peak_bytes"] / 1e9),
+    ):
+        foretold = extrapolated([(at, value(entry)) for at, entry in known[-2:]], size)
+        if foretold > most:
+            return f"{foretold:.2g} {unit} a call foretold, {most:g} {unit} allowed"
+    return None
+
+
+def extrapolated(points: list[tuple[int, float]], size: int) -> float:
+    """At ``size``, by the power law through two points, at least a proportional one; of a single point that."""
+    (near, value), power = points[-1], 1.0
+    if len(points) == 2 and points[0][1] > 0 and value > 0:
+        before, less = points[0]
+        power = max(power, log(value / less) / log(near / before))
+    return value * (size / near) ** power
+
+
+if __name__ == "__main__":
+    sys.exit(main())

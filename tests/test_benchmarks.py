@@ -1,0 +1,419 @@
+"""The reports: tables are those of the files and nothing else, and what got slower is found, on made-up times."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from benchmarks import contest, machine, regression, roofline, scaling
+from benchmarks.interleave import QUICK
+from benchmarks.report import pages, readme, tables, targets, words
+from benchmarks.report.__main__ import main as report
+from benchmarks.report.load import load
+
+OURS, EAGER, COMPILED = "amkd_fast cpu", "eager log target", "compile log target"
+MACHINE = {
+    **{
+        "date": "2026-01-02T03:04:05+00:00",
+        "commit": "abcdef1",
+        "cpu": "A chip",
+        "cores": 2,
+        "threads": 2,
+        "load": 0.1,
+    },
+    **{"gpu": None, "platform": "Linux", "python": "3.11.7", "torch": "2.13.0", "amkd_fast": "0.1.0", "build": {}},
+}
+README = "# A page\n\nBefore.\n\n<!-- benchmarks: summary -->\nold\n<!-- /benchmarks -->\n\nAfter 7 µs.\n"
+
+
+def around(value: float, part: float = 0.05) -> dict[str, float]:
+    return {"median": value, "p10": (1 - part) * value, "p90": (1 + part) * value}
+
+
+def row(classes: int = 10, us: dict[str, float] | None = None, part: float = 0.05, bound: float = 1.5) -> dict:
+    """Made up: a row of the KL family as benchmarks.compare writes it, every spread ``part`` of its median."""
+    us = us or {"reference": 400.0, EAGER: 300.0, COMPILED: 250.0, OURS: 100.0}
+    best = min((title for title in us if title != OURS), key=us.get)
+    ratios = {title: around(time / us[OURS], part) for title, time in us.items() if title != OURS}
+    found = ratios[best]["median"]
+    target = {"issue": 2, "kind": "speed-up", "bound": bound, "rival": best, "direction": "both", "form": ""}
+    target |= {"measured": found, "p10": ratios[best]["p10"], "p90": ratios[best]["p90"], "reached": found >= bound}
+    return {
+        **{"family": "kl", "operation": "kl_div", "sizes": {"B": 128, "K": classes}, "dtype": "fp32"},
+        **{"direction": "both", "rounds": 21, "left_out": {"liger-kernel": "it failed"}, "best": best, "ours": OURS},
+        "contestants": {
+            title: {
+                **{"ours": title == OURS, "form": "", "us": around(time, part), "calls_a_block": 5, "value": 1e-7},
+                **{"grad": 2e-7, "share_of_limit": 50 / time, "peak_bytes": 5120},
+            }
+            for title, time in us.items()
+        },
+        "ratios": {OURS: ratios},
+        "limit": {
+            **{
+                "bytes": 25600,
+                "exponentials": 5120,
+                "products": 0,
+                "launches": 2,
+                "seconds": 5e-5,
+                "bound": "launches",
+            },
+            **{"copy": 1e10, "product": 1e11, "launch": 1e-6},
+        },
+        **{"extras": {}, "targets": [target]},
+    }
+
+
+def comparison(*rows: dict, **about: object) -> dict:
+    found = {"kind": "comparison", "family": "kl", "device": "cpu", "machine": {**MACHINE, **about}, "groups": [*rows]}
+    return {**found, "wrong": [], "absent": {"torchattacks": "not installed"}, "seconds": 1.0}
+
+
+def grown(**about: object) -> dict:
+    """A scaling file: ours linear, another quadratic, which stops."""
+    points = [
+        {
+            **{"size": size, "sizes": {"N": size}, "dtype": "fp32", "direction": "both", "rounds": 9, "left_out": {}},
+            "limit": {"seconds": 1e-8 * size, "bound": "bytes", "copy": 1e10, "product": 1e11, "launch": 1e-6},
+            "contestants": {
+                title: {"ours": title == OURS, "us": around(us), "peak_bytes": memory, "value": 0.0, "grad": 0.0}
+                for title, us, memory in (
+                    ("reference", 90 + size**2 / 100, 8 * size**2),
+                    (EAGER, 80 + size**2 / 200, 5 * size**2),
+                    (COMPILED, 70 + size**2 / 400, 4 * size**2),
+                    ("pytorch-metric-learning", 400 + size**2 / 50, 12 * size**2),
+                    (OURS, 30 + size / 10, 8 * size),
+                )
+                if title in (OURS, EAGER) or size < 5000
+            },
+        }
+        for size in (64, 256, 1024, 4096, 16384)
+    ]
+    axis = {
+        "name": "kl_div-N",
+        "title": "kl_div, made up",
+        "family": "kl",
+        "letter": "N",
+        "sizes": [64],
+        "points": points,
+    }
+    axis["stopped"] = {"reference": {"size": 16384, "reason": "stopped before N = 16384: 3 s a call foretold"}}
+    found = {"kind": "scaling", "device": "cpu", "machine": {**MACHINE, **about}, "quick": False, "axes": [axis]}
+    return {**found, "most": {"seconds": 1.0, "bytes": 2e9}, "wrong": [], "seconds": 1.0}
+
+
+@pytest.fixture
+def site(tmp_path):
+    """A folder with a README and results; returns a call that writes results and runs the report."""
+    (tmp_path / "results").mkdir()
+    (tmp_path / "README.md").write_text(README)
+
+    def run(*options: str, **files: dict) -> int:
+        for name, content in files.items():
+            (tmp_path / "results" / f"{name.replace('_', '-')}.json").write_text(json.dumps(content))
+        return report([*options, "--results", str(tmp_path / "results"), "--root", str(tmp_path)])
+
+    run.path = tmp_path
+    return run
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Pictures of one byte: what draws them needs a while to be imported."""
+    fake = SimpleNamespace(drawn=lambda results: ((name, b"x") for name in pages.pictures(results)))
+    monkeypatch.setitem(sys.modules, "benchmarks.report.plots", fake)
+    monkeypatch.setattr("benchmarks.report.plots", fake, raising=False)
+
+
+def test_report_writes_what_check_wants(site, undrawn):
+    assert site(kl_cpu=comparison(row()), scaling_cpu=grown()) == 0
+    text = (site.path / "README.md").read_text()
+    assert text.startswith("# A page\n\nBefore.\n")
+    assert text.endswith("<!-- /benchmarks -->\n\nAfter 7 µs.\n")
+    assert (
+        "| kl_div [128, 10] fp32 | 100 µs | 250 µs (compile log target) | 2.50 (2.38–2.62) | 50 % (launches) |" in text
+    )
+    assert "old" not in text
+    assert "A chip, 2 threads; torch 2.13.0, Python 3.11.7, amkd_fast 0.1.0 at abcdef1, 2026-01-02" in text
+    assert "On a GPU: not measured yet." in text
+    assert site("--check") == 0
+    before = {path: path.read_bytes() for path in site.path.rglob("*") if path.is_file()}
+    assert site() == 0
+    assert before == {path: path.read_bytes() for path in site.path.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("spoil", ["readme", "page", "picture", "surplus", "result"])
+def test_check_finds_what_differs(site, undrawn, spoil, capsys):
+    site(kl_cpu=comparison(row()))
+    docs = site.path / "docs" / "benchmarks"
+    if spoil == "readme":
+        path = site.path / "README.md"
+        path.write_text(path.read_text().replace("100 µs", "99 µs"))
+    elif spoil == "page":
+        (docs / "kl.md").write_text("nothing")
+    elif spoil == "picture":
+        (docs / "kl-cpu.png").unlink()
+    elif spoil == "surplus":
+        (docs / "gone.md").write_text("of an older run")
+    changed = {"kl_cpu": comparison(row(us={EAGER: 300.0, OURS: 101.0}))} if spoil == "result" else {}
+    capsys.readouterr()
+    assert site("--check", **changed) == 1
+    wanted = {
+        "readme": "README.md",
+        "page": "kl.md",
+        "picture": "kl-cpu.png",
+        "surplus": "gone.md",
+        "result": "README.md",
+    }
+    assert wanted[spoil] in capsys.readouterr().out
+
+
+def test_check_ignores_what_stands_outside_of_markers(site, undrawn):
+    site(kl_cpu=comparison(row()))
+    path = site.path / "README.md"
+    path.write_text(path.read_text().replace("After 7 µs.", "After 8 µs."))
+    assert site("--check") == 0
+
+
+@pytest.mark.parametrize(
+    ("file", "reason"),
+    [
+        (comparison({**row(), "rounds": 2}), "made with --quick"),
+        (comparison(row(), commit="abcdef1+"), "made at abcdef1+"),
+        (comparison(row(), commit=None), "made at None"),
+        ({"kind": "kl", "cases": []}, "no file of kind comparison"),
+        (comparison({name: part for name, part in row().items() if name != "ratios"}), "lacks ratios"),
+    ],
+)
+def test_unfit_files_are_refused(site, undrawn, file, reason, capsys):
+    assert site(kl_cpu=file) == 1
+    assert reason in capsys.readouterr().out
+    assert (site.path / "README.md").read_text() == README
+    assert site("--draft") == 0
+    text = (site.path / "README.md").read_text()
+    assert "**Draft" in text if reason.startswith("made") else "*Not measured yet.*" in text
+
+
+def test_a_quick_scaling_file_is_refused(site, undrawn):
+    assert site(scaling_cpu={**grown(), "quick": True}) == 1
+
+
+def test_a_miss_needs_its_analysis(site, undrawn, capsys):
+    name = "cpu: kl_div, B = 128, K = 10, fp32, both: speed-up 3"
+    site(kl_cpu=comparison(row(bound=3.0)))
+    assert f"missed without an analysis in misses.md: {name}" in capsys.readouterr().out
+    assert site("--check") == 1
+    (site.path / "misses.md").write_text(f"# Why\n\n## {name}\n\nCalls cost\nmore than that.\n")
+    site()
+    assert site("--check") == 0
+    index = (site.path / "docs" / "benchmarks" / "README.md").read_text()
+    assert "| ≥ 3× | compile log target | 2.50× (2.38–2.62) | **missed**: Calls cost more than that. |" in index
+    (site.path / "misses.md").write_text("## cpu: kl_div, B = 1, K = 10, fp32, both: speed-up 3\n\nLost.\n")
+    site()
+    assert "explains what is no target" in capsys.readouterr().out
+
+
+def test_misses_come_first(site, undrawn):
+    site(kl_cpu=comparison(row(10), row(100, bound=9.0), row(1000)))
+    found = targets.judged(load(site.path / "results"), "cpu")
+    assert [one.target["reached"] for one in found] == [False, True, True]
+
+
+def test_pages_have_every_contestant_and_who_is_not_there(site, undrawn):
+    site(kl_cpu=comparison(row()), scaling_cpu=grown())
+    page = (site.path / "docs" / "benchmarks" / "kl.md").read_text()
+    assert "| **amkd_fast cpu** | 100 µs (95.0–105) |  | 5.12 kB | 1e-07 / 2e-07 | 50 % |" in page
+    assert "| reference | 400 µs (380–420) | 4.00 (3.80–4.20) | 5.12 kB | 1e-07 / 2e-07 | 12 % |" in page
+    assert "Left out: liger-kernel: it failed" in page
+    assert "reference: stopped before N = 16384: 3 s a call foretold" in page
+    assert "Target of issue 2: ≥ 1.5× against compile log target; 2.50× (2.38–2.62), reached." in page
+    for picture in re.findall(r"\]\((\S+\.png)\)", page):
+        assert (site.path / "docs" / "benchmarks" / picture).exists()
+    index = (site.path / "docs" / "benchmarks" / "README.md").read_text()
+    assert "| torchattacks | cpu: not installed | kl |" in index
+
+
+def test_tables_take_the_fastest_of_a_kind_and_the_named_form():
+    found = row(us={"eager cdist": 500.0, "eager tiled": 300.0, "torch.mm": 50.0, OURS: 100.0})
+    assert tables.compared(found, tables.Column("eager", ("eager",))) == "3.00 (2.85–3.15)"
+    assert tables.compared(found, tables.Column("of mm", ("torch.mm",), inverse=True)) == "2.00 (1.90–2.11)"
+    assert tables.compared(found, tables.Column("absent", ("torchattacks",))) == ""
+    assert tables.compared(found, tables.Column("eager", ("eager",), form="kernel alone")) == ""
+    alone = f"{OURS}, kernel alone"
+    found["contestants"][alone] = {**found["contestants"][OURS], "form": "kernel alone"}
+    found["ratios"][alone] = {"eager cdist": around(7.0)}
+    assert tables.compared(found, tables.Column("eager", ("eager",), form="kernel alone")) == "7.00 (6.65–7.35)"
+
+
+def test_results_of_the_methods_become_tables():
+    """On the files that are in the repository."""
+    results = load(machine.RESULTS)
+    assert results.digits is not None
+    assert results.parity is not None
+    methods = tables.TABLES["methods"](results)
+    last = results.digits["methods"]["amkd"]["last"]
+    assert f"| AMKD | {last['mean']:.1f} ± {(last['high'] - last['low']) / 2:.1f} |" in methods
+    assert tables.TABLES["presets"](results).count("\n| `") == len(results.parity["presets"])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("<!-- benchmarks: summary -->\n", "has no end"),
+        ("<!-- /benchmarks -->\n", "line 1"),
+        ("\n<!-- benchmarks: summary -->\n<!-- benchmarks: summary -->\n", "line 3"),
+        ("<!-- benchmarks: sumary -->\n<!-- /benchmarks -->\n", "there are summary"),
+    ],
+)
+def test_broken_markers_are_errors(text, message):
+    with pytest.raises(ValueError, match=message):
+        readme.filled(text, {"summary": "a table"})
+
+
+def test_every_marker_of_the_readme_has_a_table():
+    text = (machine.ROOT / "README.md").read_text()
+    names = re.findall(r"<!-- benchmarks: (\S+) -->", text)
+    assert set(names) == set(tables.TABLES)
+    readme.filled(text, dict.fromkeys(tables.TABLES, ""))
+
+
+@pytest.mark.parametrize(
+    ("us", "text"), [(0.5, "0.500 µs"), (52.06, "52.1 µs"), (217.4, "217 µs"), (999.6, "1.00 ms"), (1.5e6, "1.50 s")]
+)
+def test_times_have_three_digits(us, text):
+    assert words.time(us) == text
+
+
+def test_pictures_are_png_and_the_same_every_time(site):
+    pytest.importorskip("lightning", reason="the extra `train` is not installed")
+    assert site(kl_cpu=comparison(row(), row(100)), scaling_cpu=grown()) == 0
+    folder = site.path / "docs" / "benchmarks"
+    first = {path.name: path.read_bytes() for path in folder.glob("*.png")}
+    assert set(first) == {"kl-cpu.png", "scaling-kl_div-N-cpu.png"}
+    assert all(png.startswith(b"\x89PNG") for png in first.values())
+    assert site() == 0
+    assert first == {path.name: path.read_bytes() for path in folder.glob("*.png")}
+
+
+class TestRegression:
+    @pytest.fixture
+    def judge(self, tmp_path, capsys):
+        def run(old: dict, new: dict, *options: str) -> tuple[int, str]:
+            paths = [tmp_path / "old.json", tmp_path / "new.json"]
+            for path, content in zip(paths, (old, new), strict=True):
+                path.write_text(json.dumps(content))
+            capsys.readouterr()
+            return regression.main([*map(str, paths), *options]), capsys.readouterr().out
+
+        return run
+
+    def test_nothing_changed(self, judge):
+        code, text = judge(comparison(row()), comparison(row()))
+        assert code == 0
+        assert text == "0 slower, 0 faster by more than 10%\n"
+
+    def test_one_row_is_slower(self, judge):
+        slow = row(100, us={"reference": 400.0, OURS: 150.0})
+        code, text = judge(comparison(row(), row(100)), comparison(row(), slow))
+        assert code == 1
+        assert "| kl_div, B = 128, K = 100, fp32, both | amkd_fast cpu | +50% | reference | 4.00 (3.80–4.20) |" in text
+        assert "K = 10," not in text
+        assert judge(comparison(row(100)), comparison(slow), "--margin", "0.6")[0] == 0
+
+    def test_faster_is_told_and_no_fault(self, judge):
+        code, text = judge(comparison(row()), comparison(row(us={"reference": 400.0, OURS: 50.0})))
+        assert code == 0
+        assert "-50%" in text
+        assert "0 slower, 1 faster" in text
+
+    def test_a_wide_spread_does_not_count(self, judge):
+        slow = row(us={"reference": 400.0, OURS: 150.0}, part=0.4)
+        assert judge(comparison(row(part=0.4)), comparison(slow))[0] == 0
+
+    def test_a_slower_machine_slows_everybody(self, judge):
+        twice = row(us={"reference": 800.0, EAGER: 600.0, OURS: 200.0})
+        assert judge(comparison(row()), comparison(twice))[0] == 0
+
+    def test_without_others_the_time_is_judged(self, judge):
+        rows = [row() for _ in range(2)]
+        for found, us in zip(rows, (100.0, 150.0), strict=True):
+            found["contestants"] = {OURS: {**found["contestants"][OURS], "us": around(us)}}
+            found |= {"ratios": {OURS: {}}, "best": None}
+        code, text = judge(comparison(rows[0]), comparison(rows[1]))
+        assert code == 1
+        assert "100 µs (95.0–105) | 150 µs (142–158)" in text
+
+    @pytest.mark.parametrize("other", [{"cpu": "Another chip"}, {"gpu": "A GPU"}, {"threads": 4}])
+    def test_another_machine_is_no_comparison(self, judge, other):
+        code, text = judge(comparison(row()), comparison(row(), **other))
+        assert code == 2
+        assert next(iter(other)) in text
+
+    def test_another_family_or_an_old_file_is_none_either(self, judge):
+        assert judge(comparison(row()), {**comparison(row()), "family": "triplet"})[0] == 2
+        assert judge(comparison(row()), {"cases": []})[0] == 2
+
+    def test_missing_rows_and_contestants_are_named(self, judge):
+        more = row()
+        more["contestants"][f"{OURS}, out given"] = {**more["contestants"][OURS], "form": "out given"}
+        more["ratios"][f"{OURS}, out given"] = copy.deepcopy(more["ratios"][OURS])
+        code, text = judge(comparison(row(), row(1000)), comparison(more, row(100)))
+        assert code == 0
+        assert "only before: kl_div, B = 128, K = 1000, fp32, both\n" in text
+        assert "only now: kl_div, B = 128, K = 100, fp32, both\n" in text
+        assert "only now: kl_div, B = 128, K = 10, fp32, both: amkd_fast cpu, out given\n" in text
+
+
+@pytest.mark.usefixtures("one_thread")
+class TestScaling:
+    def test_power_laws_are_followed(self):
+        assert scaling.extrapolated([(4, 3.0)], 8) == 6.0
+        assert scaling.extrapolated([(2, 1.0), (4, 4.0)], 16) == pytest.approx(64.0)
+        assert scaling.extrapolated([(2, 4.0), (4, 4.0)], 8) == 8.0
+
+    def test_who_would_pass_a_limit_stops(self, monkeypatch):
+        points = grown()["axes"][0]["points"][:4]
+        assert scaling.beyond(points, OURS, 16384) is None
+        assert scaling.beyond(points, "reference", 16384) == "2.5 s a call foretold, 1 s allowed"
+        monkeypatch.setattr(scaling, "SECONDS", 100.0)
+        assert scaling.beyond(points, "reference", 16384) == "2.1 GB a call foretold, 2 GB allowed"
+        assert scaling.beyond(points, "nobody", 16384) is None
+
+    def test_an_axis_goes_on_without_those_that_stopped(self, monkeypatch):
+        """The reference's fp64 form would be slower still: the truth is then ours in fp64, and says so."""
+        if not contest.backend_names("kl", "cpu"):
+            pytest.skip("the CPU kernels are not built")
+        axis = next(axis for axis in scaling.AXES if axis.name == "kl_div-K")
+        axis = axis._replace(sizes=(4, 8, 16), left_out=("max-autotune", "softmax target", "compile"))
+        limit = roofline.Limit(1e-6, "launches", 1e10, 1e11, 1e-6)
+        monkeypatch.setattr(roofline, "limit", lambda work, dtype, device: limit)  # measuring the rates takes long
+        stop = {("eager log target", 8): "too slow", ("reference", 16): "too slow"}
+        monkeypatch.setattr(scaling, "beyond", lambda points, title, size: stop.get((title, size)))
+        wrong: list[str] = []
+        found = scaling.along(axis, "cpu", QUICK, wrong)
+        there = [set(point["contestants"]) for point in found["points"]]
+        assert wrong == []
+        assert there == [{"reference", "eager log target", OURS}, {"reference", OURS}, {OURS}]
+        assert found["stopped"]["eager log target"] == {"size": 8, "reason": "stopped before K = 8: too slow"}
+        assert [point["truth"] for point in found["points"]] == ["reference", "reference", "ours"]
+        json.dumps(found)
+
+    def test_a_wrong_kernel_is_no_point(self, monkeypatch):
+        if not contest.backend_names("kl", "cpu"):
+            pytest.skip("the CPU kernels are not built")
+        axis = scaling.AXES[0]._replace(sizes=(4,), left_out=("max-autotune", "softmax target", "compile"))
+        real = contest.truth
+        monkeypatch.setattr(
+            contest, "truth", lambda call, inputs: real(call, inputs)._replace(value=torch.tensor(1.0).double())
+        )
+        wrong: list[str] = []
+        build = axis.build
+        axis = axis._replace(build=lambda kl, size: scaling.replace(build(kl, size), truth=contest.truth))
+        assert scaling.along(axis, "cpu", QUICK, wrong)["points"] == []
+        assert len(wrong) == 1
