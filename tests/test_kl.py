@@ -452,6 +452,8 @@ REFUSED = {
     "temperature=0.0": (ValueError, lambda: af.kl_div(S, S, 0.0)),
     "temperature=nan": (ValueError, lambda: af.kl_div(S, S, math.nan)),
     "temperature is a Tensor": (TypeError, lambda: af.kl_div(S, S, torch.tensor(2.0))),
+    "temperature is a bool": (TypeError, lambda: [af.kl_div(S, S, value) for value in (1.0, True)]),  # equal, yet
+    "temperature is a list": (TypeError, lambda: af.kl_div(S, S, [2.0])),
     "divergence='other'": (ValueError, lambda: af.kl_div(S, S, divergence="other")),
     "divergence='soft_cross_entropy'": (ValueError, lambda: af.kl_div(S, S, divergence="soft_cross_entropy")),
     "beta=1.0": (ValueError, lambda: af.kl_div(S, S, divergence="js", beta=1.0)),

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "../common/cpu_dispatch.h"
+#include "../common/cpu_pages.h"
 #include "../common/cpu_share.h"
 #include "kl_arguments.h"
 
@@ -165,9 +166,15 @@ Tensor backward(const Tensor& grad_loss, const Tensor& student, const Tensor& te
   p.grad_loss = upstream.const_data_ptr();
   p.stats = stats.data_ptr();
   p.grad_student = grad.mutable_data_ptr();
-  call.for_each_range(call.ranges_a_row(), [&](int64_t row, int64_t, int64_t begin, int64_t end) {
-    call.kernels.backward(p, row, begin, end);
-  });
+  prefer_huge_pages(p.grad_student, p.rows * p.classes * grad.element_size());
+  const int64_t ranges = call.ranges_a_row();
+  if (ranges > 1) {
+    call.for_each_range(ranges, [&](int64_t row, int64_t, int64_t begin, int64_t end) {
+      call.kernels.backward(p, row, row + 1, begin, end);
+    });
+  } else {
+    share(p.rows, p.classes, [&](int64_t first, int64_t last) { call.kernels.backward(p, first, last, 0, p.classes); });
+  }
   return grad;
 }
 

@@ -63,7 +63,8 @@ struct Kernels {
   void (*finish_mixture)(Forward&, int64_t row, Mixture);
   // Whole rows from first to last.
   void (*forward_rows)(Forward&, int64_t first, int64_t last);
-  void (*backward)(const Backward&, int64_t row, int64_t begin, int64_t end);
+  // The columns [begin, end) of the rows [first, last).
+  void (*backward)(const Backward&, int64_t first, int64_t last, int64_t begin, int64_t end);
 };
 
 using KernelTable = const Kernels[kElements];

@@ -10,6 +10,7 @@ using namespace amkd::AMKD_SIMD;
 namespace {
 
 constexpr double kInfinity = __builtin_huge_val();
+constexpr int64_t kShort = 32;    // classes of a row that shares its vectors with others
 constexpr int64_t kBlock = 2048;  // two networks' fp32 logits: 16 KiB
 
 template <class T>
@@ -133,6 +134,24 @@ Partial merge(const Problem& p, const Partial& a, const Partial& b) {
   return out;
 }
 
+// What a pass over logits with known maxima adds up, in every lane apart.
+template <class V, Divergence kDivergence, bool kLabels>
+struct Sums {
+  V student_shift, teacher_shift, per_t;
+  V student{}, teacher{}, inner{}, student_at_one{};
+
+  AMKD_INLINE void add(V s, V t) {
+    const V x = (s - student_shift) * per_t, y = (t - teacher_shift) * per_t;
+    const V ex = exp2_nonpositive(x), ey = exp2_nonpositive(y);
+    student += ex;
+    teacher += ey;
+    if constexpr (kDivergence == Divergence::kForward) inner += product_or_zero(ey, y - x);
+    if constexpr (kDivergence == Divergence::kReverse) inner += product_or_zero(ex, x - y);
+    if constexpr (kDivergence == Divergence::kSoftCrossEntropy) inner += product_or_zero(ey, x);
+    if constexpr (kLabels) student_at_one += exp2_nonpositive((s - student_shift) * splat<V>(kLog2E));
+  }
+};
+
 template <class T, Divergence kDivergence, bool kLabels>
 Partial sweep_block(const Problem& p, const Row<T>& row, int64_t begin, int64_t end) {
   using V = Vector<T>;
@@ -144,24 +163,44 @@ Partial sweep_block(const Problem& p, const Row<T>& row, int64_t begin, int64_t 
   Partial out{};
   out.student_max = max_lanes(student_max);
   out.teacher_max = max_lanes(teacher_max);
-  const V s_shift = splat<V>(shift_of(out.student_max)), t_shift = splat<V>(shift_of(out.teacher_max));
-  const V per_t = splat<V>(p.per_t * kLog2E);
-  V s_sum{}, t_sum{}, inner{}, s_sum_at_one{};
-  for_each_vector<T, Overlap::kExclude>(row.student, row.teacher, begin, end, [&](V s, V t, int64_t, int64_t) {
-    const V x = (s - s_shift) * per_t, y = (t - t_shift) * per_t;
-    const V ex = exp2_nonpositive(x), ey = exp2_nonpositive(y);
-    s_sum += ex;
-    t_sum += ey;
-    if constexpr (kDivergence == Divergence::kForward) inner += product_or_zero(ey, y - x);
-    if constexpr (kDivergence == Divergence::kReverse) inner += product_or_zero(ex, x - y);
-    if constexpr (kDivergence == Divergence::kSoftCrossEntropy) inner += product_or_zero(ey, x);
-    if constexpr (kLabels) s_sum_at_one += exp2_nonpositive((s - s_shift) * splat<V>(kLog2E));
-  });
-  out.student_sum = sum_lanes(s_sum);
-  out.teacher_sum = sum_lanes(t_sum);
-  out.inner = sum_lanes(inner) * kLog2;
-  if constexpr (kLabels) out.student_sum_at_one = sum_lanes(s_sum_at_one);
+  Sums<V, kDivergence, kLabels> sums{splat<V>(shift_of(out.student_max)), splat<V>(shift_of(out.teacher_max)),
+                                     splat<V>(p.per_t * kLog2E)};
+  for_each_vector<T, Overlap::kExclude>(row.student, row.teacher, begin, end,
+                                        [&](V s, V t, int64_t, int64_t) { sums.add(s, t); });
+  out.student_sum = sum_lanes(sums.student);
+  out.teacher_sum = sum_lanes(sums.teacher);
+  out.inner = sum_lanes(sums.inner) * kLog2;
+  if constexpr (kLabels) out.student_sum_at_one = sum_lanes(sums.student_at_one);
   return out;
+}
+
+// A lane takes a row: rows that fill few vectors would spend most of their time adding up lanes. The lanes after
+// `count` repeat its last row.
+template <class T, Divergence kDivergence, bool kLabels>
+void sweep_short_rows(const Problem& p, int64_t row, int64_t count, Partial* out) {
+  using V = Vector<T>;
+  constexpr int kRows = lanes<V>;
+  T student[kShort][kRows], teacher[kShort][kRows];
+  for (int lane = 0; lane < kRows; ++lane) {
+    const Row<T> r(p, row + (lane < count ? lane : count - 1));
+    for (int64_t i = 0; i < p.classes; ++i) {
+      student[i][lane] = r.student[i];
+      teacher[i][lane] = r.teacher[i];
+    }
+  }
+  V student_max = splat<V>(-kInfinity), teacher_max = student_max;
+  for (int64_t i = 0; i < p.classes; ++i) {
+    student_max = larger(student_max, load(student[i]));
+    teacher_max = larger(teacher_max, load(teacher[i]));
+  }
+  const V none = splat<V>(-kInfinity);
+  Sums<V, kDivergence, kLabels> sums{student_max == none ? V{} : student_max, teacher_max == none ? V{} : teacher_max,
+                                     splat<V>(p.per_t * kLog2E)};
+  for (int64_t i = 0; i < p.classes; ++i) sums.add(load(student[i]), load(teacher[i]));
+  for (int64_t i = 0; i < count; ++i) {
+    out[i] = {student_max[i], sums.student[i], sums.student_at_one[i],
+              teacher_max[i], sums.teacher[i], sums.inner[i] * kLog2};
+  }
 }
 
 template <class T, Divergence kDivergence, bool kLabels>
@@ -291,18 +330,50 @@ void finish_mixture(Forward& p, int64_t row, Kernels::Mixture sums) {
   p.divergence[row] = p.scalars.row_scale * (p.scalars.beta * sums.teacher + (1.0 - p.scalars.beta) * sums.student);
 }
 
+template <class T, Divergence kDivergence, bool kLabels>
+void forward_rows_as(Forward& p, int64_t first, int64_t last) {
+  constexpr int kRows = lanes<Vector<T>>;
+  const int64_t step = p.classes <= kShort ? kRows : 1;
+  Partial sums[kRows];
+  for (int64_t row = first; row < last; row += step) {
+    const int64_t count = last - row < step ? last - row : step;
+    if (step == 1) {
+      sums[0] = sweep_as<T, kDivergence, kLabels>(p, row, 0, p.classes);
+    } else if constexpr (kRows > 1) {
+      sweep_short_rows<T, kDivergence, kLabels>(p, row, count, sums);
+    }
+    for (int64_t i = 0; i < count; ++i) {
+      finish<T>(p, row + i, sums[i]);
+      if constexpr (kDivergence == Divergence::kJs) {
+        finish_mixture<T>(p, row + i, sweep_mixture<T>(p, row + i, 0, p.classes));
+      }
+    }
+  }
+}
+
+template <class T, bool kLabels>
+void forward_rows_with(Forward& p, int64_t first, int64_t last) {
+  switch (p.scalars.divergence) {
+    case Divergence::kForward:
+      return forward_rows_as<T, Divergence::kForward, kLabels>(p, first, last);
+    case Divergence::kReverse:
+      return forward_rows_as<T, Divergence::kReverse, kLabels>(p, first, last);
+    case Divergence::kSoftCrossEntropy:
+      return forward_rows_as<T, Divergence::kSoftCrossEntropy, kLabels>(p, first, last);
+    case Divergence::kJs:
+      return forward_rows_as<T, Divergence::kJs, kLabels>(p, first, last);
+  }
+}
+
 template <class T>
 void forward_rows(Forward& p, int64_t first, int64_t last) {
-  for (int64_t row = first; row < last; ++row) {
-    finish<T>(p, row, sweep<T>(p, row, 0, p.classes));
-    if (p.scalars.divergence == Divergence::kJs) finish_mixture<T>(p, row, sweep_mixture<T>(p, row, 0, p.classes));
-  }
+  p.labels ? forward_rows_with<T, true>(p, first, last) : forward_rows_with<T, false>(p, first, last);
 }
 
 // ---- backward ---------------------------------------------------------------------------------------------------
 
 template <class T, Divergence kDivergence, bool kLabels>
-void backward_as(const Backward& p, int64_t row, int64_t begin, int64_t end) {
+AMKD_INLINE void backward_row(const Backward& p, int64_t row, int64_t begin, int64_t end) {
   using V = Vector<T>;
   const Scalars& s = p.scalars;
   const double upstream = static_cast<const Stat<T>*>(p.grad_loss)[s.per_row ? row : 0];
@@ -351,22 +422,27 @@ void backward_as(const Backward& p, int64_t row, int64_t begin, int64_t end) {
                                        });
 }
 
+template <class T, Divergence kDivergence, bool kLabels>
+void backward_as(const Backward& p, int64_t first, int64_t last, int64_t begin, int64_t end) {
+  for (int64_t row = first; row < last; ++row) backward_row<T, kDivergence, kLabels>(p, row, begin, end);
+}
+
 template <class T, bool kLabels>
-void backward_with(const Backward& p, int64_t row, int64_t begin, int64_t end) {
+void backward_with(const Backward& p, int64_t first, int64_t last, int64_t begin, int64_t end) {
   switch (p.scalars.divergence) {
     case Divergence::kForward:
     case Divergence::kSoftCrossEntropy:
-      return backward_as<T, Divergence::kForward, kLabels>(p, row, begin, end);
+      return backward_as<T, Divergence::kForward, kLabels>(p, first, last, begin, end);
     case Divergence::kReverse:
-      return backward_as<T, Divergence::kReverse, kLabels>(p, row, begin, end);
+      return backward_as<T, Divergence::kReverse, kLabels>(p, first, last, begin, end);
     case Divergence::kJs:
-      return backward_as<T, Divergence::kJs, kLabels>(p, row, begin, end);
+      return backward_as<T, Divergence::kJs, kLabels>(p, first, last, begin, end);
   }
 }
 
 template <class T>
-void backward(const Backward& p, int64_t row, int64_t begin, int64_t end) {
-  p.labels ? backward_with<T, true>(p, row, begin, end) : backward_with<T, false>(p, row, begin, end);
+void backward(const Backward& p, int64_t first, int64_t last, int64_t begin, int64_t end) {
+  p.labels ? backward_with<T, true>(p, first, last, begin, end) : backward_with<T, false>(p, first, last, begin, end);
 }
 
 template <class T>

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from amkd_fast import backends, checks
-from amkd_fast.ops.kl import function
+from amkd_fast.ops.kl import function, scalars
 from amkd_fast.ops.kl.function import DIVERGENCES, FusedKL, Scalars
 from amkd_fast.ops.kl.reference import statistics_dtype
 
@@ -80,7 +80,6 @@ def kl_div(
         ('0.2311', '0.2311')
     """
     checks.choice("divergence", divergence, DIVERGENCES[:3])
-    beta = checks.open_unit("beta", beta)
     return _divergence(student, teacher, temperature, divergence, beta, weight, scale_by_t2, reduction)
 
 
@@ -174,48 +173,30 @@ def distillation_loss(
         >>> f"{loss.ce.item():.4f} {loss.kl.item():.4f} {loss.total.item():.4f}"
         '2.3026 0.0000 0.2303'
     """
-    checks.choice("divergence", divergence, DIVERGENCES[:3])
     shape, student, teacher = _logits(student, teacher)
-    temperature = checks.positive("temperature", temperature)
-    if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
-        raise TypeError(f"ignore_index is a {type(ignore_index).__name__}: must be an int")
     if labels is not None:
         checks.integer("labels", labels)
         checks.shape("labels", labels, shape[:-1], "one label a row of student")
-        checks.same_device(student=student, labels=labels)
-        if labels.dim() != 1:
+        if labels.device != student.device:
+            checks.same_device(student=student, labels=labels)
+        if len(shape) != 2:
             labels = labels.reshape(-1)
-    kl_factor, kl_weight = _weight("kl_weight", kl_weight, shape, student)
-    ce_factor, ce_weight = _weight("ce_weight", ce_weight, shape, student)
-    scalars = Scalars(
-        temperature,
-        DIVERGENCES.index(divergence),
-        0.5,
-        temperature * temperature if scale_by_t2 else 1.0,
-        kl_factor / max(student.shape[0], 1),
-        ce_factor,
-        ignore_index,
-        False,
+    kl_number, kl_rows = _weight("kl_weight", kl_weight, shape, student)
+    ce_number, ce_rows = _weight("ce_weight", ce_weight, shape, student)
+    numbers = scalars.of_distillation(
+        temperature, divergence, ce_number, kl_number, bool(scale_by_t2), ignore_index, student.shape[0]
     )
-    return DistillationLoss(*_run(student, teacher, kl_weight, labels, ce_weight, scalars, True))
+    return DistillationLoss(*_run(student, teacher, kl_rows, labels, ce_rows, numbers, True))
 
 
 def _divergence(student, teacher, temperature, divergence, beta, weight, scale_by_t2, reduction) -> Tensor:
     shape, student, teacher = _logits(student, teacher)
-    temperature = checks.positive("temperature", temperature)
-    factor, weight = _weight("weight", weight, shape, student)
-    if reduction == "batchmean":
-        factor /= max(shape[0], 1) if len(shape) > 1 else 1
-    elif reduction == "mean":
-        factor /= max(student.shape[0], 1)
-    else:
-        checks.choice("reduction", reduction, ("none", "sum", "mean", "batchmean"))
-    row_scale = temperature * temperature if scale_by_t2 else 1.0
-    per_row = reduction == "none"
-    number = DIVERGENCES.index(divergence)
-    scalars = Scalars(temperature, number, beta, row_scale, factor, 0.0, -100, per_row)
-    loss = _run(student, teacher, weight, None, None, scalars, False)
-    return loss.view(shape[:-1]) if per_row and len(shape) != 2 else loss
+    number, row_weight = _weight("weight", weight, shape, student)
+    plain = len(shape) == 2
+    batch, rows = (shape[0], shape[0]) if plain else (shape[0] if len(shape) > 1 else 1, student.shape[0])
+    numbers = scalars.of_divergence(temperature, divergence, beta, number, bool(scale_by_t2), reduction, batch, rows)
+    loss = _run(student, teacher, row_weight, None, None, numbers, False)
+    return loss.view(shape[:-1]) if not plain and reduction == "none" else loss
 
 
 def _logits(student: Tensor, teacher: Tensor) -> tuple[torch.Size, Tensor, Tensor]:
@@ -239,38 +220,37 @@ def _logits(student: Tensor, teacher: Tensor) -> tuple[torch.Size, Tensor, Tenso
 
 def _weight(
     name: str, weight: float | Tensor | None, shape: torch.Size, student: Tensor
-) -> tuple[float, Tensor | None]:
-    """Split a weight into a number and a tensor [B] in the statistics' dtype."""
-    if weight is None:
-        return 1.0, None
+) -> tuple[float | None, Tensor | None]:
+    """Tell a number, which is yet to be checked, from a tensor, which becomes [B] in the statistics' dtype."""
     if not isinstance(weight, Tensor):
-        return checks.finite(name, weight), None
+        return weight, None
     checks.floating(name, weight)
     checks.shape(name, weight, tuple(shape[:-1]), "one weight a row of student")
     checks.same_device(student=student, **{name: weight})
-    return 1.0, weight.reshape(-1).to(statistics_dtype(student.dtype))
+    return None, weight.reshape(-1).to(statistics_dtype(student.dtype))
 
 
-def _run(student, teacher, weight, labels, ce_weight, scalars: Scalars, with_parts: bool):
+def _run(student, teacher, weight, labels, ce_weight, numbers: tuple, with_parts: bool):
     """The loss, or with ``with_parts`` (loss, mean cross-entropy, mean divergence)."""
     name = backends.select("kl", student.device.type, student.numel())
     if labels is not None and name != "cpu":  # whose operator looks itself
-        _check_labels(labels, student.shape[1], scalars.ignore_index)
+        _check_labels(labels, student.shape[1], Scalars(*numbers).ignore_index)
     if name == "reference":
-        outputs = function.compute(student, teacher, weight, labels, ce_weight, scalars)
+        outputs = function.compute(student, teacher, weight, labels, ce_weight, Scalars(*numbers))
         return outputs if with_parts else outputs[0]
     if name not in _OPERATORS:
         from amkd_fast.ops.kl import triton  # not at the top: importing amkd_fast does not import triton
 
         _OPERATORS["triton"] = (triton.forward_op, triton.backward_op)
-    tensors = (student, teacher, weight, labels, ce_weight)
+    none = weight is None and labels is None and ce_weight is None
+    optional = () if none else (weight, labels, ce_weight)
     if not with_parts:
-        return FusedKL.apply(*tensors, _OPERATORS[name], tuple(scalars), False)
+        return FusedKL.apply(_OPERATORS[name], numbers, False, student, teacher, *optional)
     try:
-        loss, stats = FusedKL.apply(*tensors, _OPERATORS[name], tuple(scalars), True)
+        loss, stats = FusedKL.apply(_OPERATORS[name], numbers, True, student, teacher, *optional)
     except RuntimeError as error:
         raise _named(error) from None
-    return loss, stats[-2], stats[-1]
+    return loss, stats.select(0, -2), stats.select(0, -1)
 
 
 def _named(error: RuntimeError) -> Exception:

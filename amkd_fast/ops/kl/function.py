@@ -15,6 +15,7 @@ DIVERGENCES = ("forward", "reverse", "js", "soft_cross_entropy")  # the position
 # three TAIL scalars. csrc/kl/kl.h has the same list.
 FIELDS = 6  # student max, student log-sum, teacher max, teacher log-sum, inner, student log-sum at temperature 1
 TAIL = 3  # number of labelled rows, mean cross-entropy, mean divergence
+ABSENT = (None, None, None)  # weight, labels and ce_weight of a call that has none of them
 
 
 class Scalars(NamedTuple):
@@ -48,15 +49,16 @@ def compute(
 class FusedKL(torch.autograd.Function):
     """The loss of logits [B, K] from the operators of one backend; with ``with_parts`` (loss, statistics).
 
+    ``optional`` is (weight, labels, ce_weight), or nothing where a call has none of them: each argument has its price.
     The backward pass recomputes the probabilities from the statistics. Gradients other than the student's, and the
-    differentiable gradient that a double backward needs, come from the reference: they are rare, and one definition
-    of them is enough.
+    differentiable gradient that a double backward needs, come from the reference: they are rare, and one definition of
+    them is enough.
     """
 
     @staticmethod
-    def forward(ctx, student, teacher, weight, labels, ce_weight, operators, scalars, with_parts):
-        loss, stats = operators[0](student, teacher, weight, labels, ce_weight, *scalars)
-        ctx.save_for_backward(student, teacher, weight, labels, ce_weight, stats)
+    def forward(ctx, operators, scalars, with_parts, student, teacher, *optional):
+        loss, stats = operators[0](student, teacher, *(optional or ABSENT), *scalars)
+        ctx.save_for_backward(stats, student, teacher, *optional)
         ctx.backward_op, ctx.scalars = operators[1], scalars
         if not with_parts:
             return loss
@@ -66,27 +68,28 @@ class FusedKL(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_loss, *_):
-        if grad_loss is None:
-            return (None,) * 8
-        student, teacher, weight, labels, ce_weight, stats = ctx.saved_tensors
-        needed = ctx.needs_input_grad[:5]
-        grads = [None] * 5
-        differentiable = torch.is_grad_enabled() and not torch.compiler.is_compiling()
-        if needed[0] and not differentiable:
-            grads[0] = ctx.backward_op(grad_loss, student, teacher, weight, labels, ce_weight, stats, *ctx.scalars)
-            needed = (False, *needed[1:])
-        if True in needed:
-            inputs = (student, teacher, weight, labels, ce_weight)
-            for i, grad in _reference_grads(grad_loss, inputs, needed, ctx.scalars, differentiable):
-                grads[i] = grad
-        return (*grads, None, None, None)
+        needed = ctx.needs_input_grad[3:]
+        grads = [None] * len(needed)
+        if grad_loss is not None:
+            stats, student, teacher, *optional = ctx.saved_tensors
+            differentiable = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+            if needed[0] and not differentiable:
+                tensors = (student, teacher, *(optional or ABSENT), stats)
+                grads[0] = ctx.backward_op(grad_loss, *tensors, *ctx.scalars)
+                needed = (False, *needed[1:])
+            if True in needed:
+                inputs = (student, teacher, *optional)
+                for i, grad in _reference_grads(grad_loss, inputs, needed, ctx.scalars, differentiable):
+                    grads[i] = grad
+        return (None, None, None, *grads)
 
 
 def _reference_grads(grad_loss, inputs, needed, scalars, differentiable):
     with torch.enable_grad():
         if not differentiable:
             inputs = [x.detach().requires_grad_(need) if need else x for x, need in zip(inputs, needed, strict=True)]
-        loss, _, _ = compute(*inputs, Scalars(*scalars))
+        student, teacher, *optional = inputs
+        loss, _, _ = compute(student, teacher, *(optional or ABSENT), Scalars(*scalars))
         wanted = [i for i, need in enumerate(needed) if need]
         grads = torch.autograd.grad(loss, [inputs[i] for i in wanted], grad_loss, create_graph=differentiable)
     return zip(wanted, grads, strict=True)
