@@ -135,8 +135,8 @@ W scale_for(W peak) {
   return static_cast<W>(__builtin_ldexp(1.0, -exponent));
 }
 
-// What the numbers of a gradient have among them. The bits of numbers ≥ 0 are in the order of the numbers, with infinity
-// and NaN on top.
+// What the numbers of a gradient have among them. The bits of numbers ≥ 0 are in the order of the numbers, with
+// infinity and NaN on top.
 struct Largest {
   Ints most{};
   AMKD_INLINE void see(Floats v) {
