@@ -28,9 +28,9 @@ const DrawKernel* draw_kernels() { AMKD_AT_LEVEL(draw_kernels); }
 template <class W>
 void spread(const StepWork& p, const void* channels, double scalar, double none, W* out) {
   const W* bounds = static_cast<const W*>(channels);
-  for (int64_t k = 0; k < p.size; ++k) {
-    const double bound = bounds == nullptr ? scalar : bounds[k / p.run % p.channels];
-    out[k] = static_cast<W>(saturated(bound, none, p.largest));
+  for (int64_t k = 0, channel = 0; k < p.size; k += p.run, channel = channel + 1 < p.channels ? channel + 1 : 0) {
+    const double bound = bounds == nullptr ? scalar : bounds[channel];
+    std::fill_n(out + k, p.run, static_cast<W>(saturated(bound, none, p.largest)));
   }
 }
 

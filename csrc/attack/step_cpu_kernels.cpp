@@ -135,6 +135,37 @@ W scale_for(W peak) {
   return static_cast<W>(__builtin_ldexp(1.0, -exponent));
 }
 
+// What the numbers of a gradient have among them. The bits of numbers ≥ 0 are in the order of the numbers, with
+// infinity and NaN on top.
+struct Largest {
+  Ints most{};
+  AMKD_INLINE void see(Floats v) {
+    const Ints size = bits<Ints>(absolute(v));
+    most = size > most ? size : most;
+  }
+  bool usable() const {  // finite, and not all zero
+    int32_t found = 0;
+    for (int lane = 0; lane < kLanes; ++lane) found = most[lane] > found ? most[lane] : found;
+    return found > 0 && found < bits<int32_t>(__builtin_inff());
+  }
+};
+struct LargestDouble {
+  int64_t most = 0;
+  AMKD_INLINE void see(double v) {
+    const int64_t size = bits<int64_t>(absolute(v));
+    most = size > most ? size : most;
+  }
+  bool usable() const { return most > 0 && most < bits<int64_t>(__builtin_inf()); }
+};
+template <class W>
+struct LargestOf {
+  using type = Largest;
+};
+template <>
+struct LargestOf<double> {
+  using type = LargestDouble;
+};
+
 // `exact`: with the peak, and scaled in any case.
 template <class W>
 Size<W> size_of(const W* g, int64_t size, bool exact) {
@@ -374,6 +405,20 @@ struct Sample {
   }
 };
 
+// A step along the sign in one pass over gradient and sample, which finds on the way whether it may be taken: false
+// leaves something in `out` that is not the result. The gradient is in its own dtype.
+template <class T, class G, class W, class Ball>
+bool step_along_sign(const StepWork& p, const T* x, const G* grad, T* out, W reach, Ball ball) {
+  const AlongSign<W> heading{splat<Vector<W>>(reach)};
+  typename LargestOf<W>::type largest;
+  sweep_bounded<T>(p, [=, &largest](int64_t k, auto part, auto bounds) {
+    const Vector<W> g = get(grad + k, part), v = ball(get(x + k, part) + heading(g), k, part);
+    largest.see(g);
+    put(out + k, part, smaller(bounds.upper(k, part), larger(bounds.lower(k, part), v)));
+  });
+  return largest.usable();
+}
+
 // g ← v = decay · v + g / mean|g| in the scratch, and in the velocity where all of it is finite.
 template <class W>
 bool gather_momentum(W* g, W* velocity, int64_t size, double decay) {
@@ -426,6 +471,14 @@ void step_one(const StepWork& p, int64_t i, typename WorkOf<T>::type* scratch) {
   if (!wanted || !is_finite(reach) || (x0 != nullptr && !(sample.radius >= 0))) return sample.stay();
 
   W* velocity = static_cast<W*>(p.velocity);
+  // In place there would be no way back.
+  if (s.rule == Rule::kLinf && velocity == nullptr && !s.project && sample.out != x && !(x0 && sample.radius == 0)) {
+    const InBox<T, W> box{x0, splat<Vector<W>>(sample.radius)};
+    const bool moves = x0 == nullptr ? step_along_sign(p, x, grad, sample.out, reach, Anywhere{})
+                                     : step_along_sign(p, x, grad, sample.out, reach, box);
+    if (!moves) sample.stay();
+    return;
+  }
   bool as_it_is = velocity == nullptr && !s.project;
   if constexpr (sizeof(G) == sizeof(W)) {
     sample.g = grad;

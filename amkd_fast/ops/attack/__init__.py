@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from amkd_fast import backends, checks, philox
-from amkd_fast.ops.attack import arguments, operators, reference
+from amkd_fast.ops.attack import arguments, operators, plain, reference
 from amkd_fast.ops.attack.function import FusedStep
 from amkd_fast.ops.attack.operators import Operators, Step
 from amkd_fast.ops.attack.reference import BoundaryBases
@@ -19,6 +19,7 @@ if backends.build_info() is not None:
     from amkd_fast.ops.attack import native
 
     _OPERATORS["cpu"] = _OPERATORS["cuda"] = native.operators
+_NATIVE = _OPERATORS.get("cpu")
 
 
 def attack_step(
@@ -94,6 +95,13 @@ def attack_step(
         >>> af.attack_step(x, grad, x0=x, step_size=0.2, eps=0.15, lower=0.0, upper=1.0)
         tensor([[0.3500, 1.0000]])
     """
+    if _NATIVE is not None and type(top) is float and 0.0 < top <= 1.0:
+        moved = plain.step(
+            _NATIVE, x, grad, x0, step_size, eps, norm, norm_power, gap, momentum, decay, lower, upper, active, project,
+            out,
+        )  # fmt: skip
+        if moved is not None:
+            return moved
     arguments.check_step(x, grad, x0, step_size, eps, norm, norm_power, gap, momentum, lower, upper, active, out)
     checks.finite("decay", decay)
     if not 0.0 < checks.finite("top", top) <= 1.0:
@@ -154,6 +162,10 @@ def attack_objective(
         >>> af.attack_objective(logits, labels, loss="boundary", target=target)
         (tensor([-2.]), tensor([[-1.,  1.,  0.]]), tensor([0]), tensor([True]))
     """
+    if _NATIVE is not None:
+        found = plain.objective(_NATIVE, logits, labels, loss, target, score, targeted)
+        if found is not None:
+            return found
     arguments.check_logits("logits", logits)
     checks.choice("loss", loss, arguments.LOSSES)
     checks.choice("score", score, arguments.SCORES)

@@ -17,7 +17,7 @@ from amkd_fast.ops.attack.steps import top_count
 NAMES = ("attack_step", "attack_objective", "attack_bases", "attack_draw")
 LOSSES = ("ce", "boundary", "dlr")  # the position is the operators' `loss` number
 INF = float("inf")
-_RULES = {("linf", 1): 0, ("l2", 1): 1, ("l1", 1): 2, ("boundary", 1): 3, ("boundary", 2): 4}
+RULES = {("linf", 1): 0, ("l2", 1): 1, ("l1", 1): 2, ("boundary", 1): 3, ("boundary", 2): 4}
 
 
 class Operators(NamedTuple):
@@ -72,7 +72,7 @@ def step(operators: Operators, x: Tensor, grad: Tensor, out: Tensor | None, call
     lowers, lower = _split(call.lower, -INF, work)
     uppers, upper = _split(call.upper, INF, work)
     gap, _ = _split(call.gap, 0.0, work)
-    rule = _RULES[call.norm, call.norm_power]
+    rule = RULES[call.norm, call.norm_power]
     top = top_count(call.top, x[0].numel()) if rule == 2 else 1
     operators.step(
         into, x, grad, x0, step_sizes, radii, gap, velocity, lowers, uppers, call.active, rule, step_size, radius,
