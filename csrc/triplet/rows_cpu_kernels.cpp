@@ -71,18 +71,32 @@ AMKD_INLINE V load_up_to(const T* p, int64_t j, int64_t count, T fill) {
   return load_as<V>(buffer);
 }
 
+template <class T>
+T* product_row(const EveryPair<T>& p, int64_t i) {
+  return p.product + (i - p.first) * p.product_stride;
+}
+
+template <class T>
+uint64_t* close_row(const EveryPair<T>& p, int64_t i) {
+  return p.close + (i - p.first) * close_words(p.reference.count);
+}
+
+template <class T>
+T upstream_of(const EveryPair<T>& p, int64_t i) {
+  return p.upstream == nullptr ? T(1) : p.upstream[i];
+}
+
 // The distances of anchor i into w.distance; not that to itself.
 template <class T>
 void measure(const EveryPair<T>& p, int64_t i, const Work<T>& w) {
   using V = Values<T>;
   const int64_t count = p.reference.count, itself = itself_of(p, i);
-  const T* product = p.product + i * count;
+  const T* product = product_row(p, i);
   const V own = V{} + p.anchor_square[i];
-  uint64_t* close = p.close == nullptr ? nullptr : p.close + i * close_words(count);
-  for (int64_t word = 0; close != nullptr && word < close_words(count); ++word) close[word] = 0;
+  uint64_t* close = p.with_gradient ? close_row(p, i) : nullptr;
   for (int64_t j = 0; j < count; j += kWidth<T>) {
-    const V lengths = own + load_up_to<V>(p.reference_square, j, count, T(1));
-    const V square = lengths - 2 * load_up_to<V>(product, j, count, T(0));
+    const V lengths = own + load_as<V>(p.reference_square + j);
+    const V square = lengths - 2 * load_as<V>(product + j);
     const Labels<T> cancelled = ~(square >= lengths * static_cast<T>(kCancelled));  // also where a length is NaN
     V d = square;
     if (p.distance == Distance::kEuclidean) d = root_of(d);
@@ -105,12 +119,7 @@ bool sort_out(const EveryPair<T>& p, int64_t i, T outside, Work<T>& w) {
   using L = Labels<T>;
   w.positives = w.negatives = 0;
   w.nan_negative = false;
-  if (p.used != nullptr && !p.used[i]) {
-    for (int64_t word = 0; p.close != nullptr && word < close_words(p.reference.count); ++word) {
-      p.close[i * close_words(p.reference.count) + word] = 0;
-    }
-    return false;
-  }
+  if (p.used != nullptr && !p.used[i]) return false;
   measure(p, i, w);
   const int64_t count = p.reference.count, itself = itself_of(p, i);
   const Label<T> own = p.classes.anchor[i];
@@ -348,7 +357,7 @@ template <class T>
 void hinge_backward(const EveryPair<T>& p, int64_t i, Work<T>& w, T* u, T* grad_positive) {
   using V = Values<T>;
   const int64_t count = p.reference.count, numbers = sort_thresholds(p, i, static_cast<T>(p.margin), w);
-  const T g = p.upstream[i];
+  const T g = upstream_of(p, i);
   for (int64_t q = 0; q <= numbers; ++q) w.above[q] = 0;
   for (int64_t j = 0; j < count; ++j) u[j] = T(0);
   if (numbers <= kCountLinearly) {
@@ -440,7 +449,7 @@ template <class T>
 void soft_backward(const EveryPair<T>& p, int64_t i, Work<T>& w, T* u, T* grad_positive) {
   using V = Vector<T>;
   const int64_t count = p.reference.count;
-  const T g = p.upstream[i];
+  const T g = upstream_of(p, i);
   for (int64_t j = 0; j < count; ++j) u[j] = T(0);
   if (p.positive_distance != nullptr) *grad_positive = T(0);
   for (int64_t q = 0; q < w.positives; ++q) {
@@ -550,7 +559,7 @@ void semihard_backward(const EveryPair<T>& p, int64_t i, Work<T>& w, T* u, T* gr
     if (n < 0) continue;
     const T d_ap = positive_distance(p, i, w, q), d_an = w.distance[n];
     const double x = static_cast<double>(d_ap) - d_an;
-    double pull = p.upstream[i] / static_cast<double>(pairs);
+    double pull = upstream_of(p, i) / static_cast<double>(pairs);
     if (p.soft_margin) {
       pull /= 1.0 + __builtin_exp(-x);
     } else if (x + p.margin <= 0.0) {
@@ -573,37 +582,13 @@ T outside_of(const EveryPair<T>& p) {
   return p.semihard ? T(-1) : static_cast<T>(kInfinity);
 }
 
-template <class T>
-void forward(const EveryPair<T>& p, const RowTerms<T>& out, void* scratch, int64_t first, int64_t last) {
-  Work<T> w(scratch, p.reference.count);
-  for (int64_t i = first; i < last; ++i) {
-    Sums sums;
-    if (sort_out(p, i, outside_of(p), w)) {
-      if (p.semihard) {
-        semihard_forward(p, i, w, sums);
-      } else {
-        sums.terms = sums.triplets = w.positives * w.negatives;
-        sums.positive = sum_positives(p, i, w) * w.negatives;
-        sums.negative = sum_negatives(w, p.reference.count, outside_of(p)) * w.positives;
-        p.soft_margin ? soft_forward(p, i, w, sums) : hinge_forward(p, i, w, sums);
-      }
-    }
-    out.total[i] = static_cast<T>(sums.total);
-    out.counts[3 * i] = sums.terms;
-    out.counts[3 * i + 1] = sums.active;
-    out.counts[3 * i + 2] = sums.triplets;
-    out.sums[2 * i] = static_cast<T>(sums.positive);
-    out.sums[2 * i + 1] = static_cast<T>(sums.negative);
-  }
-}
-
 // What the close pairs of an anchor do to it; `sum` [D].
 template <class T>
 void add_close_pairs(const EveryPair<T>& p, int64_t i, const T* u, double* sum) {
   const int64_t depth = p.anchor.depth, words = close_words(p.reference.count);
   bool touched = false;
   for (int64_t word = 0; word < words; ++word) {
-    for (uint64_t bits = p.close[i * words + word]; bits != 0; bits &= bits - 1) {
+    for (uint64_t bits = close_row(p, i)[word]; bits != 0; bits &= bits - 1) {
       const int64_t j = word * kCloseColumns + __builtin_ctzll(bits);
       if (u[j] == 0) continue;
       for (int64_t k = 0; !touched && k < depth; ++k) sum[k] = 0.0;
@@ -616,34 +601,61 @@ void add_close_pairs(const EveryPair<T>& p, int64_t i, const T* u, double* sum) 
   for (int64_t k = 0; touched && k < depth; ++k) out[k] += static_cast<T>(sum[k]);
 }
 
+// The terms of anchor i, which has triplets, and the weights of its pairs.
 template <class T>
-void backward(const EveryPair<T>& p, T* grad_positive, void* scratch, int64_t first, int64_t last) {
+void mine(const EveryPair<T>& p, int64_t i, Work<T>& w, Sums& sums, T* u, T* grad_positive) {
+  if (p.semihard) {
+    semihard_forward(p, i, w, sums);
+    if (p.with_gradient) semihard_backward(p, i, w, u, grad_positive);
+    return;
+  }
+  sums.terms = sums.triplets = w.positives * w.negatives;
+  sums.positive = sum_positives(p, i, w) * w.negatives;
+  sums.negative = sum_negatives(w, p.reference.count, outside_of(p)) * w.positives;
+  if (p.soft_margin) {
+    soft_forward(p, i, w, sums);
+    if (p.with_gradient) soft_backward(p, i, w, u, grad_positive);
+  } else {
+    hinge_forward(p, i, w, sums);
+    if (p.with_gradient) hinge_backward(p, i, w, u, grad_positive);
+  }
+}
+
+template <class T>
+void sweep(const EveryPair<T>& p, const RowTerms<T>& out, void* scratch) {
   Work<T> w(scratch, p.reference.count);
-  for (int64_t i = first; i < last; ++i) {
-    T* u = p.product + i * p.reference.count;
-    T* pull = grad_positive == nullptr ? nullptr : grad_positive + i;
-    if (!sort_out(p, i, outside_of(p), w)) {
+  const int64_t words = close_words(p.reference.count);
+  for (int64_t i = p.first; i < p.last; ++i) {
+    Sums sums;
+    T* u = product_row(p, i);
+    T* pull = p.grad_positive == nullptr ? nullptr : p.grad_positive + i;
+    for (int64_t word = 0; p.with_gradient && word < words; ++word) close_row(p, i)[word] = 0;
+    if (sort_out(p, i, outside_of(p), w)) {
+      mine(p, i, w, sums, u, pull);
+    } else if (p.with_gradient) {
       for (int64_t j = 0; j < p.reference.count; ++j) u[j] = T(0);
       if (pull != nullptr) *pull = T(0);
-    } else if (p.semihard) {
-      semihard_backward(p, i, w, u, pull);
-    } else {
-      p.soft_margin ? soft_backward(p, i, w, u, pull) : hinge_backward(p, i, w, u, pull);
     }
-    add_close_pairs(p, i, u, w.sum);
+    if (p.with_gradient) add_close_pairs(p, i, u, w.sum);
+    out.total[i] = static_cast<T>(sums.total);
+    out.counts[3 * i] = sums.terms;
+    out.counts[3 * i + 1] = sums.active;
+    out.counts[3 * i + 2] = sums.triplets;
+    out.sums[2 * i] = static_cast<T>(sums.positive);
+    out.sums[2 * i + 1] = static_cast<T>(sums.negative);
   }
 }
 
 template <class T>
 void settle(const EveryPair<T>& p, double* scratch, int64_t first, int64_t last) {
-  const int64_t depth = p.reference.depth, words = close_words(p.reference.count);
+  const int64_t depth = p.reference.depth;
   for (int64_t word = first; word < last; ++word) {
     uint64_t touched = 0;
-    for (int64_t i = 0; i < p.anchor.count; ++i) {
-      for (uint64_t bits = p.close[i * words + word]; bits != 0; bits &= bits - 1) {
+    for (int64_t i = p.first; i < p.last; ++i) {
+      for (uint64_t bits = close_row(p, i)[word]; bits != 0; bits &= bits - 1) {
         const int column = __builtin_ctzll(bits);
         const int64_t j = word * kCloseColumns + column;
-        T& u = p.product[i * p.reference.count + j];
+        T& u = product_row(p, i)[j];
         if (u == 0) continue;
         double* sum = scratch + column * depth;
         if ((touched >> column & 1) == 0) {
@@ -665,7 +677,7 @@ void settle(const EveryPair<T>& p, double* scratch, int64_t first, int64_t last)
 
 }  // namespace
 
-extern const RowKernels<float> row_floats = {forward, backward, settle};
-extern const RowKernels<double> row_doubles = {forward, backward, settle};
+extern const RowKernels<float> row_floats = {sweep, settle};
+extern const RowKernels<double> row_doubles = {sweep, settle};
 
 }  // namespace amkd::triplet::AMKD_SIMD

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from amkd_fast import backends, checks
-from amkd_fast.ops.triplet import arguments, every_pair, ranks, selected
+from amkd_fast.ops.triplet import arguments, every_pair, fused, ranks, selected
 from amkd_fast.ops.triplet import reference as specification
 from amkd_fast.ops.triplet.arguments import Rows
 from amkd_fast.ops.triplet.distances import DISTANCES
@@ -152,7 +152,9 @@ def triplet_margin_loss(
     operators, rows = _serving(rows, lacking, every)
     if weight is not None:
         weight = weight.to(statistics_dtype(rows.anchor.dtype))
-    family = specification if operators is None else every_pair if every else selected
+    family = specification if operators is None else selected
+    if operators is not None and every:
+        family = every_pair if operators.every_pair is None else fused
 
     def local(rule: Rule, reduction: str) -> Outcome:
         call = (rows, rule, weight, reduction)
