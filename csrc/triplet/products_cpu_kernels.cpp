@@ -72,6 +72,24 @@ void multiply(const T* rows, int64_t stride, int64_t count, const T* panels, int
   }
 }
 
+// Tile [first, last) by [begin, end) of a square matrix goes to the place across the diagonal; with kAdd the sum of
+// both goes to both. A tile on the diagonal gives its upper part.
+template <bool kAdd, class T>
+void mirror(T* data, int64_t stride, int64_t first, int64_t last, int64_t begin, int64_t end) {
+  constexpr int64_t kLine = 64 / sizeof(T);
+  for (int64_t i = first; i < last; i += kLine) {
+    for (int64_t j = begin > i ? begin : i + 1; j < end; ++j) {
+      const int64_t stop = i + kLine < last ? i + kLine : last;
+      for (int64_t k = i; k < (stop < j ? stop : j); ++k) {
+        T& upper = data[k * stride + j];
+        T& lower = data[j * stride + k];
+        if (kAdd) upper += lower;
+        lower = upper;
+      }
+    }
+  }
+}
+
 // Σ of a row of weights in fp64: it multiplies the row that all the others are taken from.
 template <class T>
 double sum_row(const Factor<T>& weights, int64_t i, int64_t terms) {
@@ -128,7 +146,8 @@ void pull(const Factor<T>& weights, int64_t count, int64_t terms, const T* own, 
 }
 
 template <class T>
-constexpr ProductKernels<T> kernels = {kPanel<T>, centre<T>, pack<T>, multiply<T>, pull<T>};
+constexpr ProductKernels<T> kernels = {kPanel<T>,        centre<T>,       pack<T>, multiply<T>,
+                                       mirror<false, T>, mirror<true, T>, pull<T>};
 
 }  // namespace
 

@@ -11,6 +11,8 @@ constexpr double kCancelled =
     1.0 / 64.0;                          // an expanded distance² below this fraction of the lengths² is computed again
 constexpr int64_t kCountLinearly = 192;  // thresholds; a search for each distance pays above it
 
+constexpr int64_t kCompareEach = 10;  // thresholds with all negatives; one rank for each negative pays above it
+
 // The work arrays of one row, P elements each.
 template <class T>
 struct Work {
@@ -27,6 +29,8 @@ struct Work {
   int64_t positives = 0, negatives = 0;
   bool nan_negative = false;
   int32_t first_nan = 0;
+
+  static constexpr int64_t kBehind = 4 * kWidth<T>;  // of `negative`, behind the last row: `outside` as well
 
   Work(void* scratch, int64_t references) {
     const int64_t size = references + 64;
@@ -145,6 +149,7 @@ bool sort_out(const EveryPair<T>& p, int64_t i, T outside, Work<T>& w) {
     }
   }
   for (int lane = 0; lane < kWidth<T>; ++lane) w.negatives += negatives[lane];
+  for (int64_t j = count; j < count + Work<T>::kBehind; ++j) w.negative[j] = outside;
   if (itself >= 0 && w.negative[itself] != outside) {  // by its label it was one
     --w.negatives;
     w.negative[itself] = outside;
@@ -266,7 +271,7 @@ double sum_negatives(const Work<T>& w, int64_t count, T outside) {
     const int64_t last = first + 64 * kWidth<T> < count ? first + 64 * kWidth<T> : count;
     V sum = {};
     for (int64_t j = first; j < last; j += kWidth<T>) {
-      const V x = load_up_to<V>(w.negative, j, count, outside);
+      const V x = load_as<V>(w.negative + j);
       sum += x == outside ? V{} : x;
     }
     for (int lane = 0; lane < kWidth<T>; ++lane) total += sum[lane];
@@ -284,7 +289,7 @@ double sum_positives(const EveryPair<T>& p, int64_t i, const Work<T>& w) {
 // ---- all: the hinge -------------------------------------------------------------------------------------------------
 
 // Calls body(j, x) for four vectors of negatives at a time where one is below the largest threshold; the others cost
-// nothing. Behind the last negative x is +inf.
+// nothing, nor does +inf behind the last one.
 template <class T, class Body>
 AMKD_INLINE void for_each_below(const Work<T>& w, int64_t thresholds, int64_t count, Body body) {
   using V = Values<T>;
@@ -294,50 +299,11 @@ AMKD_INLINE void for_each_below(const Work<T>& w, int64_t thresholds, int64_t co
     V x[4];
     Labels<T> any = {};
     for (int u = 0; u < 4; ++u) {
-      x[u] = load_up_to<V>(w.negative, j + u * kWidth<T>, count, static_cast<T>(kInfinity));
+      x[u] = load_as<V>(w.negative + j + u * kWidth<T>);
       any |= x[u] < largest;
     }
     if (lanes_of(any) != 0) body(j, x);
   }
-}
-
-template <class T>
-void hinge_forward(const EveryPair<T>& p, int64_t i, Work<T>& w, Sums& sums) {
-  using V = Values<T>;
-  const int64_t count = p.reference.count, numbers = sort_thresholds(p, i, static_cast<T>(p.margin), w);
-  double total = 0.0;
-  int64_t active = 0;
-  if (numbers <= kCountLinearly) {
-    for_each_below(w, numbers, count, [&](int64_t, const V(&x)[4]) {
-      V cost[4] = {};
-      Labels<T> above[4] = {};
-      for (int64_t q = 0; q < numbers; ++q) {
-        const V t = w.threshold[q] - V{};
-        for (int u = 0; u < 4; ++u) {
-          const Labels<T> is_above = t > x[u];
-          above[u] -= is_above;
-          cost[u] += is_above ? t - x[u] : V{};
-        }
-      }
-      const V sum = (cost[0] + cost[1]) + (cost[2] + cost[3]);
-      const Labels<T> found = (above[0] + above[1]) + (above[2] + above[3]);
-      for (int lane = 0; lane < kWidth<T>; ++lane) {
-        total += sum[lane];
-        active += found[lane];
-      }
-    });
-  } else {
-    rank_negatives<true>(w, numbers, count);
-    w.table[numbers] = 0.0;
-    for (int64_t q = numbers - 1; q >= 0; --q) w.table[q] = w.table[q + 1] + w.threshold[q];
-    for (int64_t j = 0; j < count; ++j) {
-      const int64_t r = w.rank[j];
-      active += r;
-      if (r != 0) total += w.table[numbers - r] - static_cast<double>(r) * w.negative[j];
-    }
-  }
-  sums.active = active;
-  sums.total = w.nan_negative || numbers < w.positives ? __builtin_nan("") : total;
 }
 
 // Slopes of a vector of distances that are numbers.
@@ -353,44 +319,92 @@ AMKD_INLINE Values<T> slopes(const EveryPair<T>& p, int64_t i, int64_t j, Values
   return out;
 }
 
-template <class T>
-void hinge_backward(const EveryPair<T>& p, int64_t i, Work<T>& w, T* u, T* grad_positive) {
+// A few thresholds: each of them against each negative. Adds to w.above and writes the negatives' part of u, or
+// neither.
+template <bool kGradient, class T>
+void hinge_directly(const EveryPair<T>& p, int64_t i, int64_t numbers, Work<T>& w, Sums& sums, T* u) {
   using V = Values<T>;
-  const int64_t count = p.reference.count, numbers = sort_thresholds(p, i, static_cast<T>(p.margin), w);
+  using L = Labels<T>;
+  const int64_t count = p.reference.count;
   const T g = upstream_of(p, i);
-  for (int64_t q = 0; q <= numbers; ++q) w.above[q] = 0;
-  for (int64_t j = 0; j < count; ++j) u[j] = T(0);
-  if (numbers <= kCountLinearly) {
-    for_each_below(w, numbers, count, [&](int64_t j, const V(&x)[4]) {
-      Labels<T> rank[4] = {};
-      for (int64_t q = 0; q < numbers; ++q) {
-        const V t = w.threshold[q] - V{};
-        int found = 0;
-        for (int v = 0; v < 4; ++v) {
-          const Labels<T> is_above = t > x[v];
-          rank[v] -= is_above;
-          found += __builtin_popcount(lanes_of(is_above));
-        }
-        w.above[q] += found;
-      }
+  Doubles total = {};
+  L active = {};
+  for_each_below(w, numbers, count, [&](int64_t j, const V(&x)[4]) {
+    V cost[4] = {};
+    L rank[4] = {};
+    for (int64_t q = 0; q < numbers; ++q) {
+      const V t = w.threshold[q] - V{};
+      int found = 0;
       for (int v = 0; v < 4; ++v) {
-        const int64_t at = j + v * kWidth<T>;
-        const V pull = __builtin_convertvector(rank[v], V) * -g;
-        const V step = rank[v] == 0 ? V{} : pull * slopes(p, i, at, x[v]);
-        const int64_t left = count - at < kWidth<T> ? count - at : kWidth<T>;
-        if (left > 0) std::memcpy(u + at, &step, left * sizeof(T));
+        const L is_above = t > x[v];
+        rank[v] -= is_above;
+        cost[v] += is_above ? t - x[v] : V{};
+        if (kGradient) found += __builtin_popcount(lanes_of(is_above));
       }
-    });
-  } else {
-    rank_negatives<true>(w, numbers, count);
-    for (int64_t j = 0; j < count; ++j) {
-      const int64_t r = w.rank[j];
-      if (r == 0) continue;
-      ++w.above[numbers - r];  // all thresholds from this one on
-      u[j] = -g * static_cast<T>(r) * slope(p, i, j, w.negative[j]);
+      if (kGradient) w.above[q] += found;
     }
-    for (int64_t q = 1; q < numbers; ++q) w.above[q] += w.above[q - 1];
+    total += doubles_of((cost[0] + cost[1]) + (cost[2] + cost[3]));
+    active += (rank[0] + rank[1]) + (rank[2] + rank[3]);
+    for (int v = 0; kGradient && v < 4; ++v) {
+      const int64_t at = j + v * kWidth<T>;
+      const V pull = __builtin_convertvector(rank[v], V) * -g;
+      const V step = rank[v] == 0 ? V{} : pull * slopes(p, i, at, x[v]);
+      const int64_t left = count - at < kWidth<T> ? count - at : kWidth<T>;
+      if (left == kWidth<T>) {
+        std::memcpy(u + at, &step, sizeof(step));
+      } else if (left > 0) {
+        std::memcpy(u + at, &step, left * sizeof(T));
+      }
+    }
+  });
+  sums.total = sum_of(total);
+  for (int lane = 0; lane < kWidth<T>; ++lane) sums.active += active[lane];
+}
+
+// Many thresholds: the rank of a negative among them says how often it counts, and sums of the largest what it costs.
+template <class T>
+void hinge_by_rank(const EveryPair<T>& p, int64_t i, int64_t numbers, Work<T>& w, Sums& sums, T* u) {
+  const int64_t count = p.reference.count;
+  const T g = upstream_of(p, i);
+  rank_negatives<true>(w, numbers, count);
+  w.table[numbers] = 0.0;
+  for (int64_t q = numbers - 1; q >= 0; --q) w.table[q] = w.table[q + 1] + w.threshold[q];
+  for (int64_t j = 0; j < count; ++j) {
+    const int64_t r = w.rank[j];
+    if (r == 0) continue;
+    sums.active += r;
+    sums.total += w.table[numbers - r] - static_cast<double>(r) * w.negative[j];
+    ++w.above[numbers - r];  // all thresholds from this one on
   }
+  if (u == nullptr) return;
+  for (int64_t q = 1; q < numbers; ++q) w.above[q] += w.above[q - 1];
+  for (int64_t j = 0; j < count; j += kWidth<T>) {  // the arrays have room behind their end
+    using V = Values<T>;
+    V step = {};
+    for (int lane = 0; lane < kWidth<T>; ++lane) step[lane] = static_cast<T>(w.rank[j + lane]);
+    const V d = load_as<V>(w.negative + j);
+    step = step == V{} ? V{} : step * -g * slopes(p, i, j, d);
+    const int64_t left = count - j < kWidth<T> ? count - j : kWidth<T>;
+    std::memcpy(u + j, &step, left * sizeof(T));
+  }
+}
+
+// Terms and, with u, the weights of the pairs.
+template <class T>
+void hinge(const EveryPair<T>& p, int64_t i, Work<T>& w, Sums& sums, T* u, T* grad_positive) {
+  const int64_t count = p.reference.count, numbers = sort_thresholds(p, i, static_cast<T>(p.margin), w);
+  for (int64_t q = 0; q <= numbers; ++q) w.above[q] = 0;
+  for (int64_t j = 0; u != nullptr && j < count; ++j) u[j] = T(0);
+  if (numbers > kCompareEach) {
+    hinge_by_rank(p, i, numbers, w, sums, u);
+  } else if (u != nullptr) {
+    hinge_directly<true>(p, i, numbers, w, sums, u);
+  } else {
+    hinge_directly<false>(p, i, numbers, w, sums, u);
+  }
+  if (w.nan_negative || numbers < w.positives) sums.total = __builtin_nan("");
+  if (u == nullptr) return;
+  const T g = upstream_of(p, i);
   for (int64_t j = 0; w.nan_negative && j < count; ++j) {
     if (!(w.negative[j] == w.negative[j])) u[j] = w.negative[j];
   }
@@ -616,8 +630,7 @@ void mine(const EveryPair<T>& p, int64_t i, Work<T>& w, Sums& sums, T* u, T* gra
     soft_forward(p, i, w, sums);
     if (p.with_gradient) soft_backward(p, i, w, u, grad_positive);
   } else {
-    hinge_forward(p, i, w, sums);
-    if (p.with_gradient) hinge_backward(p, i, w, u, grad_positive);
+    hinge(p, i, w, sums, p.with_gradient ? u : nullptr, grad_positive);
   }
 }
 

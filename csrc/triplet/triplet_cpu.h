@@ -223,6 +223,10 @@ struct ProductKernels {
   // out [rows, round up of columns] = the rows times panels. Writes whole blocks of kProductBlockRows.
   void (*multiply)(const T* rows, int64_t stride, int64_t count, const T* panels, int64_t columns, int64_t depth,
                    T* out, int64_t out_stride);
+  // Tile [first, last) by [begin, end) on or above the diagonal of a square matrix is copied across it, or both become
+  // their sum.
+  void (*mirror)(T* data, int64_t stride, int64_t first, int64_t last, int64_t begin, int64_t end);
+  void (*symmetrise)(T* data, int64_t stride, int64_t first, int64_t last, int64_t begin, int64_t end);
   // out [count, depth] += rowsum(weights) own - weights · others, with `terms` columns of weights.
   void (*pull)(const Factor<T>& weights, int64_t count, int64_t terms, const T* own, const T* others, int64_t stride,
                int64_t depth, T* out);

@@ -15,6 +15,7 @@ constexpr int64_t kSampleRows = 256;      // for the common vector: any vector n
 constexpr int64_t kExactWidth = 16;       // up to it all distances come from differences: rows on a grid tie exactly
 constexpr int64_t kBlockPairs = 1 << 20;  // of a block of anchors
 constexpr int64_t kPiece = 2 * kProductBlockRows;  // anchors that a thread takes at a time
+constexpr int64_t kTile = 8 * kProductBlockRows;   // of the symmetric products; whole panels of every level
 constexpr int64_t kLine = 64;                      // bytes
 
 // Elements of a row of at least `columns` that fills whole panels and an odd number of cache lines.
@@ -88,33 +89,42 @@ class EveryPairCall {
   // The terms of all anchors and, with_gradient, the gradients; those are 0 before.
   void run(const RowTerms<T>& out) {
     EveryPair<T>& p = problem;
-    const int64_t n = p.anchor.count, references = p.reference.count, stride = stride_of<T>(references);
-    if (!p.with_gradient) {
-      each_piece(0, n, references * (p.anchor.depth + 32), [&](EveryPair<T> piece, void* scratch) {
-        const Buffer<T> products(kPiece * stride);
-        piece.product = products.get();
-        piece.product_stride = stride;
-        sweep(piece, out, scratch);
-      });
-      return;
-    }
+    const int64_t n = p.anchor.count, references = p.reference.count;
+    const bool in_one = n * references <= kBlockPairs, is_symmetric = is_batch_ && in_one;
     const int64_t block =
-        std::min(round_up(n, kPiece), std::max<int64_t>(kBlockPairs / references / kPiece, 1) * kPiece);
+        in_one ? round_up(n, kPiece) : std::max<int64_t>(kBlockPairs / references / kPiece, 1) * kPiece;
     const int64_t words = close_words(references);
-    const Buffer<T> products(block * stride);
-    const Buffer<uint64_t> close(block * words);
+    p.product_stride = stride_of<T>(references);
+    const Buffer<T> products(block * p.product_stride);
+    const Buffer<uint64_t> close(p.with_gradient ? block * words : 0);
+    p.product = products.get();
+    p.close = close.get();
+    if (is_symmetric) multiply_half();
     for (p.first = 0; p.first < n; p.first += block) {
       p.last = std::min(p.first + block, n);
-      p.product = products.get();
-      p.product_stride = stride;
-      p.close = close.get();
-      each_piece(p.first, p.last, references * (p.anchor.depth + 32), [&](EveryPair<T> piece, void* scratch) {
-        piece.product += (piece.first - p.first) * stride;
-        piece.close += (piece.first - p.first) * words;
-        sweep(piece, out, scratch);
-      });
+      share((p.last - p.first + kPiece - 1) / kPiece,
+            kPiece * references * (is_symmetric ? 2 : p.anchor.depth / 16 + 3), [&](int64_t begin, int64_t end) {
+              const Buffer<char> scratch(rows_scratch(references, p.reference.depth));
+              for (int64_t first = begin * kPiece; first < std::min(end * kPiece, p.last - p.first); first += kPiece) {
+                EveryPair<T> piece = p;
+                piece.first = p.first + first;
+                piece.last = std::min(piece.first + kPiece, p.last);
+                piece.product += first * p.product_stride;
+                piece.close += p.with_gradient ? first * words : 0;
+                if (!is_symmetric) multiply(piece.first, piece.last, 0, references, piece.product);
+                row_kernels<T>().sweep(piece, out, scratch.get());
+              }
+            });
+      if (!p.with_gradient) continue;
       settle();
-      pull_rows();
+      if (is_symmetric) {
+        each_tile([&](int64_t first, int64_t last, int64_t begin, int64_t end) {
+          product_kernels<T>().symmetrise(p.product, p.product_stride, first, last, begin, end);
+        });
+      } else {
+        pull_references();
+      }
+      pull_anchors();
     }
   }
 
@@ -143,27 +153,33 @@ class EveryPairCall {
     });
   }
 
-  // Calls body(block of kPiece anchors, scratch) for the anchors [first, last).
-  template <class Body>
-  void each_piece(int64_t first, int64_t last, int64_t elements, Body body) const {
+  // Products of anchors [first, last) with reference rows [begin, end), which begin with a panel.
+  void multiply(int64_t first, int64_t last, int64_t begin, int64_t end, T* out) const {
+    const Centred<T>& rows = anchors();
+    const int64_t depth = problem.reference.depth;
+    product_kernels<T>().multiply(rows.data + first * rows.stride, rows.stride, last - first,
+                                  panels_.get() + begin * depth, end - begin, depth, out, problem.product_stride);
+  }
+
+  // Where the anchors are the reference set each product serves two rows.
+  void multiply_half() const {
     const EveryPair<T>& p = problem;
-    share((last - first + kPiece - 1) / kPiece, kPiece * elements / 16, [&](int64_t begin, int64_t end) {
-      const Buffer<char> scratch(rows_scratch(p.reference.count, p.reference.depth));
-      for (int64_t i = begin; i < end; ++i) {
-        EveryPair<T> piece = p;
-        piece.first = first + i * kPiece;
-        piece.last = std::min(piece.first + kPiece, last);
-        body(piece, scratch.get());
-      }
+    each_tile([&](int64_t first, int64_t last, int64_t begin, int64_t end) {
+      multiply(first, last, begin, end, p.product + first * p.product_stride + begin);
+      if (first != begin) product_kernels<T>().mirror(p.product, p.product_stride, first, last, begin, end);
     });
   }
 
-  void sweep(const EveryPair<T>& piece, const RowTerms<T>& out, void* scratch) const {
-    const Centred<T>& rows = anchors();
-    product_kernels<T>().multiply(rows.data + piece.first * rows.stride, rows.stride, piece.last - piece.first,
-                                  panels_.get(), piece.reference.count, piece.reference.depth, piece.product,
-                                  piece.product_stride);
-    row_kernels<T>().sweep(piece, out, scratch);
+  // Calls body(first, last, begin, end) for the tiles on and above the diagonal.
+  template <class Body>
+  void each_tile(Body body) const {
+    const int64_t n = problem.anchor.count, tiles = (n + kTile - 1) / kTile;
+    share(tiles * tiles, kTile * kTile * (problem.anchor.depth + 16) / 32, [&](int64_t from, int64_t to) {
+      for (int64_t tile = from; tile < to; ++tile) {
+        const int64_t first = tile / tiles * kTile, begin = tile % tiles * kTile;
+        if (first <= begin) body(first, std::min(first + kTile, n), begin, std::min(begin + kTile, n));
+      }
+    });
   }
 
   void settle() const {
@@ -176,24 +192,35 @@ class EveryPairCall {
     });
   }
 
-  // The block's weights move its anchors and all reference rows.
-  void pull_rows() const {
+  // Calls body(first, count) for kPiece rows at a time that so many others pull at.
+  template <class Body>
+  void each_piece(int64_t count, int64_t others, Body body) const {
+    share((count + kPiece - 1) / kPiece, kPiece * others * (problem.anchor.depth + 16) / 16,
+          [&](int64_t begin, int64_t end) {
+            for (int64_t i = begin * kPiece; i < std::min(end * kPiece, count); i += kPiece) {
+              body(i, std::min(kPiece, count - i));
+            }
+          });
+  }
+
+  // What the block's weights do to its anchors and to all reference rows.
+  void pull_anchors() const {
     const EveryPair<T>& p = problem;
     const Centred<T>&a = anchors(), &r = references();
-    const int64_t depth = p.anchor.depth, rows = p.last - p.first, stride = p.product_stride;
-    const auto each = [&](int64_t count, int64_t terms, auto body) {
-      share((count + kPiece - 1) / kPiece, kPiece * terms * (depth + 16) / 16, [&](int64_t begin, int64_t end) {
-        for (int64_t i = begin * kPiece; i < end * kPiece; i += kPiece) body(i, std::min(kPiece, count - i));
-      });
-    };
-    each(rows, p.reference.count, [&](int64_t i, int64_t count) {
-      const int64_t at = p.first + i;
+    each_piece(p.last - p.first, p.reference.count, [&](int64_t i, int64_t count) {
+      const int64_t at = p.first + i, stride = p.product_stride;
       product_kernels<T>().pull({p.product + i * stride, stride, 1}, count, p.reference.count, a.data + at * a.stride,
-                                r.data, r.stride, depth, p.grad_anchor + at * depth);
+                                r.data, r.stride, p.anchor.depth, p.grad_anchor + at * p.anchor.depth);
     });
-    each(p.reference.count, rows, [&](int64_t j, int64_t count) {
-      product_kernels<T>().pull({p.product + j, 1, stride}, count, rows, r.data + j * r.stride,
-                                a.data + p.first * a.stride, a.stride, depth, p.grad_reference + j * depth);
+  }
+
+  void pull_references() const {
+    const EveryPair<T>& p = problem;
+    const Centred<T>&a = anchors(), &r = references();
+    each_piece(p.reference.count, p.last - p.first, [&](int64_t j, int64_t count) {
+      product_kernels<T>().pull({p.product + j, 1, p.product_stride}, count, p.last - p.first, r.data + j * r.stride,
+                                a.data + p.first * a.stride, a.stride, p.anchor.depth,
+                                p.grad_reference + j * p.anchor.depth);
     });
   }
 
