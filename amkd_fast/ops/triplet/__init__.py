@@ -123,7 +123,8 @@ def triplet_margin_loss(
         ``hard`` and ``topk`` select by products of centred rows and settle what rounding leaves open by distances from
         differences, also in collapsed sets; those enter the loss. ``all`` and ``semihard`` take a few anchors at a time
         and distances from products, except for narrow rows (D ≤ 16) and close pairs; on a GPU the products follow
-        ``torch.get_float32_matmul_precision()``. On a CPU their forward pass computes the gradient as well. No backend but the reference holds anything of size N × P.
+        ``torch.get_float32_matmul_precision()``. On a CPU their forward pass computes the gradient as well.
+        No backend but the reference holds anything of size N × P.
 
     Source:
         Schroff, Kalenichenko and Philbin, FaceNet (2015), semi-hard; Hermans, Beyer and Leibe, In Defense of the
