@@ -34,11 +34,22 @@ STABLE_TORCH_LIBRARY(amkd_fast, m) {
       "triplet_backward(Tensor grad_loss, Tensor anchor, Tensor? positive, Tensor? reference, Tensor? positive_index, "
       "Tensor negative_index, Tensor? weight, Tensor stats, int distance, float margin, bool soft_margin, bool swap, "
       "int reduction, bool deterministic) -> (Tensor grad_anchor, Tensor grad_positive, Tensor grad_reference)");
-  // Every pair of some anchors: product [n, P] holds a·r of the centred rows whose squared lengths are anchor_square
-  // [n] and reference_square [P] (NaN for a row that only the exact distance serves); anchor [n, D] and reference [P,
-  // D] are the rows as they came; positive_distance [n] replaces the positives of the same label; anchors that are not
-  // used (bool [n]) are left out. semihard: one term an anchor, else one a triplet. Returns total [n], counts [n, 3]
-  // int64 (terms, terms above 0, triplets) and sums [n, 2] of D_ap and D_an over the triplets.
+  // All of it on a CPU. anchor [N, D]; reference [P, D] (none: the anchors); positive_distance [N] replaces the
+  // positives of the same label; anchors that are not used (bool [N]) are left out. semihard: one term an anchor, else
+  // one a triplet. Returns total [N], counts [N, 3] int64 (terms, terms above 0, triplets) and sums [N, 2] of D_ap and
+  // D_an over the triplets; with_gradient also the gradients of upstream [N] (none: ones) times total: of anchor,
+  // reference ([0, D] without one: it is in the anchor's) and positive_distance ([0] without one). Else they are empty.
+  m.def(
+      "triplet_every_pair(Tensor anchor, Tensor? reference, Tensor? positive_distance, Tensor? used, "
+      "Tensor? upstream, Tensor? labels, Tensor? reference_labels, Tensor? exclude_labels, int self_offset, "
+      "int distance, float margin, bool semihard, bool fallback, bool soft_margin, bool with_gradient) "
+      "-> (Tensor total, Tensor counts, Tensor sums, Tensor grad_anchor, Tensor grad_reference, "
+      "Tensor grad_positive_distance)");
+  // On a GPU every pair of some anchors: product [n, P] holds a·r of the centred rows whose squared lengths are
+  // anchor_square [n] and reference_square [P] (NaN for a row that only the exact distance serves); anchor [n, D] and
+  // reference [P, D] are the rows as they came; positive_distance [n] replaces the positives of the same label; anchors
+  // that are not used (bool [n]) are left out. semihard: one term an anchor, else one a triplet. Returns total [n],
+  // counts [n, 3] int64 (terms, terms above 0, triplets) and sums [n, 2] of D_ap and D_an over the triplets.
   m.def(
       "triplet_rows_forward(Tensor product, Tensor anchor, Tensor reference, Tensor anchor_square, "
       "Tensor reference_square, Tensor? positive_distance, Tensor? used, Tensor? labels, Tensor? reference_labels, "

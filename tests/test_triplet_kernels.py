@@ -292,6 +292,13 @@ def test_opcheck(backend, device):
         check(operators.terms, sample)
         loss, stats = operators.terms(*sample)
         check(operators.backward, (loss, rows, None, None, positive, negative, None, stats, *scalars, True))
+    if operators.every_pair is not None:
+        scalars = (0, 0, 1.0, False, False, False)
+        for with_gradient in (False, True):
+            check(operators.every_pair, (rows, *(None,) * 4, labels, None, None, *scalars, with_gradient))
+            given = (rows, rows * 2, rows[:, 0].abs(), labels == 0, rows[:, 1].contiguous(), labels, labels, None)
+            check(operators.every_pair, (*given, *scalars, with_gradient))
+        return
     square, rest = (rows * rows).sum(1), (None, None, labels, labels, None, 0, 0, 1.0, False, False, False)
     product = rows @ rows.mT
     check(operators.rows_forward, (product, rows, rows, square, square, *rest))

@@ -69,7 +69,16 @@ AMKD_INLINE double sum_of(Doubles v) {
   return total;
 }
 
+AMKD_INLINE Doubles doubles_of(Doubles v) { return v; }
+
 typedef float HalfFloats __attribute__((vector_size(kBytes / 2)));
+
+// The sums of the lower and the upper half's lanes.
+AMKD_INLINE Doubles doubles_of(Floats v) {
+  HalfFloats half[2];
+  std::memcpy(half, &v, sizeof(v));
+  return __builtin_convertvector(half[0], Doubles) + __builtin_convertvector(half[1], Doubles);
+}
 
 // As many elements as Doubles has lanes.
 AMKD_INLINE Doubles load_doubles(const double* p) { return load_as<Doubles>(p); }

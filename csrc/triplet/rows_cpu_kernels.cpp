@@ -11,6 +11,8 @@ constexpr double kCancelled =
     1.0 / 64.0;                          // an expanded distance² below this fraction of the lengths² is computed again
 constexpr int64_t kCountLinearly = 192;  // thresholds; a search for each distance pays above it
 
+constexpr int64_t kCompareEach = 10;  // thresholds with all negatives; one rank for each negative pays above it
+
 // The work arrays of one row, P elements each.
 template <class T>
 struct Work {
@@ -27,6 +29,8 @@ struct Work {
   int64_t positives = 0, negatives = 0;
   bool nan_negative = false;
   int32_t first_nan = 0;
+
+  static constexpr int64_t kBehind = 4 * kWidth<T>;  // of `negative`, behind the last row: `outside` as well
 
   Work(void* scratch, int64_t references) {
     const int64_t size = references + 64;
@@ -71,18 +75,32 @@ AMKD_INLINE V load_up_to(const T* p, int64_t j, int64_t count, T fill) {
   return load_as<V>(buffer);
 }
 
+template <class T>
+T* product_row(const EveryPair<T>& p, int64_t i) {
+  return p.product + (i - p.first) * p.product_stride;
+}
+
+template <class T>
+uint64_t* close_row(const EveryPair<T>& p, int64_t i) {
+  return p.close + (i - p.first) * close_words(p.reference.count);
+}
+
+template <class T>
+T upstream_of(const EveryPair<T>& p, int64_t i) {
+  return p.upstream == nullptr ? T(1) : p.upstream[i];
+}
+
 // The distances of anchor i into w.distance; not that to itself.
 template <class T>
 void measure(const EveryPair<T>& p, int64_t i, const Work<T>& w) {
   using V = Values<T>;
   const int64_t count = p.reference.count, itself = itself_of(p, i);
-  const T* product = p.product + i * count;
+  const T* product = product_row(p, i);
   const V own = V{} + p.anchor_square[i];
-  uint64_t* close = p.close == nullptr ? nullptr : p.close + i * close_words(count);
-  for (int64_t word = 0; close != nullptr && word < close_words(count); ++word) close[word] = 0;
+  uint64_t* close = p.with_gradient ? close_row(p, i) : nullptr;
   for (int64_t j = 0; j < count; j += kWidth<T>) {
-    const V lengths = own + load_up_to<V>(p.reference_square, j, count, T(1));
-    const V square = lengths - 2 * load_up_to<V>(product, j, count, T(0));
+    const V lengths = own + load_as<V>(p.reference_square + j);
+    const V square = lengths - 2 * load_as<V>(product + j);
     const Labels<T> cancelled = ~(square >= lengths * static_cast<T>(kCancelled));  // also where a length is NaN
     V d = square;
     if (p.distance == Distance::kEuclidean) d = root_of(d);
@@ -105,12 +123,7 @@ bool sort_out(const EveryPair<T>& p, int64_t i, T outside, Work<T>& w) {
   using L = Labels<T>;
   w.positives = w.negatives = 0;
   w.nan_negative = false;
-  if (p.used != nullptr && !p.used[i]) {
-    for (int64_t word = 0; p.close != nullptr && word < close_words(p.reference.count); ++word) {
-      p.close[i * close_words(p.reference.count) + word] = 0;
-    }
-    return false;
-  }
+  if (p.used != nullptr && !p.used[i]) return false;
   measure(p, i, w);
   const int64_t count = p.reference.count, itself = itself_of(p, i);
   const Label<T> own = p.classes.anchor[i];
@@ -136,6 +149,7 @@ bool sort_out(const EveryPair<T>& p, int64_t i, T outside, Work<T>& w) {
     }
   }
   for (int lane = 0; lane < kWidth<T>; ++lane) w.negatives += negatives[lane];
+  for (int64_t j = count; j < count + Work<T>::kBehind; ++j) w.negative[j] = outside;
   if (itself >= 0 && w.negative[itself] != outside) {  // by its label it was one
     --w.negatives;
     w.negative[itself] = outside;
@@ -257,7 +271,7 @@ double sum_negatives(const Work<T>& w, int64_t count, T outside) {
     const int64_t last = first + 64 * kWidth<T> < count ? first + 64 * kWidth<T> : count;
     V sum = {};
     for (int64_t j = first; j < last; j += kWidth<T>) {
-      const V x = load_up_to<V>(w.negative, j, count, outside);
+      const V x = load_as<V>(w.negative + j);
       sum += x == outside ? V{} : x;
     }
     for (int lane = 0; lane < kWidth<T>; ++lane) total += sum[lane];
@@ -275,7 +289,7 @@ double sum_positives(const EveryPair<T>& p, int64_t i, const Work<T>& w) {
 // ---- all: the hinge -------------------------------------------------------------------------------------------------
 
 // Calls body(j, x) for four vectors of negatives at a time where one is below the largest threshold; the others cost
-// nothing. Behind the last negative x is +inf.
+// nothing, nor does +inf behind the last one.
 template <class T, class Body>
 AMKD_INLINE void for_each_below(const Work<T>& w, int64_t thresholds, int64_t count, Body body) {
   using V = Values<T>;
@@ -285,50 +299,11 @@ AMKD_INLINE void for_each_below(const Work<T>& w, int64_t thresholds, int64_t co
     V x[4];
     Labels<T> any = {};
     for (int u = 0; u < 4; ++u) {
-      x[u] = load_up_to<V>(w.negative, j + u * kWidth<T>, count, static_cast<T>(kInfinity));
+      x[u] = load_as<V>(w.negative + j + u * kWidth<T>);
       any |= x[u] < largest;
     }
     if (lanes_of(any) != 0) body(j, x);
   }
-}
-
-template <class T>
-void hinge_forward(const EveryPair<T>& p, int64_t i, Work<T>& w, Sums& sums) {
-  using V = Values<T>;
-  const int64_t count = p.reference.count, numbers = sort_thresholds(p, i, static_cast<T>(p.margin), w);
-  double total = 0.0;
-  int64_t active = 0;
-  if (numbers <= kCountLinearly) {
-    for_each_below(w, numbers, count, [&](int64_t, const V(&x)[4]) {
-      V cost[4] = {};
-      Labels<T> above[4] = {};
-      for (int64_t q = 0; q < numbers; ++q) {
-        const V t = w.threshold[q] - V{};
-        for (int u = 0; u < 4; ++u) {
-          const Labels<T> is_above = t > x[u];
-          above[u] -= is_above;
-          cost[u] += is_above ? t - x[u] : V{};
-        }
-      }
-      const V sum = (cost[0] + cost[1]) + (cost[2] + cost[3]);
-      const Labels<T> found = (above[0] + above[1]) + (above[2] + above[3]);
-      for (int lane = 0; lane < kWidth<T>; ++lane) {
-        total += sum[lane];
-        active += found[lane];
-      }
-    });
-  } else {
-    rank_negatives<true>(w, numbers, count);
-    w.table[numbers] = 0.0;
-    for (int64_t q = numbers - 1; q >= 0; --q) w.table[q] = w.table[q + 1] + w.threshold[q];
-    for (int64_t j = 0; j < count; ++j) {
-      const int64_t r = w.rank[j];
-      active += r;
-      if (r != 0) total += w.table[numbers - r] - static_cast<double>(r) * w.negative[j];
-    }
-  }
-  sums.active = active;
-  sums.total = w.nan_negative || numbers < w.positives ? __builtin_nan("") : total;
 }
 
 // Slopes of a vector of distances that are numbers.
@@ -344,44 +319,92 @@ AMKD_INLINE Values<T> slopes(const EveryPair<T>& p, int64_t i, int64_t j, Values
   return out;
 }
 
-template <class T>
-void hinge_backward(const EveryPair<T>& p, int64_t i, Work<T>& w, T* u, T* grad_positive) {
+// A few thresholds: each of them against each negative. Adds to w.above and writes the negatives' part of u, or
+// neither.
+template <bool kGradient, class T>
+void hinge_directly(const EveryPair<T>& p, int64_t i, int64_t numbers, Work<T>& w, Sums& sums, T* u) {
   using V = Values<T>;
-  const int64_t count = p.reference.count, numbers = sort_thresholds(p, i, static_cast<T>(p.margin), w);
-  const T g = p.upstream[i];
-  for (int64_t q = 0; q <= numbers; ++q) w.above[q] = 0;
-  for (int64_t j = 0; j < count; ++j) u[j] = T(0);
-  if (numbers <= kCountLinearly) {
-    for_each_below(w, numbers, count, [&](int64_t j, const V(&x)[4]) {
-      Labels<T> rank[4] = {};
-      for (int64_t q = 0; q < numbers; ++q) {
-        const V t = w.threshold[q] - V{};
-        int found = 0;
-        for (int v = 0; v < 4; ++v) {
-          const Labels<T> is_above = t > x[v];
-          rank[v] -= is_above;
-          found += __builtin_popcount(lanes_of(is_above));
-        }
-        w.above[q] += found;
-      }
+  using L = Labels<T>;
+  const int64_t count = p.reference.count;
+  const T g = upstream_of(p, i);
+  Doubles total = {};
+  L active = {};
+  for_each_below(w, numbers, count, [&](int64_t j, const V(&x)[4]) {
+    V cost[4] = {};
+    L rank[4] = {};
+    for (int64_t q = 0; q < numbers; ++q) {
+      const V t = w.threshold[q] - V{};
+      int found = 0;
       for (int v = 0; v < 4; ++v) {
-        const int64_t at = j + v * kWidth<T>;
-        const V pull = __builtin_convertvector(rank[v], V) * -g;
-        const V step = rank[v] == 0 ? V{} : pull * slopes(p, i, at, x[v]);
-        const int64_t left = count - at < kWidth<T> ? count - at : kWidth<T>;
-        if (left > 0) std::memcpy(u + at, &step, left * sizeof(T));
+        const L is_above = t > x[v];
+        rank[v] -= is_above;
+        cost[v] += is_above ? t - x[v] : V{};
+        if (kGradient) found += __builtin_popcount(lanes_of(is_above));
       }
-    });
-  } else {
-    rank_negatives<true>(w, numbers, count);
-    for (int64_t j = 0; j < count; ++j) {
-      const int64_t r = w.rank[j];
-      if (r == 0) continue;
-      ++w.above[numbers - r];  // all thresholds from this one on
-      u[j] = -g * static_cast<T>(r) * slope(p, i, j, w.negative[j]);
+      if (kGradient) w.above[q] += found;
     }
-    for (int64_t q = 1; q < numbers; ++q) w.above[q] += w.above[q - 1];
+    total += doubles_of((cost[0] + cost[1]) + (cost[2] + cost[3]));
+    active += (rank[0] + rank[1]) + (rank[2] + rank[3]);
+    for (int v = 0; kGradient && v < 4; ++v) {
+      const int64_t at = j + v * kWidth<T>;
+      const V pull = __builtin_convertvector(rank[v], V) * -g;
+      const V step = rank[v] == 0 ? V{} : pull * slopes(p, i, at, x[v]);
+      const int64_t left = count - at < kWidth<T> ? count - at : kWidth<T>;
+      if (left == kWidth<T>) {
+        std::memcpy(u + at, &step, sizeof(step));
+      } else if (left > 0) {
+        std::memcpy(u + at, &step, left * sizeof(T));
+      }
+    }
+  });
+  sums.total = sum_of(total);
+  for (int lane = 0; lane < kWidth<T>; ++lane) sums.active += active[lane];
+}
+
+// Many thresholds: the rank of a negative among them says how often it counts, and sums of the largest what it costs.
+template <class T>
+void hinge_by_rank(const EveryPair<T>& p, int64_t i, int64_t numbers, Work<T>& w, Sums& sums, T* u) {
+  const int64_t count = p.reference.count;
+  const T g = upstream_of(p, i);
+  rank_negatives<true>(w, numbers, count);
+  w.table[numbers] = 0.0;
+  for (int64_t q = numbers - 1; q >= 0; --q) w.table[q] = w.table[q + 1] + w.threshold[q];
+  for (int64_t j = 0; j < count; ++j) {
+    const int64_t r = w.rank[j];
+    if (r == 0) continue;
+    sums.active += r;
+    sums.total += w.table[numbers - r] - static_cast<double>(r) * w.negative[j];
+    ++w.above[numbers - r];  // all thresholds from this one on
   }
+  if (u == nullptr) return;
+  for (int64_t q = 1; q < numbers; ++q) w.above[q] += w.above[q - 1];
+  for (int64_t j = 0; j < count; j += kWidth<T>) {  // the arrays have room behind their end
+    using V = Values<T>;
+    V step = {};
+    for (int lane = 0; lane < kWidth<T>; ++lane) step[lane] = static_cast<T>(w.rank[j + lane]);
+    const V d = load_as<V>(w.negative + j);
+    step = step == V{} ? V{} : step * -g * slopes(p, i, j, d);
+    const int64_t left = count - j < kWidth<T> ? count - j : kWidth<T>;
+    std::memcpy(u + j, &step, left * sizeof(T));
+  }
+}
+
+// Terms and, with u, the weights of the pairs.
+template <class T>
+void hinge(const EveryPair<T>& p, int64_t i, Work<T>& w, Sums& sums, T* u, T* grad_positive) {
+  const int64_t count = p.reference.count, numbers = sort_thresholds(p, i, static_cast<T>(p.margin), w);
+  for (int64_t q = 0; q <= numbers; ++q) w.above[q] = 0;
+  for (int64_t j = 0; u != nullptr && j < count; ++j) u[j] = T(0);
+  if (numbers > kCompareEach) {
+    hinge_by_rank(p, i, numbers, w, sums, u);
+  } else if (u != nullptr) {
+    hinge_directly<true>(p, i, numbers, w, sums, u);
+  } else {
+    hinge_directly<false>(p, i, numbers, w, sums, u);
+  }
+  if (w.nan_negative || numbers < w.positives) sums.total = __builtin_nan("");
+  if (u == nullptr) return;
+  const T g = upstream_of(p, i);
   for (int64_t j = 0; w.nan_negative && j < count; ++j) {
     if (!(w.negative[j] == w.negative[j])) u[j] = w.negative[j];
   }
@@ -440,7 +463,7 @@ template <class T>
 void soft_backward(const EveryPair<T>& p, int64_t i, Work<T>& w, T* u, T* grad_positive) {
   using V = Vector<T>;
   const int64_t count = p.reference.count;
-  const T g = p.upstream[i];
+  const T g = upstream_of(p, i);
   for (int64_t j = 0; j < count; ++j) u[j] = T(0);
   if (p.positive_distance != nullptr) *grad_positive = T(0);
   for (int64_t q = 0; q < w.positives; ++q) {
@@ -550,7 +573,7 @@ void semihard_backward(const EveryPair<T>& p, int64_t i, Work<T>& w, T* u, T* gr
     if (n < 0) continue;
     const T d_ap = positive_distance(p, i, w, q), d_an = w.distance[n];
     const double x = static_cast<double>(d_ap) - d_an;
-    double pull = p.upstream[i] / static_cast<double>(pairs);
+    double pull = upstream_of(p, i) / static_cast<double>(pairs);
     if (p.soft_margin) {
       pull /= 1.0 + __builtin_exp(-x);
     } else if (x + p.margin <= 0.0) {
@@ -573,37 +596,13 @@ T outside_of(const EveryPair<T>& p) {
   return p.semihard ? T(-1) : static_cast<T>(kInfinity);
 }
 
-template <class T>
-void forward(const EveryPair<T>& p, const RowTerms<T>& out, void* scratch, int64_t first, int64_t last) {
-  Work<T> w(scratch, p.reference.count);
-  for (int64_t i = first; i < last; ++i) {
-    Sums sums;
-    if (sort_out(p, i, outside_of(p), w)) {
-      if (p.semihard) {
-        semihard_forward(p, i, w, sums);
-      } else {
-        sums.terms = sums.triplets = w.positives * w.negatives;
-        sums.positive = sum_positives(p, i, w) * w.negatives;
-        sums.negative = sum_negatives(w, p.reference.count, outside_of(p)) * w.positives;
-        p.soft_margin ? soft_forward(p, i, w, sums) : hinge_forward(p, i, w, sums);
-      }
-    }
-    out.total[i] = static_cast<T>(sums.total);
-    out.counts[3 * i] = sums.terms;
-    out.counts[3 * i + 1] = sums.active;
-    out.counts[3 * i + 2] = sums.triplets;
-    out.sums[2 * i] = static_cast<T>(sums.positive);
-    out.sums[2 * i + 1] = static_cast<T>(sums.negative);
-  }
-}
-
 // What the close pairs of an anchor do to it; `sum` [D].
 template <class T>
 void add_close_pairs(const EveryPair<T>& p, int64_t i, const T* u, double* sum) {
   const int64_t depth = p.anchor.depth, words = close_words(p.reference.count);
   bool touched = false;
   for (int64_t word = 0; word < words; ++word) {
-    for (uint64_t bits = p.close[i * words + word]; bits != 0; bits &= bits - 1) {
+    for (uint64_t bits = close_row(p, i)[word]; bits != 0; bits &= bits - 1) {
       const int64_t j = word * kCloseColumns + __builtin_ctzll(bits);
       if (u[j] == 0) continue;
       for (int64_t k = 0; !touched && k < depth; ++k) sum[k] = 0.0;
@@ -616,34 +615,60 @@ void add_close_pairs(const EveryPair<T>& p, int64_t i, const T* u, double* sum) 
   for (int64_t k = 0; touched && k < depth; ++k) out[k] += static_cast<T>(sum[k]);
 }
 
+// The terms of anchor i, which has triplets, and the weights of its pairs.
 template <class T>
-void backward(const EveryPair<T>& p, T* grad_positive, void* scratch, int64_t first, int64_t last) {
+void mine(const EveryPair<T>& p, int64_t i, Work<T>& w, Sums& sums, T* u, T* grad_positive) {
+  if (p.semihard) {
+    semihard_forward(p, i, w, sums);
+    if (p.with_gradient) semihard_backward(p, i, w, u, grad_positive);
+    return;
+  }
+  sums.terms = sums.triplets = w.positives * w.negatives;
+  sums.positive = sum_positives(p, i, w) * w.negatives;
+  sums.negative = sum_negatives(w, p.reference.count, outside_of(p)) * w.positives;
+  if (p.soft_margin) {
+    soft_forward(p, i, w, sums);
+    if (p.with_gradient) soft_backward(p, i, w, u, grad_positive);
+  } else {
+    hinge(p, i, w, sums, p.with_gradient ? u : nullptr, grad_positive);
+  }
+}
+
+template <class T>
+void sweep(const EveryPair<T>& p, const RowTerms<T>& out, void* scratch) {
   Work<T> w(scratch, p.reference.count);
-  for (int64_t i = first; i < last; ++i) {
-    T* u = p.product + i * p.reference.count;
-    T* pull = grad_positive == nullptr ? nullptr : grad_positive + i;
-    if (!sort_out(p, i, outside_of(p), w)) {
+  const int64_t words = close_words(p.reference.count);
+  for (int64_t i = p.first; i < p.last; ++i) {
+    Sums sums;
+    T* u = product_row(p, i);
+    T* pull = p.grad_positive == nullptr ? nullptr : p.grad_positive + i;
+    for (int64_t word = 0; p.with_gradient && word < words; ++word) close_row(p, i)[word] = 0;
+    if (sort_out(p, i, outside_of(p), w)) {
+      mine(p, i, w, sums, u, pull);
+    } else if (p.with_gradient) {
       for (int64_t j = 0; j < p.reference.count; ++j) u[j] = T(0);
       if (pull != nullptr) *pull = T(0);
-    } else if (p.semihard) {
-      semihard_backward(p, i, w, u, pull);
-    } else {
-      p.soft_margin ? soft_backward(p, i, w, u, pull) : hinge_backward(p, i, w, u, pull);
     }
-    add_close_pairs(p, i, u, w.sum);
+    if (p.with_gradient) add_close_pairs(p, i, u, w.sum);
+    out.total[i] = static_cast<T>(sums.total);
+    out.counts[3 * i] = sums.terms;
+    out.counts[3 * i + 1] = sums.active;
+    out.counts[3 * i + 2] = sums.triplets;
+    out.sums[2 * i] = static_cast<T>(sums.positive);
+    out.sums[2 * i + 1] = static_cast<T>(sums.negative);
   }
 }
 
 template <class T>
 void settle(const EveryPair<T>& p, double* scratch, int64_t first, int64_t last) {
-  const int64_t depth = p.reference.depth, words = close_words(p.reference.count);
+  const int64_t depth = p.reference.depth;
   for (int64_t word = first; word < last; ++word) {
     uint64_t touched = 0;
-    for (int64_t i = 0; i < p.anchor.count; ++i) {
-      for (uint64_t bits = p.close[i * words + word]; bits != 0; bits &= bits - 1) {
+    for (int64_t i = p.first; i < p.last; ++i) {
+      for (uint64_t bits = close_row(p, i)[word]; bits != 0; bits &= bits - 1) {
         const int column = __builtin_ctzll(bits);
         const int64_t j = word * kCloseColumns + column;
-        T& u = p.product[i * p.reference.count + j];
+        T& u = product_row(p, i)[j];
         if (u == 0) continue;
         double* sum = scratch + column * depth;
         if ((touched >> column & 1) == 0) {
@@ -665,7 +690,7 @@ void settle(const EveryPair<T>& p, double* scratch, int64_t first, int64_t last)
 
 }  // namespace
 
-extern const RowKernels<float> row_floats = {forward, backward, settle};
-extern const RowKernels<double> row_doubles = {forward, backward, settle};
+extern const RowKernels<float> row_floats = {sweep, settle};
+extern const RowKernels<double> row_doubles = {sweep, settle};
 
 }  // namespace amkd::triplet::AMKD_SIMD

@@ -1,6 +1,6 @@
 // Selection on a CPU. A tile of inner products, a register block at a time, then a sweep over its rows that keeps for
 // each anchor every reference row that rounding leaves in the race; those few are compared by their exact distances.
-#include "lanes.h"
+#include "register_block.h"
 
 namespace amkd::triplet::AMKD_SIMD {
 namespace {
@@ -13,15 +13,6 @@ constexpr int kUnroll = 2;  // vectors of a sweep: a block of anchors is a whole
 constexpr int kUnroll = 4;
 #endif
 
-// Register block: kBlockRows anchors by kBlockVectors vectors of reference rows, all sums in registers.
-#if defined(__AVX512F__)
-constexpr int kBlockRows = 12;
-#else
-constexpr int kBlockRows = 6;
-#endif
-constexpr int kBlockVectors = 2;
-template <class T>
-constexpr int kPanel = kBlockVectors * kWidth<T>;
 // A tile of products and the panels that it is made of share the second-level cache.
 constexpr int64_t kProductRows = 96;
 constexpr int64_t kProductBytes = 1024;  // of a row
@@ -104,25 +95,14 @@ AMKD_INLINE const T* packed_row(const T* panels, int64_t i, int64_t depth) {
 template <class T>
 AMKD_INLINE void multiply(const T* anchors, int64_t i, int64_t last, const T* panel, int64_t depth, T* out,
                           int64_t out_stride) {
-  using V = Values<T>;
   const T* a[kBlockRows];
 #pragma GCC unroll 12
   for (int r = 0; r < kBlockRows; ++r) a[r] = packed_row(anchors, i + r < last ? i + r : last - 1, depth);
-  V sums[kBlockRows][kBlockVectors] = {};
-  for (int64_t k = 0; k < depth; ++k) {
-    V b[kBlockVectors];
-#pragma GCC unroll 2
-    for (int v = 0; v < kBlockVectors; ++v) b[v] = load_as<V>(panel + k * kPanel<T> + v * kWidth<T>);
-#pragma GCC unroll 12
-    for (int r = 0; r < kBlockRows; ++r) {
-      const V x = a[r][k * kPanel<T>] - V{};  // a broadcast: adding to 0 would turn -0 around
-#pragma GCC unroll 2
-      for (int v = 0; v < kBlockVectors; ++v) sums[r][v] += x * b[v];
-    }
-  }
+  Block<T> sums = {};
+  multiply_block(a, kPanel<T>, panel, kPanel<T>, depth, sums);
 #pragma GCC unroll 12
   for (int r = 0; r < kBlockRows; ++r) {
-    for (int v = 0; v < kBlockVectors; ++v) std::memcpy(out + r * out_stride + v * kWidth<T>, &sums[r][v], kBytes);
+    for (int v = 0; v < kBlockVectors; ++v) std::memcpy(out + r * out_stride + v * kWidth<T>, &sums.of[r][v], kBytes);
   }
 }
 

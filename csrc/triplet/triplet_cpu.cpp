@@ -1,20 +1,14 @@
-// The triplet operators on CPU tensors: checks, outputs, scratch, threads, and the sums over the anchors.
-#include "triplet_cpu.h"
-
+// The triplet operators of selected rows on CPU tensors: checks, outputs, scratch, threads, sums over the anchors.
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <memory>
 #include <mutex>
-#include <type_traits>
 #include <utility>
 #include <vector>
 
-#include "../common/cpu_dispatch.h"
-#include "../common/cpu_share.h"
-#include "triplet_arguments.h"
+#include "triplet_cpu_host.h"
 
 namespace amkd::triplet {
 namespace {
@@ -23,142 +17,7 @@ constexpr int64_t kSampleRows = 64;      // for the common vector: any vector ne
 constexpr int64_t kSymmetricBlocks = 4;  // of anchors, from which on half of the products do
 constexpr double kOutlier = 256.0;       // times the mean squared length: such rows must not coarsen the others' keys
 
-template <class T>
-const SelectKernels<T>& select_kernels() {
-  if constexpr (std::is_same_v<T, float>) {
-    AMKD_AT_LEVEL(select_floats);
-  } else {
-    AMKD_AT_LEVEL(select_doubles);
-  }
-}
-template <class T>
-const PairKernels<T>& pair_kernels() {
-  if constexpr (std::is_same_v<T, float>) {
-    AMKD_AT_LEVEL(pair_floats);
-  } else {
-    AMKD_AT_LEVEL(pair_doubles);
-  }
-}
-template <class T>
-const RowKernels<T>& row_kernels() {
-  if constexpr (std::is_same_v<T, float>) {
-    AMKD_AT_LEVEL(row_floats);
-  } else {
-    AMKD_AT_LEVEL(row_doubles);
-  }
-}
-
-template <class Body>
-auto dispatch(const Tensor& anchor, Body body) {
-  if (anchor.scalar_type() == ScalarType::Double) return body(double{});
-  STD_TORCH_CHECK(anchor.scalar_type() == ScalarType::Float, "anchor: must be float32 or float64 on a CPU");
-  return body(float{});
-}
-
-template <class T>
-T* data_of(const Tensor& tensor) {
-  return static_cast<T*>(const_cast<void*>(tensor.const_data_ptr()));
-}
-
-template <class T>
-Rows<T> rows_of(const Tensor& tensor) {
-  return {data_of<T>(tensor), tensor.stride(0), tensor.size(0), tensor.size(1), nullptr};
-}
-
-int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
-
-// Memory that nobody clears, in cache lines of its own.
-template <class T>
-class Buffer {
- public:
-  explicit Buffer(int64_t count = 0)
-      : memory_(count == 0 ? nullptr : ::operator new(sizeof(T) * count, std::align_val_t{64})) {}
-  T* get() const { return static_cast<T*>(memory_.get()); }
-
- private:
-  struct Delete {
-    void operator()(void* memory) const { ::operator delete(memory, std::align_val_t{64}); }
-  };
-  std::unique_ptr<void, Delete> memory_;
-};
-
-// ---- labels -------------------------------------------------------------------------------------------------------
-
-std::vector<int64_t> read_labels(const std::optional<Tensor>& tensor, const char* name) {
-  if (!tensor.has_value()) return {};
-  const bool is_long = tensor->scalar_type() == ScalarType::Long;
-  STD_TORCH_CHECK(is_long || tensor->scalar_type() == ScalarType::Int, name, ": must be int64 or int32");
-  const Tensor flat = contiguous_of(*tensor);
-  const int64_t count = flat.numel();
-  if (is_long) return {data_of<int64_t>(flat), data_of<int64_t>(flat) + count};
-  return {data_of<int32_t>(flat), data_of<int32_t>(flat) + count};
-}
-
-// Labels for the kernels, in the width that they compare. Where fp32 rows have labels that int32 does not hold, each
-// label becomes its rank among those of the reference rows.
-template <class T>
-class Labels {
- public:
-  Labels(const std::optional<Tensor>& anchor, const std::optional<Tensor>& reference,
-         const std::optional<Tensor>& excluded, int64_t anchors, int64_t references, int64_t padded) {
-    std::vector<int64_t> own = read_labels(anchor, "labels");
-    // In the anchors' own set the reference labels are the same tensor; without any labels nobody shares one.
-    std::vector<int64_t> other = read_labels(reference.has_value() ? reference : anchor, "reference_labels");
-    std::vector<int64_t> outside = read_labels(excluded, "exclude_labels");
-    if (!anchor.has_value()) {
-      own.assign(anchors, 1);
-      other.assign(references, 0);
-    }
-    STD_TORCH_CHECK(static_cast<int64_t>(own.size()) == anchors && static_cast<int64_t>(other.size()) == references,
-                    "labels, reference_labels: must have one label a row");
-    excluded_count_ = excluded.has_value() && excluded->dim() == 2 ? static_cast<int>(excluded->size(1)) : 0;
-    STD_TORCH_CHECK(
-        excluded_count_ <= kMostExcluded && static_cast<int64_t>(outside.size()) == anchors * excluded_count_,
-        "exclude_labels: must be [N, E], E at most 2");
-    if (!fit(own) || !fit(other) || !fit(outside)) rank(own, other, outside);
-    own.resize(std::max(padded, anchors), 0);
-    anchor_.assign(own.begin(), own.end());
-    other.resize(padded, 0);
-    reference_.assign(other.begin(), other.end());
-    excluded_.assign(outside.begin(), outside.end());
-  }
-
-  Classes<T> classes(int64_t self_offset) const {
-    return {anchor_.data(), reference_.data(), excluded_.data(), excluded_count_, self_offset};
-  }
-
- private:
-  static bool fit(const std::vector<int64_t>& labels) {
-    return std::all_of(labels.begin(), labels.end(), [](int64_t x) { return static_cast<Label<T>>(x) == x; });
-  }
-
-  static void rank(std::vector<int64_t>& own, std::vector<int64_t>& other, std::vector<int64_t>& outside) {
-    std::vector<int64_t> known = other;
-    std::sort(known.begin(), known.end());
-    known.erase(std::unique(known.begin(), known.end()), known.end());
-    for (std::vector<int64_t>* labels : {&own, &other, &outside}) {
-      for (int64_t& label : *labels) {
-        const auto at = std::lower_bound(known.begin(), known.end(), label);
-        label = at != known.end() && *at == label ? at - known.begin() : -1;  // -1: no reference row has it
-      }
-    }
-  }
-
-  std::vector<Label<T>> anchor_, reference_, excluded_;
-  int excluded_count_;
-};
-
 // ---- selection ----------------------------------------------------------------------------------------------------
-
-template <class T>
-Buffer<double> scales_of(Rows<T>& rows, Distance distance) {
-  if (distance != Distance::kCosine) return Buffer<double>();
-  Buffer<double> scales(std::max<int64_t>(rows.count, 1));
-  share(rows.count, rows.depth,
-        [&](int64_t first, int64_t last) { select_kernels<T>().scale_rows(rows, scales.get(), first, last); });
-  rows.scale = scales.get();
-  return scales;
-}
 
 template <class T>
 struct Packed {
@@ -595,137 +454,6 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_loss, const Tenso
   });
 }
 
-// ---- every pair ---------------------------------------------------------------------------------------------------
-
-// The arguments that triplet_rows_forward and triplet_rows_backward share, with everything that their pointers point
-// to.
-template <class T>
-struct EveryPairCall {
-  Tensor anchor, reference, anchor_square, reference_square, positive_distance, used;
-  Buffer<double> anchor_scales, reference_scales;
-  Labels<T> labels;
-  EveryPair<T> problem{};
-  int64_t n;
-
-  EveryPairCall(const Tensor& product, const Tensor& anchor_in, const Tensor& reference_in,
-                const Tensor& anchor_square_in, const Tensor& reference_square_in,
-                const std::optional<Tensor>& positive_distance_in, const std::optional<Tensor>& used_in,
-                const std::optional<Tensor>& labels_in, const std::optional<Tensor>& reference_labels,
-                const std::optional<Tensor>& exclude_labels, int64_t self_offset, int64_t distance, double margin,
-                bool semihard, bool fallback, bool soft_margin)
-      : anchor(rows_like(anchor_in, "anchor", anchor_in)),
-        reference(rows_like(reference_in, "reference", anchor_in)),
-        anchor_square(vector_of(anchor_square_in, "anchor_square", anchor_in.size(0))),
-        reference_square(vector_of(reference_square_in, "reference_square", reference_in.size(0))),
-        labels(labels_in, reference_labels, exclude_labels, anchor_in.size(0), reference_in.size(0),
-               reference_in.size(0)),
-        n(anchor_in.size(0)) {
-    EveryPair<T>& p = problem;
-    p.anchor = rows_of<T>(anchor);
-    p.reference = rows_of<T>(reference);
-    STD_TORCH_CHECK(product.scalar_type() == anchor.scalar_type() && product.is_contiguous() && product.dim() == 2 &&
-                        product.size(0) == n && product.size(1) == p.reference.count,
-                    "product: must be [n, P], contiguous, in the dtype of anchor");
-    p.distance = distance_from(distance);
-    anchor_scales = scales_of(p.anchor, p.distance);
-    reference_scales = scales_of(p.reference, p.distance);
-    p.anchor_square = data_of<T>(anchor_square);
-    p.reference_square = data_of<T>(reference_square);
-    if (positive_distance_in.has_value()) {
-      positive_distance = vector_of(*positive_distance_in, "positive_distance", n);
-      p.positive_distance = data_of<T>(positive_distance);
-    }
-    if (used_in.has_value()) {
-      STD_TORCH_CHECK(used_in->scalar_type() == ScalarType::Bool && used_in->numel() == n, "used: must be bool [n]");
-      used = contiguous_of(*used_in);
-      p.used = data_of<bool>(used);
-    }
-    p.classes = labels.classes(self_offset);
-    p.margin = margin;
-    p.semihard = semihard;
-    p.fallback = fallback;
-    p.soft_margin = soft_margin;
-    p.product = data_of<T>(product);
-  }
-
-  template <class Body>
-  void for_each_range(Body body) const {
-    share(n, 16 * problem.reference.count, [&](int64_t first, int64_t last) {
-      const Buffer<char> scratch(rows_scratch(problem.reference.count, problem.reference.depth));
-      body(scratch.get(), first, last);
-    });
-  }
-
-  Tensor vector_of(const Tensor& tensor, const char* name, int64_t count) const {
-    STD_TORCH_CHECK(tensor.scalar_type() == anchor.scalar_type() && tensor.numel() == count, name,
-                    ": must have one element a row, in the dtype of anchor");
-    return contiguous_of(tensor);
-  }
-};
-
-std::tuple<Tensor, Tensor, Tensor> rows_forward(const Tensor& product, const Tensor& anchor, const Tensor& reference,
-                                                const Tensor& anchor_square, const Tensor& reference_square,
-                                                const std::optional<Tensor>& positive_distance,
-                                                const std::optional<Tensor>& used, const std::optional<Tensor>& labels,
-                                                const std::optional<Tensor>& reference_labels,
-                                                const std::optional<Tensor>& exclude_labels, int64_t self_offset,
-                                                int64_t distance, double margin, bool semihard, bool fallback,
-                                                bool soft_margin) {
-  return dispatch(anchor, [&](auto zero) -> std::tuple<Tensor, Tensor, Tensor> {
-    using T = decltype(zero);
-    const EveryPairCall<T> call(product, anchor, reference, anchor_square, reference_square, positive_distance, used,
-                                labels, reference_labels, exclude_labels, self_offset, distance, margin, semihard,
-                                fallback, soft_margin);
-    const Tensor total = new_empty(anchor, {call.n}, anchor.scalar_type());
-    const Tensor counts = new_empty(anchor, {call.n, 3}, ScalarType::Long);
-    const Tensor sums = new_empty(anchor, {call.n, 2}, anchor.scalar_type());
-    const RowTerms<T> out{data_of<T>(total), data_of<int64_t>(counts), data_of<T>(sums)};
-    call.for_each_range([&](void* scratch, int64_t first, int64_t last) {
-      row_kernels<T>().forward(call.problem, out, scratch, first, last);
-    });
-    return {total, counts, sums};
-  });
-}
-
-Tensor rows_backward(const Tensor& product, const Tensor& grad_anchor, const Tensor& grad_reference,
-                     const Tensor& grad_total, const Tensor& anchor, const Tensor& reference,
-                     const Tensor& anchor_square, const Tensor& reference_square,
-                     const std::optional<Tensor>& positive_distance, const std::optional<Tensor>& used,
-                     const std::optional<Tensor>& labels, const std::optional<Tensor>& reference_labels,
-                     const std::optional<Tensor>& exclude_labels, int64_t self_offset, int64_t distance, double margin,
-                     bool semihard, bool fallback, bool soft_margin) {
-  return dispatch(anchor, [&](auto zero) {
-    using T = decltype(zero);
-    EveryPairCall<T> call(product, anchor, reference, anchor_square, reference_square, positive_distance, used, labels,
-                          reference_labels, exclude_labels, self_offset, distance, margin, semihard, fallback,
-                          soft_margin);
-    const Tensor upstream = call.vector_of(grad_total, "grad_total", call.n);
-    EveryPair<T>& p = call.problem;
-    p.upstream = data_of<T>(upstream);
-    const auto check = [&](const Tensor& grad, const Rows<T>& rows, const char* name) {
-      STD_TORCH_CHECK(grad.scalar_type() == anchor.scalar_type() && grad.is_contiguous() && grad.dim() == 2 &&
-                          grad.size(0) == rows.count && grad.size(1) == rows.depth,
-                      name, ": must have the shape and dtype of its rows, contiguous");
-      return data_of<T>(grad);
-    };
-    p.grad_anchor = check(grad_anchor, p.anchor, "grad_anchor");
-    p.grad_reference = check(grad_reference, p.reference, "grad_reference");
-    const int64_t words = close_words(p.reference.count);
-    const Buffer<uint64_t> close(call.n * words);
-    p.close = close.get();
-    const Tensor grad = new_empty(anchor, {positive_distance.has_value() ? call.n : 0}, anchor.scalar_type());
-    call.for_each_range([&](void* scratch, int64_t first, int64_t last) {
-      row_kernels<T>().backward(call.problem, positive_distance.has_value() ? data_of<T>(grad) : nullptr, scratch,
-                                first, last);
-    });
-    share(words, call.n, [&](int64_t first, int64_t last) {
-      const Buffer<double> scratch(kCloseColumns * p.reference.depth);
-      row_kernels<T>().settle(p, scratch.get(), first, last);
-    });
-    return grad;
-  });
-}
-
 }  // namespace
 }  // namespace amkd::triplet
 
@@ -733,6 +461,4 @@ STABLE_TORCH_LIBRARY_IMPL(amkd_fast, CPU, m) {
   m.impl("triplet_select", TORCH_BOX(&amkd::triplet::select));
   m.impl("triplet_terms", TORCH_BOX(&amkd::triplet::terms));
   m.impl("triplet_backward", TORCH_BOX(&amkd::triplet::backward));
-  m.impl("triplet_rows_forward", TORCH_BOX(&amkd::triplet::rows_forward));
-  m.impl("triplet_rows_backward", TORCH_BOX(&amkd::triplet::rows_backward));
 }

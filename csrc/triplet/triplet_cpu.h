@@ -116,26 +116,32 @@ struct Segment {
   const int64_t* end;
 };
 
-// Every pair of some anchors with the reference rows: csrc/library.cpp, triplet_rows_forward.
+// Every pair of anchors and reference rows: csrc/library.cpp, triplet_every_pair.
 template <class T>
 struct EveryPair {
   Rows<T> anchor, reference;
-  const T* anchor_square;      // [n]
-  const T* reference_square;   // [P]
-  const T* positive_distance;  // [n] or null
-  const bool* used;            // [n] or null
+  const T* anchor_square;      // [N] squared lengths of the centred rows; NaN: only the exact distance will do
+  const T* reference_square;   // [P, padded]
+  const T* positive_distance;  // [N] or null
+  const bool* used;            // [N] or null
+  const T* upstream;           // [N]; null: all 1
   Classes<T> classes;
   Distance distance;
   double margin;
   bool semihard, fallback, soft_margin;
-  T* product;  // [n, P]
 
-  // Backward. In rows of close_words: a bit for each pair whose distance was computed again, because the expanded one
-  // had lost its digits. Its gradient would lose them in a product as well.
-  const T* upstream;  // [n]
-  uint64_t* close;    // [n, close_words], null in the forward pass
-  T* grad_anchor;     // [n, D], added to
+  // A block of anchors from `first` on.
+  int64_t first, last;
+  T* product;              // [last - first, P] of centred rows; with_gradient: becomes U
+  int64_t product_stride;  // of a row, which is filled up with zeros
+
+  // In rows of close_words: a bit for each pair whose distance was computed again, because the expanded one had lost
+  // its digits. Its gradient would lose them in a product as well.
+  bool with_gradient;
+  uint64_t* close;    // [last - first, close_words]
+  T* grad_anchor;     // [N, D], added to
   T* grad_reference;  // [P, D], added to
+  T* grad_positive;   // [N] of positive_distance, or null
 };
 
 constexpr int64_t kCloseColumns = 64;  // of a word
@@ -143,9 +149,9 @@ static constexpr int64_t close_words(int64_t references) { return (references + 
 
 template <class T>
 struct RowTerms {
-  T* total;         // [n]
-  int64_t* counts;  // [n, 3]
-  T* sums;          // [n, 2]
+  T* total;         // [N]
+  int64_t* counts;  // [N, 3]
+  T* sums;          // [N, 2]
 };
 
 template <class T>
@@ -185,25 +191,61 @@ struct PairKernels {
 
 template <class T>
 struct RowKernels {
-  // `scratch`: rows_scratch(P) bytes.
-  void (*forward)(const EveryPair<T>&, const RowTerms<T>&, void* scratch, int64_t first, int64_t last);
-  void (*backward)(const EveryPair<T>&, T* grad_positive, void* scratch, int64_t first, int64_t last);
+  // The block's anchors: terms, and with_gradient the weights of their pairs. `scratch`: rows_scratch(P) bytes.
+  void (*sweep)(const EveryPair<T>&, const RowTerms<T>&, void* scratch);
   // Then, for words [first, last) of all anchors: close pairs leave U for the gradient of their reference rows.
   // `scratch`: kCloseColumns * D.
   void (*settle)(const EveryPair<T>&, double* scratch, int64_t first, int64_t last);
 };
 
+// Rows about a common vector, 0 where they are not finite or have no direction; filled up with zeros to `stride`.
+template <class T>
+struct Centred {
+  T* data;         // [count, stride]
+  int64_t stride;  // a multiple of the panel width, and an odd number of cache lines: columns spread over the cache
+  T* square;       // [count, padded] squared lengths; NaN: only the exact distance will do
+};
+
+// A factor of a product by its strides: element (i, k) is data[i * row + k * column].
+template <class T>
+struct Factor {
+  const T* data;
+  int64_t row, column;
+};
+
+template <class T>
+struct ProductKernels {
+  int panel_width;  // columns that a product is computed by
+
+  void (*centre)(const Rows<T>&, const double* common, const Centred<T>&, int64_t first, int64_t last);
+  // Panels [first, last) of centred rows as Panels has them.
+  void (*pack)(const Centred<T>&, int64_t count, int64_t depth, T* panels, int64_t first, int64_t last);
+  // out [rows, round up of columns] = the rows times panels. Writes whole blocks of kProductBlockRows.
+  void (*multiply)(const T* rows, int64_t stride, int64_t count, const T* panels, int64_t columns, int64_t depth,
+                   T* out, int64_t out_stride);
+  // Tile [first, last) by [begin, end) on or above the diagonal of a square matrix is copied across it, or both become
+  // their sum.
+  void (*mirror)(T* data, int64_t stride, int64_t first, int64_t last, int64_t begin, int64_t end);
+  void (*symmetrise)(T* data, int64_t stride, int64_t first, int64_t last, int64_t begin, int64_t end);
+  // out [count, depth] += rowsum(weights) own - weights · others, with `terms` columns of weights.
+  void (*pull)(const Factor<T>& weights, int64_t count, int64_t terms, const T* own, const T* others, int64_t stride,
+               int64_t depth, T* out);
+};
+constexpr int64_t kProductBlockRows = 12;  // a multiple of every level's register block
+
 // For RowKernels: distances and ranks of a row, its positives and their tables; a row of the gradient.
 static constexpr int64_t rows_scratch(int64_t references, int64_t depth) { return (references + 64) * 64 + 8 * depth; }
 
-#define AMKD_TRIPLET_LEVEL(level)                    \
-  namespace level {                                  \
-  extern const SelectKernels<float> select_floats;   \
-  extern const SelectKernels<double> select_doubles; \
-  extern const PairKernels<float> pair_floats;       \
-  extern const PairKernels<double> pair_doubles;     \
-  extern const RowKernels<float> row_floats;         \
-  extern const RowKernels<double> row_doubles;       \
+#define AMKD_TRIPLET_LEVEL(level)                      \
+  namespace level {                                    \
+  extern const SelectKernels<float> select_floats;     \
+  extern const SelectKernels<double> select_doubles;   \
+  extern const PairKernels<float> pair_floats;         \
+  extern const PairKernels<double> pair_doubles;       \
+  extern const RowKernels<float> row_floats;           \
+  extern const RowKernels<double> row_doubles;         \
+  extern const ProductKernels<float> product_floats;   \
+  extern const ProductKernels<double> product_doubles; \
   }
 AMKD_TRIPLET_LEVEL(baseline)
 AMKD_TRIPLET_LEVEL(avx2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from amkd_fast import backends, checks
-from amkd_fast.ops.triplet import arguments, every_pair, ranks, selected
+from amkd_fast.ops.triplet import arguments, every_pair, fused, ranks, selected
 from amkd_fast.ops.triplet import reference as specification
 from amkd_fast.ops.triplet.arguments import Rows
 from amkd_fast.ops.triplet.distances import DISTANCES
@@ -122,8 +122,9 @@ def triplet_margin_loss(
     Numerics and memory:
         ``hard`` and ``topk`` select by products of centred rows and settle what rounding leaves open by distances from
         differences, also in collapsed sets; those enter the loss. ``all`` and ``semihard`` take a few anchors at a time
-        and distances from products, which follow ``torch.get_float32_matmul_precision()``, except for narrow rows
-        (D ≤ 16) and close pairs. No backend but the reference holds anything of size N × P.
+        and distances from products, except for narrow rows (D ≤ 16) and close pairs; on a GPU the products follow
+        ``torch.get_float32_matmul_precision()``. On a CPU their forward pass computes the gradient as well.
+        No backend but the reference holds anything of size N × P.
 
     Source:
         Schroff, Kalenichenko and Philbin, FaceNet (2015), semi-hard; Hermans, Beyer and Leibe, In Defense of the
@@ -152,7 +153,9 @@ def triplet_margin_loss(
     operators, rows = _serving(rows, lacking, every)
     if weight is not None:
         weight = weight.to(statistics_dtype(rows.anchor.dtype))
-    family = specification if operators is None else every_pair if every else selected
+    family = specification if operators is None else selected
+    if operators is not None and every:
+        family = every_pair if operators.every_pair is None else fused
 
     def local(rule: Rule, reduction: str) -> Outcome:
         call = (rows, rule, weight, reduction)

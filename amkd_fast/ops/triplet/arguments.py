@@ -67,7 +67,7 @@ def rows(
     if exclude_labels is not None and exclude_labels.ndim == 1:
         exclude_labels = exclude_labels[:, None]
     dtypes = {x.dtype for x in (anchor, positive, reference) if x is not None}
-    dtype = torch.float64 if torch.float64 in dtypes else dtypes.pop() if len(dtypes) == 1 else torch.float32
+    dtype = torch.float64 if torch.float64 in dtypes else torch.float32
     found = Rows(
         anchor,
         positive,
@@ -78,7 +78,7 @@ def rows(
         self_offset,
         reference is None,
     )
-    return cast(found, dtype)
+    return found if len(dtypes) == 1 else cast(found, dtype)
 
 
 def cast(rows: Rows, dtype: torch.dtype) -> Rows:
@@ -93,7 +93,7 @@ def cast(rows: Rows, dtype: torch.dtype) -> Rows:
 
 def widened(rows: Rows) -> Rows:
     """The rows in fp32 or fp64."""
-    return rows if rows.anchor.dtype == torch.float64 else cast(rows, torch.float32)
+    return rows if rows.anchor.dtype in (torch.float32, torch.float64) else cast(rows, torch.float32)
 
 
 def _check_labels(n, p, labels, positive, reference, reference_labels, exclude_labels) -> None:

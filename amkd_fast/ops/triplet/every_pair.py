@@ -1,4 +1,4 @@
-"""Mining ``all`` and ``semihard`` by the operators: a few anchors at a time against every reference row.
+"""Mining ``all`` and ``semihard`` by the operators of a GPU: a few anchors at a time against every reference row.
 
 The matrix product is the library's; what is ours is the sweep over its rows, which gives the terms in the forward pass
 and the weight of every pair in the backward pass, where the product is computed again. Memory does not depend on N · P.
@@ -17,8 +17,7 @@ from amkd_fast.ops.triplet.distances import DISTANCES, from_unit, rowwise, rowwi
 from amkd_fast.ops.triplet.operators import Operators
 from amkd_fast.ops.triplet.reference import Outcome, Rule, Terms
 
-# Products at a time: they stay in a cache of the CPU; a GPU needs rows enough to fill itself.
-CHUNK = {"cpu": 1 << 20, "cuda": 1 << 24}
+CHUNK = 1 << 24  # products at a time: a GPU needs rows enough to fill itself
 SAMPLE = 256  # rows that the common vector is taken from
 # Up to this width distances come from differences: it costs little, and rows on a grid tie exactly.
 EXACT_WIDTH = 16
@@ -94,13 +93,12 @@ def _grads(operators: Operators, rows: Rows, used: Tensor | None, rule: Rule, gr
     a, r = centred(rows, rule.distance)
     grad_d_ap, grad_p = [], None
     # A pair's gradient is a difference of products that can be a thousand times its size.
-    exact = a.rows.dtype if operators.splits_close_pairs else torch.float64
-    a_rows, r_rows = a.rows.to(exact), r.rows.to(exact)
+    a_rows, r_rows = a.rows.double(), r.rows.double()
     grad_a, grad_r = a_rows.new_zeros(a_rows.shape), r_rows.new_zeros(r_rows.shape)
     column_sum = r_rows.new_zeros(r_rows.shape[0])
     for at, product, rest in _chunks(rows, used, rule):
         grad_d_ap.append(operators.rows_backward(product, grad_a[at], grad_r, grad_total[at], *rest))
-        u = product.to(exact)  # [n, P]
+        u = product.double()  # [n, P]
         if rows.is_batch and u.shape[0] == u.shape[1]:  # all anchors at once: both directions in one product
             u = u + u.mT
             grad_a.addcmul_(u.sum(1, keepdim=True), a_rows).addmm_(u, a_rows, alpha=-1)
@@ -130,7 +128,7 @@ def _chunks(rows: Rows, used: Tensor | None, rule: Rule):
         rule.soft_margin,
     )
     n, p = rows.anchor.shape[0], rows.reference.shape[0]
-    step = max(1, CHUNK.get(rows.anchor.device.type, CHUNK["cuda"]) // p)
+    step = max(1, CHUNK // p)
     for first in range(0, n, step):
         at = slice(first, min(first + step, n))
         product = a.rows[at] @ r.rows.mT  # [n, P]

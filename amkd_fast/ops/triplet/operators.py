@@ -22,7 +22,7 @@ class Operators(NamedTuple):
     backward: Callable
     rows_forward: Callable
     rows_backward: Callable
-    splits_close_pairs: bool = False  # rows_backward takes pairs out of U whose gradient a product in fp32 would round
+    every_pair: Callable | None = None  # does the work of the two before and of the products around them
 
 
 def registered(suffix: str = "") -> Operators:
@@ -73,3 +73,20 @@ def fake_rows_backward(
 ):  # fmt: skip
     """The gradient of positive_distance."""
     return product.new_empty((0 if positive_distance is None else product.shape[0],))
+
+
+def fake_every_pair(
+    anchor, reference, positive_distance, used, upstream, labels, reference_labels, exclude_labels, self_offset,
+    distance, margin, semihard, fallback, soft_margin, with_gradient,
+):  # fmt: skip
+    """(total, counts, sums, grad_anchor, grad_reference, grad_positive_distance)."""
+    n, d = anchor.shape
+    of_reference = with_gradient and reference is not None
+    return (
+        anchor.new_empty((n,)),
+        anchor.new_empty((n, 3), dtype=torch.int64),
+        anchor.new_empty((n, 2)),
+        anchor.new_empty((n if with_gradient else 0, d)),
+        anchor.new_empty((reference.shape[0] if of_reference else 0, d)),
+        anchor.new_empty((n if with_gradient and positive_distance is not None else 0,)),
+    )

@@ -250,15 +250,19 @@ def _nearer(d_an: Tensor, d_pn: Tensor) -> Tensor:
 
 def reduce(terms: Terms, weight: Tensor | None, reduction: str) -> Outcome:
     """The loss out of the anchors' terms, and what there is to log about them."""
+    total = terms.total if weight is None else weight * terms.total
+    return divide(terms._replace(total=total if reduction == "none" else total.sum()), weight, reduction)
+
+
+def divide(terms: Terms, weight: Tensor | None, reduction: str) -> Outcome:
+    """The same where ``total`` has its weights, and but for ``"none"`` is summed up."""
     stats = partial(_statistics, terms, weight)
-    total, count = terms.total, terms.nonzero if reduction == "mean_nonzero" else terms.count
-    if weight is not None:
-        total, count = weight * total, weight * count
     if reduction in ("sum", "none"):
-        return Outcome(total if reduction == "none" else total.sum(), total.new_ones(()), stats)
-    size = count.sum()
-    size = torch.where(size == 0, 1, size).to(total.dtype)
-    return Outcome(total.sum() / size, size, stats)
+        return Outcome(terms.total, terms.total.new_ones(()), stats)
+    count = terms.nonzero if reduction == "mean_nonzero" else terms.count
+    size = (count if weight is None else weight * count).sum()
+    size = torch.where(size == 0, 1, size).to(terms.total.dtype)
+    return Outcome(terms.total / size, size, stats)
 
 
 @torch.no_grad()

@@ -1,0 +1,117 @@
+"""Mining ``all`` and ``semihard`` by the one operator of the CPU.
+
+It has the terms and their gradient out of one pass over the pairs: a loss that is one number needs no second pass,
+since what the backward pass brings then is only a factor.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from amkd_fast.ops.triplet import reference as specification
+from amkd_fast.ops.triplet.arguments import Rows
+from amkd_fast.ops.triplet.distances import DISTANCES, from_unit, rowwise, rowwise_grads
+from amkd_fast.ops.triplet.operators import Operators
+from amkd_fast.ops.triplet.reference import Outcome, Rule, Terms
+
+
+def loss(operators: Operators, rows: Rows, rule: Rule, weight: Tensor | None, reduction: str) -> Outcome:
+    """The loss of :func:`amkd_fast.triplet_margin_loss` for ``mining`` semihard and all."""
+    given = (rows.anchor, rows.positive, None if rows.is_batch else rows.reference)
+    learns = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in given)
+    call = (operators, rows, rule, reduction == "none", learns and reduction != "none")
+    total, counts, sums = EveryPair.apply(*given, weight, call)
+    count, active, triplets = counts.unbind(1)
+    return specification.divide(Terms(total, count, active, triplets, *sums.unbind(1)), weight, reduction)
+
+
+class EveryPair(torch.autograd.Function):
+    """Weighted totals [N] (``per_anchor``) or their sum, counts and sums of :class:`Terms`."""
+
+    @staticmethod
+    def forward(ctx, anchor, positive, reference, weight, call):
+        operators, rows, rule, per_anchor, with_gradient = call
+        total, counts, sums, grads = _operate(operators, rows, rule, weight, weight, with_gradient)
+        ctx.per_anchor, ctx.operators, ctx.rule, ctx.self_offset = per_anchor, operators, rule, rows.self_offset
+        labels = (rows.labels, rows.reference_labels, rows.exclude_labels)
+        ctx.save_for_backward(anchor, positive, reference, weight, *labels, total, *grads)
+        ctx.mark_non_differentiable(counts, sums)
+        ctx.set_materialize_grads(False)
+        value = total if weight is None else weight * total
+        return value.clone() if value is total and per_anchor else value if per_anchor else value.sum(), counts, sums
+
+    @staticmethod
+    def backward(ctx, grad, *_):
+        if grad is None:
+            return (None,) * 5
+        anchor, positive, reference, weight, *labels, total, grad_a, grad_p, grad_r = ctx.saved_tensors
+        rows = Rows(
+            anchor,
+            positive,
+            anchor if reference is None else reference,
+            *labels,
+            ctx.self_offset,
+            reference is None,
+        )
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            return _differentiable_grads(ctx, grad, rows, weight)
+        grads = (grad_a, grad_p, grad_r)
+        if ctx.per_anchor and any(ctx.needs_input_grad[:3]):
+            upstream = grad if weight is None else grad * weight
+            grads = _operate(ctx.operators, rows, ctx.rule, weight, upstream, True)[-1]
+        elif not ctx.per_anchor:
+            grads = [None if g is None else grad * g for g in grads]
+        return *grads, grad * total if ctx.needs_input_grad[3] else None, None
+
+
+def _operate(
+    operators: Operators,
+    rows: Rows,
+    rule: Rule,
+    weight: Tensor | None,
+    upstream: Tensor | None,
+    with_gradient: bool,
+):
+    """(total, counts, sums) of the operator, and of ``upstream`` times total the gradients of the three sets of rows,
+    None for one that is not there."""
+    total, counts, sums, grad_a, grad_r, grad_d_ap = operators.every_pair(
+        rows.anchor,
+        None if rows.is_batch else rows.reference,
+        None if rows.positive is None else rowwise(rows.anchor, rows.positive, rule.distance),
+        None if weight is None else weight != 0,
+        upstream,
+        rows.labels,
+        None if rows.is_batch else rows.reference_labels,
+        rows.exclude_labels,
+        -1 if rows.self_offset is None else rows.self_offset,
+        DISTANCES.index(rule.distance),
+        rule.margin,
+        rule.mining == "semihard",
+        rule.semihard_fallback,
+        rule.soft_margin,
+        with_gradient,
+    )
+    if not with_gradient:
+        return total, counts, sums, (None,) * 3
+    grad_p = None
+    if rule.distance == "cosine":
+        grad_a = from_unit(grad_a, rows.anchor)
+        grad_r = grad_r if rows.is_batch else from_unit(grad_r, rows.reference)
+    if rows.positive is not None:
+        to_anchor, grad_p = rowwise_grads(rows.anchor, rows.positive, grad_d_ap, rule.distance)
+        grad_a = grad_a + to_anchor
+    return total, counts, sums, (grad_a, grad_p, None if rows.is_batch else grad_r)
+
+
+def _differentiable_grads(ctx, grad: Tensor, rows: Rows, weight: Tensor | None):
+    """For a double backward, which is rare: through the reference."""
+    with torch.enable_grad():
+        value = specification.loss(rows, ctx.rule, weight, "none" if ctx.per_anchor else "sum").value
+        inputs = (rows.anchor, rows.positive, rows.reference, weight)
+        wanted = [i for i in range(4) if ctx.needs_input_grad[i]]
+        found = torch.autograd.grad(value, [inputs[i] for i in wanted], grad, create_graph=True)
+    grads = [None] * 5
+    for i, g in zip(wanted, found, strict=True):
+        grads[i] = g
+    return tuple(grads)
