@@ -1,4 +1,4 @@
-"""Whole attacks on 64 images [B, C, H, W] by a trained ResNet26: ours against the loops and the libraries.
+"""Whole attacks on images [B, C, H, W] by a trained ResNet26: ours against the loops and the libraries.
 
 A call takes seconds. Before the clock starts ours are held against the loops in fp64 and over many more images
 (benchmarks/attack_checks.py), and everybody's images of this batch must fool the network as those of the loop do.
@@ -27,14 +27,13 @@ OUTSIDE, OUTSIDE_LIMIT = "outside the network", 0.01  # of the attack's time
 AGREEMENT, PRESETS, RUNS = 1024, 512, 5  # images, images, runs whose share outside is looked at
 SAME = 0.98  # of the timed images: one may end otherwise by rounding
 OPTIONS = {"eps": EPS, "step_size": STEP_SIZE, "steps": STEPS}
-SIZES = {"B": BATCH, "C": 3, "H": 32, "W": 32}
 
 
 def groups() -> list[Group]:
     return [boundary("official", Target(4, "speed-up", 3.0, PUBLIC, "forward")), boundary("near_boundary"), pgd()]
 
 
-def boundary(preset: str, *targets: Target) -> Group:
+def boundary(preset: str, *targets: Target, batch: int = BATCH) -> Group:
     """:class:`BoundaryAttack` from the network's predictions to targets that were drawn before."""
 
     def ours(images: Tensor, base: Tensor, target: Tensor) -> Any:
@@ -42,7 +41,7 @@ def boundary(preset: str, *targets: Target) -> Group:
 
     def inputs(device: str) -> tuple[Tensor, ...]:
         setting = of_environment(device)
-        return tuple(whole_attack.chase(setting.network, setting.images(0, BATCH)))
+        return tuple(whole_attack.chase(setting.network, setting.images(0, batch)))
 
     def truth(_: Callable, given: tuple[Tensor, ...]) -> dict[bool, Tensor]:
         """How the images end, by whether the attack is ours."""
@@ -69,7 +68,7 @@ def boundary(preset: str, *targets: Target) -> Group:
             found |= {"preset_images": len(images), "presets": table}
         return found
 
-    return _group(f"BoundaryAttack {preset}", inputs, ours, boundary_loops, truth, verify, extras, targets)
+    return _group(f"BoundaryAttack {preset}", batch, inputs, ours, boundary_loops, truth, verify, extras, targets)
 
 
 def pgd() -> Group:
@@ -105,14 +104,14 @@ def pgd() -> Group:
     targets = (
         Target(4, "speed-up", 2.0, name, "forward") for name in (LOOP, attack_loops.TORCHATTACKS, attack_loops.ADV_LIB)
     )
-    return _group("PGD linf 10 steps", inputs, ours, pgd_rivals, truth, verify, extras, tuple(targets))
+    return _group("PGD linf 10 steps", BATCH, inputs, ours, pgd_rivals, truth, verify, extras, tuple(targets))
 
 
-def _group(operation, inputs, ours, rivals, truth, verify, extras, targets) -> Group:
+def _group(operation, batch, inputs, ours, rivals, truth, verify, extras, targets) -> Group:
     return Group(
         "whole_attack",
         operation,
-        SIZES,
+        {"B": batch, "C": 3, "H": 32, "W": 32},
         torch.float32,
         inputs,
         ours,
