@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -113,7 +114,7 @@ def selection(count: int, width: int, dtype: torch.dtype) -> Call:
 
 def selector(device: str) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """The operator of the chosen backend alone, which takes two-byte rows as they are: indices [N] and [N, 1]."""
-    if backends.select("triplet", device) == "triton":
+    if backends.select("triplet", device, sys.maxsize) == "triton":
         from amkd_fast.ops.triplet.triton import operators
     else:
         from amkd_fast.ops.triplet import native

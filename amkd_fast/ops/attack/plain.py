@@ -56,7 +56,7 @@ def step(
         return None
 
     try:
-        if backends.select("attack", "cpu") != "cpu":
+        if backends.select("attack", "cpu", x.numel()) != "cpu":
             return None
         if out is None:
             out = torch.empty_like(x)
@@ -80,7 +80,7 @@ def objective(
     if logits.requires_grad:
         logits = logits.detach()
     try:
-        if backends.select("attack", "cpu") != "cpu":
+        if backends.select("attack", "cpu", logits.numel()) != "cpu":
             return None
         return operators.objective(logits, labels, target, LOSSES.index(loss), score == SCORES[1], targeted)
     except RuntimeError:
