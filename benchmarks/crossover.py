@@ -22,7 +22,7 @@ import torch
 from benchmarks import contest, machine
 from benchmarks.contest import Contestant
 from benchmarks.group import SHORT, Group, no_gradient
-from benchmarks.groups import kl
+from benchmarks.groups import attack, images, kl, triplet
 from benchmarks.interleave import Patience, interleave, ratio
 from benchmarks.measure import block_length
 
@@ -31,6 +31,7 @@ PATIENCE = Patience(block=2e-3, rounds=15, seconds=0.0, most=5.0)
 COUNTS = (1, 4, 16, 64, 256)
 FP32, FP64, BF16 = torch.float32, torch.float64, torch.bfloat16
 
+# The calls of a family with so many rows.
 CALLS: dict[str, Callable[[int], list[Group]]] = {
     "kl": lambda count: [
         kl.kl_div(count, 10, FP32),
@@ -39,6 +40,20 @@ CALLS: dict[str, Callable[[int], list[Group]]] = {
         kl.kl_div(count, 10, FP32, divergence="js"),
         kl.distillation_loss(count, 10, FP32),
     ],
+    "triplet": lambda count: [
+        triplet.hard(count + 2, 16, 2, FP32),
+        triplet.hard(count + 2, 16, 2, FP64),
+        triplet.hard(count + 2, 16, 2, FP32, distance="cosine"),
+        triplet.every(count + 2, 16, 2, FP32),
+        triplet.nearest_negatives(count + 2, count + 2, 16, 2, 1, FP32),
+    ],
+    "attack": lambda count: [
+        *(attack.step(rule, count, 1, 4) for rule in ("linf", "l2", "l1", "boundary", "newton")),
+        attack.boundary_objective(count, 4),
+        attack.ce_objective(count, 4),
+        attack.bases(count, 4, 1.0),
+    ],
+    "images": lambda count: [images.crop_flip(count, rows=1000, side=8)],
 }
 
 

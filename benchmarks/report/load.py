@@ -35,6 +35,7 @@ class Results:
     Attributes:
         comparisons: By family and device.
         scaling: By device.
+        counters: What the calls farthest from their limit do, by ``benchmarks.counters``.
         digits: ``amkd-distill compare`` on the digits.
         parity: ``benchmarks.attack_parity``.
         machines: Where, when and of what a file was made, by its name.
@@ -45,6 +46,7 @@ class Results:
 
     comparisons: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
     scaling: dict[str, dict[str, Any]] = field(default_factory=dict)
+    counters: dict[str, Any] | None = None
     digits: dict[str, Any] | None = None
     parity: dict[str, Any] | None = None
     machines: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -77,6 +79,8 @@ def load(folder: Path) -> Results:
             found.scaling[device] = scaling
             if scaling["quick"]:
                 found.doubt(path.name, QUICKLY)
+    counters = folder / "counters-cpu.json"
+    found.counters = _take(counters, found, lambda path: _of_kind(path, "counters", {"machine", "rows"}))
     found.digits = _take(
         folder / "digits.json", found, lambda path: _of_kind(path, "compare", {"environment", "methods"})
     )

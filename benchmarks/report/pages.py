@@ -72,7 +72,8 @@ def index(results: Results) -> str:
     for device in DEVICES:
         parts.append(f"## Farthest from the limit, {ON[device][:1].lower()}{ON[device][1:]}")
         parts.append(_farthest(results.rows(device)))
-    return "\n\n".join([*parts, "## Who is not there", _absent(results)]) + "\n"
+    parts += ["## What the farthest calls do", *_counted(results), "## Who is not there", _absent(results)]
+    return "\n\n".join(parts) + "\n"
 
 
 def scaling_axes(results: Results, family: str, device: str) -> list[Axis]:
@@ -208,6 +209,31 @@ def _farthest(rows: list[Row]) -> str:
         for row in sorted(known, key=share)[:WORST]
     ]
     return words.table(("case", "of the limit", "bound by"), lines)
+
+
+def _counted(results: Results) -> list[str]:
+    """Of one call each: time by the kernel's account, and instructions by valgrind's."""
+    if results.counters is None:
+        return [words.NOT_YET]
+    rows = results.counters["rows"]
+    note = (
+        "Of one call: time by the wall, user and system time of all threads, page faults and context switches from the "
+        f"kernel; instructions on one thread by valgrind. {words.made(results, 'counters-cpu.json')}"
+    )
+    header = ("case", "time", "user", "system", "page faults", "switches", "instructions", "of these")
+    lines = []
+    for row in rows:
+        count = row["instructions"]["all"]
+        places = (f"{name} {words.share(part / count)}" for name, part in row["instructions"]["by_library"].items())
+        times = (words.time(row[name]) for name in ("us", "user_us", "system_us"))
+        events = (words.digits(row[name]) for name in ("page_faults", "switches"))
+        lines.append((f"{row['name']}, {row['direction']}", *times, *events, f"{count:,.0f}", ", ".join(places)))
+    first = "The functions that take the most instructions, a call:"
+    functions = [
+        f"- {row['name']}: " + "; ".join(f"`{name}` {n:,.0f}" for name, n in row["instructions"]["functions"].items())
+        for row in rows
+    ]
+    return [note, words.table(header, lines), first, "\n".join(functions)]
 
 
 def _absent(results: Results) -> str:
