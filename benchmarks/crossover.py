@@ -130,9 +130,7 @@ def module(reports: list[dict[str, Any]]) -> str:
             '"""',
             "",
             "# (operation family, backend): elements of the call's first tensor",
-            "SMALLEST: dict[tuple[str, str], int] = {",
-            *rows,
-            "}",
+            "SMALLEST: dict[tuple[str, str], int] = {" + "\n".join(["", *rows, ""] if rows else []) + "}",
             "",
         ]
     )
