@@ -45,16 +45,14 @@ _OBJECT = re.compile(r"\[([^\]]+)\]$")
 
 
 def slowest(results: Path, count: int) -> list[dict[str, Any]]:
-    """The rows whose public function is furthest from its limit, one a group."""
+    """The groups whose public function is furthest from its limit, by their last direction, which is all of the call."""
     rows = {}
     for path in sorted(results.glob("*-cpu.json")):
         report = json.loads(path.read_text())
         for row in report.get("groups", ()) if report.get("kind") == "comparison" else ():
             if row["limit"] is not None and row["ours"] is not None:
                 share = row["contestants"][row["ours"]]["share_of_limit"]
-                key = row["family"], _name(row)
-                if key not in rows or share < rows[key]["share"]:
-                    rows[key] = {**row, "share": share}
+                rows[row["family"], _name(row)] = {**row, "share": share}
     return sorted(rows.values(), key=lambda row: row["share"])[:count]
 
 
