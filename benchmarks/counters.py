@@ -45,7 +45,7 @@ _OBJECT = re.compile(r"\[([^\]]+)\]$")
 
 
 def slowest(results: Path, count: int) -> list[dict[str, Any]]:
-    """The groups whose public function is furthest from its limit, by their last direction, which is all of the call."""
+    """The groups whose public function is furthest from its limit, by their last direction: all of the call."""
     rows = {}
     for path in sorted(results.glob("*-cpu.json")):
         report = json.loads(path.read_text())
