@@ -17,7 +17,7 @@ class Patience(NamedTuple):
     block: float = 7e-3  # seconds of a contestant's turn
     rounds: int = 21  # at least
     seconds: float = 2.0  # more rounds for as long as this lasts
-    most: float = 30.0  # seconds after which the fewest rounds must do
+    most: float = 15.0  # seconds after which the fewest rounds must do
     fewest: int = 5
 
     def enough(self, done: int, seconds: float) -> bool:

@@ -14,12 +14,11 @@ _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def peak_bytes(call: Callable[[], object], device: str) -> int:
-    """Bytes of the peak, after a call that loads and allocates what stays.
+    """Bytes of the peak of a call that has run before, so that what stays is there.
 
     On a CPU the larger of two figures: the tensors' peak by PyTorch's profiler, and the rise of the resident set's
     high-water mark, which also counts the kernels' own scratch but nothing that fits into pages left from before.
     """
-    call()
     gc.collect()
     if device == "cuda":
         torch.cuda.synchronize()
