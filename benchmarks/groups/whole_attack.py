@@ -24,7 +24,7 @@ from benchmarks.whole_attack import BATCH, EPS, STEP_SIZE, STEPS, of_environment
 
 PUBLIC, LEAN, LOOP = "public loop", "lean loop", "PGD loop"
 OUTSIDE, OUTSIDE_LIMIT = "outside the network", 0.01  # of the attack's time
-AGREEMENT, PRESETS, RUNS = 1024, 512, 5  # images, images, runs whose share outside is looked at
+AGREEMENT, PRESETS, RUNS = 256, 256, 5  # images, images, runs whose share outside is looked at
 SAME = 0.98  # of the timed images: one may end otherwise by rounding
 OPTIONS = {"eps": EPS, "step_size": STEP_SIZE, "steps": STEPS}
 
