@@ -166,14 +166,19 @@ Tensor backward(const Tensor& grad_loss, const Tensor& student, const Tensor& te
   p.grad_loss = upstream.const_data_ptr();
   p.stats = stats.data_ptr();
   p.grad_student = grad.mutable_data_ptr();
-  prefer_huge_pages(p.grad_student, p.rows * p.classes * grad.element_size());
+  const int64_t size = grad.element_size();
+  const bool is_fresh = p.rows * p.classes * size >= kFreshBytes;
+  const auto write = [&](int64_t first, int64_t last, int64_t begin, int64_t end) {
+    char* from = static_cast<char*>(p.grad_student) + (first * p.classes + begin) * size;
+    if (is_fresh) fill_in_pages(from, ((last - 1 - first) * p.classes + end - begin) * size);
+    call.kernels.backward(p, first, last, begin, end);
+  };
   const int64_t ranges = call.ranges_a_row();
   if (ranges > 1) {
-    call.for_each_range(ranges, [&](int64_t row, int64_t, int64_t begin, int64_t end) {
-      call.kernels.backward(p, row, row + 1, begin, end);
-    });
+    call.for_each_range(ranges,
+                        [&](int64_t row, int64_t, int64_t begin, int64_t end) { write(row, row + 1, begin, end); });
   } else {
-    share(p.rows, p.classes, [&](int64_t first, int64_t last) { call.kernels.backward(p, first, last, 0, p.classes); });
+    share(p.rows, p.classes, [&](int64_t first, int64_t last) { write(first, last, 0, p.classes); });
   }
   return grad;
 }
