@@ -391,7 +391,7 @@ class TestScaling:
             pytest.skip("the CPU kernels are not built")
         axis = next(axis for axis in scaling.AXES if axis.name == "kl_div-K")
         axis = axis._replace(sizes=(4, 8, 16), left_out=("max-autotune", "softmax target", "compile"))
-        limit = roofline.Limit(1e-6, "launches", 1e10, 1e11, 1e-6)
+        limit = roofline.Limit(1e-6, "launches", 1e10, 1e11, 1e11, 1e-6)
         monkeypatch.setattr(roofline, "limit", lambda work, dtype, device: limit)  # measuring the rates takes long
         stop = {("eager log target", 8): "too slow", ("reference", 16): "too slow"}
         monkeypatch.setattr(scaling, "beyond", lambda points, title, size: stop.get((title, size)))
