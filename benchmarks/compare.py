@@ -25,6 +25,7 @@ from benchmarks.group import BEST, SHORT, Field, Group, Target, no_gradient, pre
 from benchmarks.groups import FAMILIES, groups
 from benchmarks.interleave import QUICK, Patience, interleave, ratio, spread
 from benchmarks.measure import block_length
+from benchmarks.roofline import Limit
 
 US = 1e6
 PATIENCE = {"cpu": Patience(), "cuda": Patience(rounds=15, seconds=0.5)}  # a GPU that is nobody else's is quiet
@@ -126,8 +127,10 @@ def compare(group: Group, device: str, patience: Patience) -> list[dict[str, Any
     return rows
 
 
-def timed(group: Group, device: str, direction: str, field: Field, patience: Patience) -> dict[str, Any]:
-    """The times of one direction, with ours against each of the others and against the limit."""
+def race(
+    group: Group, device: str, direction: str, field: Field, patience: Patience
+) -> tuple[Limit | None, dict[Contestant, int], dict[Contestant, list[float]]]:
+    """The limit, the calls of a block, and the seconds of a call in every round."""
     entries = list(field.errors)
     gc.collect()
     gc.disable()
@@ -137,6 +140,13 @@ def timed(group: Group, device: str, direction: str, field: Field, patience: Pat
         times = interleave(entries, field.inputs, lengths, patience, direction)
     finally:
         gc.enable()
+    return limit, lengths, times
+
+
+def timed(group: Group, device: str, direction: str, field: Field, patience: Patience) -> dict[str, Any]:
+    """The times of one direction, with ours against each of the others and against the limit."""
+    entries = list(field.errors)
+    limit, lengths, times = race(group, device, direction, field, patience)
 
     def median(entry: Contestant) -> float:
         return statistics.median(times[entry])

@@ -7,7 +7,6 @@ goes along an axis until it would take longer or more memory than the limits, an
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import sys
 import time
@@ -20,12 +19,11 @@ from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks import contest, machine, roofline
-from benchmarks.compare import US, peak_bytes
+from benchmarks import contest, machine
+from benchmarks.compare import US, peak_bytes, race
 from benchmarks.contest import Contestant, WrongResult
 from benchmarks.group import SHORT, Field, Group, no_gradient, prepare
-from benchmarks.interleave import QUICK, Patience, interleave, spread
-from benchmarks.measure import block_length
+from benchmarks.interleave import QUICK, Patience, spread
 
 SECONDS, BYTES = 1.0, 2e9  # of a call; who would take more stops
 PATIENCE = Patience(block=7e-3, rounds=9, seconds=0.0, most=3.0, fewest=5)
@@ -173,14 +171,7 @@ def point(group: Group, size: int, device: str, patience: Patience) -> dict[str,
     entries = list(field.errors)
     with no_gradient(field.inputs):
         peaks = {entry: peak_bytes(entry, group, field, device) for entry in entries}
-    gc.collect()
-    gc.disable()
-    try:
-        limit = roofline.limit(group.work[direction], group.dtype, device) if direction in group.work else None
-        lengths = {entry: block_length(entry, field.inputs, patience.block, direction) for entry in entries}
-        times = interleave(entries, field.inputs, lengths, patience, direction)
-    finally:
-        gc.enable()
+    limit, _, times = race(group, device, direction, field, patience)
     return {
         "size": size,
         "sizes": group.sizes,
