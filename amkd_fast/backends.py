@@ -28,11 +28,17 @@ WRITTEN = {
     "triplet": ("reference", "cpu", "triton", "cuda"),
     "attack": ("reference", "cpu", "triton", "cuda"),
     "images": ("reference", "cpu", "triton", "cuda"),
+    "segments": ("reference", "cpu", "triton", "cuda"),
 }
 
 # What has compiled and has never run on a GPU is not for users who did not ask for it: ``auto`` passes it over, a call
 # by name gets it.
-UNCONFIRMED = {"triplet": ("cuda",), "attack": ("cuda",), "images": ("cuda",)}
+UNCONFIRMED = {
+    "triplet": ("cuda",),
+    "attack": ("cuda",),
+    "images": ("cuda",),
+    "segments": ("cuda",),
+}
 
 try:
     from amkd_fast import _C

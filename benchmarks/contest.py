@@ -100,19 +100,22 @@ def answer(contestant: Contestant, inputs: tuple[Tensor, ...]) -> Answer:
     return Answer(value.detach(), grad)
 
 
-def truth(call: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> Answer:
-    """The reference in fp64."""
+def truth(call: Callable[..., Tensor], inputs: tuple[Tensor, ...], ask: Callable[..., Answer] = answer) -> Answer:
+    """The reference in fp64; ``ask`` is what calls it."""
     wide = tuple(x.detach().double().requires_grad_(x.requires_grad) if x.is_floating_point() else x for x in inputs)
-    return answer(reference(call), wide)
+    return ask(reference(call), wide)
 
 
-def verify(contestant: Contestant, inputs: tuple[Tensor, ...], expected: Answer, limit: float | None = None) -> Errors:
-    """Compare with :func:`truth`.
+def verify(
+    contestant: Contestant, inputs: tuple[Tensor, ...], expected: Answer, limit: float | None = None,
+    ask: Callable[..., Answer] = answer,
+) -> Errors:  # fmt: skip
+    """Compare with :func:`truth`; ``ask`` is what calls the contestant.
 
     Raises:
         WrongResult: The error is above ``limit``, by default that of :data:`LIMITS`.
     """
-    got = answer(contestant, inputs)
+    got = ask(contestant, inputs)
     if (got.grad is None) != (expected.grad is None):
         raise WrongResult(f"{contestant.name}: only one of it and the reference has a gradient")
     errors = Errors(

@@ -95,4 +95,17 @@ STABLE_TORCH_LIBRARY(amkd_fast, m) {
   m.def(
       "images_crop_flip(Tensor(a!) out, Tensor pixels, Tensor? index, Tensor shift, Tensor? seeds, float scale, "
       "int pad, bool flip, int seed) -> ()");
+
+  // Pairs of one shape and dtype each; weights [S] in the statistics' dtype (that of fp64 if any segment has it, else
+  // fp32) replaces the factors. Returns the loss [], the mean of each segment's squared difference [S] and, with_grads,
+  // the gradients of the student for a grad_loss of 1, which lie as the student does (else none).
+  m.def(
+      "segments_forward(Tensor[] student, Tensor[] teacher, Tensor? weights, float[] factors, bool with_grads) "
+      "-> (Tensor loss, Tensor means, Tensor[] grads)");
+  // The gradients of the student for any grad_loss [].
+  m.def(
+      "segments_backward(Tensor grad_loss, Tensor[] student, Tensor[] teacher, Tensor? weights, float[] factors) "
+      "-> Tensor[]");
+  // Multiplies gradients that segments_forward made; one of 1 leaves them as they are, unread.
+  m.def("segments_scale(Tensor(a!)[] grads, Tensor grad_loss) -> ()");
 }

@@ -2,6 +2,7 @@
 
 from amkd_fast.losses.amkd import NEGATIVES, SELECTORS, SPACES, VARIANTS, Adversarial, AMKDLoss, AMKDTerms
 from amkd_fast.losses.faces import DistillationLoss, KLDivLoss, TripletMarginLoss
+from amkd_fast.losses.segments import SegmentMSELoss
 
 __all__ = [
     "NEGATIVES",
@@ -13,5 +14,6 @@ __all__ = [
     "Adversarial",
     "DistillationLoss",
     "KLDivLoss",
+    "SegmentMSELoss",
     "TripletMarginLoss",
 ]

@@ -49,6 +49,7 @@ def small() -> list[Call]:
         objective((64, 10), launches=one),
         bases((256, 10), launches=one),
         crop_flip(128, launches=one),
+        *(segments(64, way, launches={"cuda": 2 if way == "forward" else 1}) for way in ("forward", "backward")),
     ]
 
 
@@ -172,6 +173,35 @@ def crop_flip(batch: int, launches: dict[str, int] | None = None) -> Call:
 
     work = Work(batch * 3 * 32 * 32 * 5)  # a byte in, four out
     return Call("images", f"crop_flip [{batch}, 3, 32, 32]", make, work, launches or {})
+
+
+def segments(batch: int, way: str, launches: dict[str, int] | None = None) -> Call:
+    """The stages of a CIFAR ResNet; without gradients, or only those of a second backward pass."""
+
+    def make(device: str) -> Callable[[], object]:
+        shapes = [(batch, 16 << stage, 32 >> stage, 32 >> stage) for stage in range(3)]
+        student = [_normal(shape, torch.float32, device, 0) for shape in shapes]
+        teacher = [_normal(shape, torch.float32, device, 1) for shape in shapes]
+        if way == "forward":
+            return lambda: af.segment_mse(student, teacher)
+        loss, one = _graph_used_once([x.requires_grad_() for x in student], teacher), torch.ones((), device=device)
+        return lambda: torch.autograd.grad(loss, student, one, retain_graph=True)
+
+    numbers = batch * 16 * 32 * 32 * 7 // 4
+    return Call(
+        "segments",
+        f"segment_mse B = {batch} fp32 {way}",
+        make,
+        Work((2 + (way != "forward")) * 4 * numbers),
+        launches or {},
+    )
+
+
+def _graph_used_once(student: list[Tensor], teacher: list[Tensor]) -> Tensor:
+    """The first pass gives away what the forward pass had made."""
+    loss = af.segment_mse(student, teacher)
+    torch.autograd.grad(loss, student, retain_graph=True)
+    return loss
 
 
 def _passes(loss: Callable[[Tensor], Tensor], leaf: Tensor, way: str) -> Callable[[], object]:

@@ -62,6 +62,11 @@ def _images(images: ModuleType) -> list[Group]:
     return [images.crop_flip(8192)]
 
 
+def _segments(segments: ModuleType) -> list[Group]:
+    """Enough of them that the launches are not what is measured."""
+    return [segments.segment_mse(4096, FP32), segments.segment_mse(4096, BF16)]
+
+
 def _whole_attack(whole: ModuleType) -> list[Group]:
     outside = Target(4, whole.OUTSIDE, OUTSIDE, direction="forward")
     asked = {"official": 4.0, "near_boundary": 2.5}
@@ -100,6 +105,7 @@ _LARGE: dict[str, Callable[[ModuleType], list[Group]]] = {
     "triplet": _triplet,
     "attack": _attack,
     "images": _images,
+    "segments": _segments,
     "whole_attack": _whole_attack,
     "training": _training,
 }

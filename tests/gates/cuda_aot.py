@@ -22,6 +22,7 @@ ARCHITECTURES = ("80", "90a")
 WIDE = {
     "attack": ("bases_kernel", "draw_kernel", "keys_kernel", "objective_kernel", "ranks_kernel", "step_kernel"),
     "kl": ("forward_kernel", "mixture_kernel", "backward_kernel"),
+    "segments": ("scale_kernel", "sweep_kernel"),
     "triplet": (
         "columns_kernel",
         "gather_kernel",

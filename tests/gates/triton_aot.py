@@ -379,6 +379,45 @@ def images_calls(every: bool) -> Iterator[Call]:
         yield Call(label, partial(images.launch_crop_flip, *arguments), wide_stores=wide)
 
 
+def segments_calls(every: bool) -> Iterator[Call]:
+    """Each dtype alone and all together; one segment, a ResNet's, more than a launch takes; numbers and a tensor."""
+    from amkd_fast.ops.segments import triton as segments
+
+    empty = partial(torch.empty, device="meta")
+    shapes = {
+        "one": [(128, 64)],
+        "ResNet": [(64, 16, 32, 32), (64, 32, 16, 16), (64, 64, 8, 8), (64, 10)],
+        "odd": [(3, 7, 5)],
+        "many": [(64, 16, 32, 32)] * 20,
+    }
+    dtypes = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+    for (size, chosen), dtype, weighted in itertools.product(shapes.items(), (*dtypes, None), (False, True)):
+        if (
+            not every
+            and size != "ResNet"
+            and (weighted or dtype != (torch.bfloat16 if size == "odd" else torch.float32))
+        ):
+            continue
+        if not every and weighted and dtype not in (torch.float32, torch.float64):
+            continue
+        of = [dtype or dtypes[i % 4] for i in range(len(chosen))]
+        pair = [empty(shape, dtype=kind) for shape, kind in zip(chosen, of, strict=True)]
+        stat = segments.loss_dtype(pair)
+        weights, factors = empty(len(pair), dtype=stat) if weighted else None, [0.5] * len(pair)
+        label = f"{size} {str(dtype)[6:] if dtype else 'mixed'} weights {weighted}"
+        wide = size != "odd"
+        for with_grads in (False, True):
+            call = partial(segments.launch_forward, pair, pair, weights, factors, with_grads)
+            name = ("segments_sweep_kernel",) * wide
+            yield Call(f"{label} forward grads {with_grads}", call, name, name * with_grads)
+        call = partial(segments.launch_backward, empty((), dtype=stat), pair, pair, weights, factors)
+        yield Call(f"{label} backward", call, ("segments_sweep_kernel",) * wide, ("segments_sweep_kernel",) * wide)
+        if not weighted:
+            call = partial(segments.launch_scale, pair, empty((), dtype=stat))
+            name = ("segments_scale_kernel",) * wide
+            yield Call(f"{label} scale", call, name, name)
+
+
 def _with_precision(precision: str, launcher: Callable, arguments: tuple) -> None:
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(precision)
@@ -393,6 +432,7 @@ CALLS: dict[str, Callable[[bool], Iterable[Call]]] = {
     "triplet": triplet_calls,
     "attack": attack_calls,
     "images": images_calls,
+    "segments": segments_calls,
 }
 
 

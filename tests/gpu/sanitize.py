@@ -17,7 +17,14 @@ import torch
 
 from amkd_fast.ops.kl import function
 from amkd_fast.ops.kl.function import Scalars
-from tests.gpu import sanitize_attack, sanitize_images, sanitize_triplet
+from tests.gpu import sanitize_attack, sanitize_images, sanitize_segments, sanitize_triplet
+
+FAMILIES = (
+    sanitize_triplet,
+    sanitize_attack,
+    sanitize_images,
+    sanitize_segments,
+)
 
 # One block; edges alone; several blocks; a block a row, aligned and not; few long rows, split over blocks.
 SHAPES = {
@@ -87,7 +94,7 @@ def main() -> int:
         if not error <= TOLERANCE[dtype]:
             faults += 1
             print(f"{plan} {shape} {dtype} divergence {divergence}: relative error {error:.2e}")
-    for family in (sanitize_triplet, sanitize_attack, sanitize_images):
+    for family in FAMILIES:
         for case in family.cases(options.short):
             cases += 1
             if options.dry_run:

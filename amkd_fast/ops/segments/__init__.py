@@ -1,0 +1,136 @@
+"""Mean squared errors of many pairs of tensors as one operation: the stages of a student and of its teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from amkd_fast import backends, checks
+from amkd_fast.ops.segments import reference
+from amkd_fast.ops.segments.function import FusedSegments
+
+__all__ = ["segment_mse"]
+
+_OPERATORS = {}
+if backends.build_info() is not None:
+    from amkd_fast.ops.segments import native
+
+    _OPERATORS["cpu"] = _OPERATORS["cuda"] = native.operators
+
+
+def segment_mse(
+    student: Sequence[Tensor], teacher: Sequence[Tensor], weights: Sequence[float] | Tensor | None = None
+) -> Tensor:
+    r"""Weighted sum over segments of the mean squared error between student and teacher.
+
+    With segments :math:`h_i`, outputs of the stages of two networks, and their logits among them if they are to take
+    part: :math:`\sum_i λ_i \operatorname{mean}((h^s_i − h^t_i)^2)`, the mean over all elements. Where a student's stage
+    has another shape than its teacher's, a layer of the caller's brings it into the teacher's first.
+
+    A segment without elements contributes 0. A NaN or an infinity makes the loss NaN or infinite, and no gradient but
+    its own element's.
+
+    Args:
+        student: Segments of any shapes and strides, fp32, fp64, fp16 or bf16, which may differ between segments; any
+            number of them. Pairs that lie alike and dense (both contiguous, both channels_last) are not copied.
+        teacher: As many segments of the same shapes, on the same device. Where the dtypes of a pair differ both are
+            promoted to the common one.
+        weights: λ, one for each segment: floats, or a floating tensor [S] on the segments' device; None for all 1. A
+            factor on the whole loss costs nothing here, and a pass over the gradients where it is put on the result.
+
+    Returns:
+        The loss [] in fp32, in fp64 where any segment is fp64; 0 where there is no segment. Gradients flow to
+        student, teacher and a weight tensor, any number of times; those of the teacher and the second ones are not
+        fused.
+
+    Raises:
+        TypeError: An argument has the wrong type or dtype.
+        ValueError: A length, a shape, a device or a value breaks the rules above.
+
+    Source:
+        Yuan and Pan, Extended knowledge distillation (2019). A reconstruction: only its abstract is public.
+
+    Example:
+        >>> import torch, amkd_fast as af
+        >>> student = [torch.ones(2, 3, requires_grad=True), torch.zeros(2, 4, 4, requires_grad=True)]
+        >>> teacher = [torch.zeros(2, 3), torch.full((2, 4, 4), 2.0)]
+        >>> loss = af.segment_mse(student, teacher, weights=[1.0, 0.5])
+        >>> loss.backward()
+        >>> loss.item(), student[1].grad[0, 0, 0].item()
+        (3.0, -0.0625)
+    """
+    student, teacher = _segments("student", student), _segments("teacher", teacher)
+    if len(teacher) != len(student):
+        raise ValueError(f"teacher has {len(teacher)} segments: must have {len(student)}, one for each of student")
+    device, wide = (student[0].device if student else None), False
+    for i, (s, t) in enumerate(zip(student, teacher, strict=True)):
+        if t.shape != s.shape:
+            checks.shape(f"teacher[{i}]", t, tuple(s.shape), f"the shape of student[{i}]")
+        if s.device != device or t.device != device:
+            checks.same_device(**{"student[0]": student[0], f"student[{i}]": s, f"teacher[{i}]": t})
+        if s.dtype != t.dtype:
+            dtype = torch.promote_types(s.dtype, t.dtype)
+            student[i], teacher[i] = s.to(dtype), t.to(dtype)
+            wide |= dtype == torch.float64
+        else:
+            wide |= s.dtype == torch.float64
+    dtype = torch.float64 if wide else torch.float32
+    factors, weights = _weights(weights, len(student), device, dtype)
+    name = backends.select("segments", "cpu" if device is None else device.type, sum(s.numel() for s in student))
+    if name == "reference" or not student:
+        return reference.segment_mse(
+            student, teacher, torch.tensor(factors, dtype=dtype, device=device) if weights is None else weights
+        )
+    if name not in _OPERATORS:
+        from amkd_fast.ops.segments import triton  # not at the top: importing amkd_fast does not import triton
+
+        _OPERATORS["triton"] = triton.operators
+    return FusedSegments.apply(_OPERATORS[name], factors, _ahead(student), weights, *student, *teacher)
+
+
+def _ahead(student: list[Tensor]) -> bool:
+    """Whether the gradients are made before they are asked for.
+
+    In fp16 the loss is scaled so that they do not vanish, and by how much is not known before. torch.compile has its
+    own plan of what is kept.
+    """
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return False
+    wanted = False
+    for segment in student:
+        if segment.dtype == torch.float16:
+            return False
+        wanted |= segment.requires_grad
+    return wanted
+
+
+def _segments(name: str, segments: object) -> list[Tensor]:
+    """The tensors of an argument in a list that is ours to change."""
+    if isinstance(segments, (Tensor, str, bytes)) or not isinstance(segments, Sequence):
+        raise TypeError(f"{name} is a {type(segments).__name__}: must be a sequence of tensors")
+    for i, segment in enumerate(segments):
+        if not isinstance(segment, Tensor) or segment.dtype not in checks.FLOATING:  # the error's words take time
+            checks.floating(f"{name}[{i}]", segment)
+    return list(segments)
+
+
+def _weights(
+    weights: object, count: int, device: torch.device | None, dtype: torch.dtype
+) -> tuple[list[float], Tensor | None]:
+    """Numbers, one for each segment, and the tensor that replaces them if there is one."""
+    if weights is None:
+        return [1.0] * count, None
+    if isinstance(weights, Tensor):
+        checks.floating("weights", weights)
+        checks.shape("weights", weights, (count,), "one weight for each segment")
+        if device is not None and weights.device != device:
+            raise ValueError(f"weights.device={weights.device}: must be {device}, the device of the segments")
+        return [1.0] * count, weights.to(dtype)
+    if isinstance(weights, (str, bytes)) or not isinstance(weights, Sequence):
+        raise TypeError(f"weights is a {type(weights).__name__}: must be a tensor [S] or a sequence of floats")
+    numbers = [checks.finite("weights", weight) for weight in weights]
+    if len(numbers) != count:
+        raise ValueError(f"weights={weights!r}: must have {count} numbers, one for each segment")
+    return numbers, None

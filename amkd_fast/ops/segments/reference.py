@@ -1,0 +1,29 @@
+"""The segments family in plain PyTorch: the definition that every kernel is tested against (METHODS §5).
+
+Differentiable any number of times, in the students, the teachers and the weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def segment_mse(student: Sequence[Tensor], teacher: Sequence[Tensor], weights: Tensor) -> Tensor:
+    """Σ weights[i] · mean((student[i] − teacher[i])²), in the dtype of ``weights`` [S]."""
+    loss = weights.new_zeros(())
+    for s, t, weight in zip(student, teacher, weights.unbind(), strict=True):
+        loss = loss + weight * ((wide(s) - wide(t)).square().sum() / max(s.numel(), 1))
+    return loss
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """In the dtype of the arithmetic."""
+    return tensor.to(statistics_dtype(tensor.dtype))
+
+
+def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
+    """fp64 for fp64, else fp32: the dtype of differences, sums and losses."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
