@@ -61,6 +61,7 @@ test: build/.built
 	TRITON_INTERPRET=1 $(PY) -m pytest tests/test_attack.py --backend triton
 	TRITON_INTERPRET=1 $(PY) -m pytest tests/test_attack_kernels.py --backend triton -k $(ATTACKED)
 	TRITON_INTERPRET=1 $(PY) -m pytest tests/test_images.py --backend triton
+	TRITON_INTERPRET=1 $(PY) -m pytest tests/test_relations.py --backend triton
 
 lint: build/.built
 	$(PY) -m ruff check .

@@ -1,11 +1,12 @@
 """Fused operations for Adversarial Metric Knowledge Distillation, usable in any PyTorch trainer."""
 
 from amkd_fast import attacks, backends
-from amkd_fast.losses import AMKDLoss, DistillationLoss, KLDivLoss, SegmentMSELoss, TripletMarginLoss
+from amkd_fast.losses import AMKDLoss, DistillationLoss, KLDivLoss, RKDLoss, SegmentMSELoss, TripletMarginLoss
 from amkd_fast.memory import CrossBatchMemory
 from amkd_fast.ops.attack import attack_objective, attack_step, select_boundary_bases
 from amkd_fast.ops.images import crop_flip
 from amkd_fast.ops.kl import distillation_loss, kl_div, soft_cross_entropy
+from amkd_fast.ops.relations import rkd_angle_loss, rkd_distance_loss
 from amkd_fast.ops.segments import segment_mse
 from amkd_fast.ops.triplet import mine_triplets, nearest_negatives, triplet_margin_loss
 from amkd_fast.version import __version__
@@ -15,6 +16,7 @@ __all__ = [
     "CrossBatchMemory",
     "DistillationLoss",
     "KLDivLoss",
+    "RKDLoss",
     "SegmentMSELoss",
     "TripletMarginLoss",
     "__version__",
@@ -27,6 +29,8 @@ __all__ = [
     "kl_div",
     "mine_triplets",
     "nearest_negatives",
+    "rkd_angle_loss",
+    "rkd_distance_loss",
     "segment_mse",
     "select_boundary_bases",
     "soft_cross_entropy",

@@ -29,6 +29,7 @@ WRITTEN = {
     "attack": ("reference", "cpu", "triton", "cuda"),
     "images": ("reference", "cpu", "triton", "cuda"),
     "segments": ("reference", "cpu", "triton", "cuda"),
+    "relations": ("reference", "cpu", "triton", "cuda"),
 }
 
 # What has compiled and has never run on a GPU is not for users who did not ask for it: ``auto`` passes it over, a call
@@ -38,6 +39,7 @@ UNCONFIRMED = {
     "attack": ("cuda",),
     "images": ("cuda",),
     "segments": ("cuda",),
+    "relations": ("cuda",),
 }
 
 try:

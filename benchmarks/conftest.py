@@ -22,7 +22,7 @@ def pytest_terminal_summary(terminalreporter):
     absent = {}
     for device in contest.devices():
         absent |= peers.missing(device)
-        for family in ("kl", "triplet", "attack", "images", "segments"):
+        for family in ("kl", "triplet", "attack", "images", "segments", "relations"):
             absent |= contest.missing(family, device)
     for name, reason in absent.items():
         terminalreporter.write_line(f"{name}: {reason}")

@@ -22,7 +22,7 @@ import torch
 from benchmarks import contest, machine
 from benchmarks.contest import Contestant
 from benchmarks.group import SHORT, Group, no_gradient
-from benchmarks.groups import attack, images, kl, segments, triplet
+from benchmarks.groups import attack, images, kl, relations, segments, triplet
 from benchmarks.interleave import Patience, interleave, ratio
 from benchmarks.measure import block_length
 
@@ -55,6 +55,7 @@ CALLS: dict[str, Callable[[int], list[Group]]] = {
     ],
     "images": lambda count: [images.crop_flip(count, rows=1000, side=8)],
     "segments": lambda count: [segments.segment_mse(count, dtype, width=4, side=8) for dtype in (FP32, FP64, BF16)],
+    "relations": lambda count: [relations.angle(count + 2, 16, FP32), relations.distance(count + 2, 16, FP32)],
 }
 
 

@@ -108,4 +108,10 @@ STABLE_TORCH_LIBRARY(amkd_fast, m) {
       "-> Tensor[]");
   // Multiplies gradients that segments_forward made; one of 1 leaves them as they are, unread.
   m.def("segments_scale(Tensor(a!)[] grads, Tensor grad_loss) -> ()");
+  // student [B, D_s], teacher [B, D_t] of one dtype. Returns distance_weight times the loss of the distances plus
+  // angle_weight times that of the angles, [] in the statistics' dtype, and with_gradient its gradient in the student
+  // [B, D_s] in that dtype, else [0, D_s]; a weight of 0 leaves its part out.
+  m.def(
+      "relations_loss(Tensor student, Tensor teacher, float distance_weight, float angle_weight, bool with_gradient) "
+      "-> (Tensor loss, Tensor grad_student)");
 }

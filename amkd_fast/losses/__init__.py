@@ -2,6 +2,7 @@
 
 from amkd_fast.losses.amkd import NEGATIVES, SELECTORS, SPACES, VARIANTS, Adversarial, AMKDLoss, AMKDTerms
 from amkd_fast.losses.faces import DistillationLoss, KLDivLoss, TripletMarginLoss
+from amkd_fast.losses.relations import RKDLoss
 from amkd_fast.losses.segments import SegmentMSELoss
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "Adversarial",
     "DistillationLoss",
     "KLDivLoss",
+    "RKDLoss",
     "SegmentMSELoss",
     "TripletMarginLoss",
 ]

@@ -50,6 +50,7 @@ def small() -> list[Call]:
         bases((256, 10), launches=one),
         crop_flip(128, launches=one),
         *(segments(64, way, launches={"cuda": 2 if way == "forward" else 1}) for way in ("forward", "backward")),
+        relations((64, 64)),
     ]
 
 
@@ -62,6 +63,7 @@ def headline() -> list[Call]:
         step("boundary", (256, 3, 224, 224)),
         objective((8192, 1000)),
         crop_flip(8192),
+        relations((512, 512)),
     ]
 
 
@@ -74,6 +76,7 @@ def rehearsal() -> list[Call]:
         step("boundary", (4, 3, 8, 8)),
         objective((64, 10)),
         crop_flip(16),
+        relations((16, 8)),
     ]
 
 
@@ -202,6 +205,17 @@ def _graph_used_once(student: list[Tensor], teacher: list[Tensor]) -> Tensor:
     loss = af.segment_mse(student, teacher)
     torch.autograd.grad(loss, student, retain_graph=True)
     return loss
+
+
+def relations(shape: tuple[int, int]) -> Call:
+    """The angles' loss; its gradient is found on the way."""
+
+    def make(device: str) -> Callable[[], object]:
+        student, teacher = (_normal(shape, torch.float32, device, seed) for seed in (0, 1))
+        return _passes(lambda leaf: af.rkd_angle_loss(leaf, teacher), student, "forward")
+
+    work = Work(3 * shape[0] * shape[1] * torch.float32.itemsize)  # both sides in, the gradient out
+    return Call("relations", f"rkd angle {list(shape)} fp32", make, work)
 
 
 def _passes(loss: Callable[[Tensor], Tensor], leaf: Tensor, way: str) -> Callable[[], object]:

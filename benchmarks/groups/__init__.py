@@ -7,7 +7,7 @@ from importlib import import_module
 from benchmarks.group import Group
 from benchmarks.groups import gpu
 
-FAMILIES = ("kl", "triplet", "attack", "images", "segments", "whole_attack", "training")
+FAMILIES = ("kl", "triplet", "attack", "images", "segments", "relations", "whole_attack", "training")
 
 
 def groups(family: str, device: str = "cpu") -> list[Group]:

@@ -67,6 +67,10 @@ def _segments(segments: ModuleType) -> list[Group]:
     return [segments.segment_mse(4096, FP32), segments.segment_mse(4096, BF16)]
 
 
+def _relations(relations: ModuleType) -> list[Group]:
+    return [relations.angle(512, 512, FP32), relations.distance(1024, 128, FP32)]
+
+
 def _whole_attack(whole: ModuleType) -> list[Group]:
     outside = Target(4, whole.OUTSIDE, OUTSIDE, direction="forward")
     asked = {"official": 4.0, "near_boundary": 2.5}
@@ -106,6 +110,7 @@ _LARGE: dict[str, Callable[[ModuleType], list[Group]]] = {
     "attack": _attack,
     "images": _images,
     "segments": _segments,
+    "relations": _relations,
     "whole_attack": _whole_attack,
     "training": _training,
 }

@@ -418,6 +418,20 @@ def segments_calls(every: bool) -> Iterator[Call]:
             yield Call(f"{label} scale", call, name, name)
 
 
+def relations_calls(every: bool) -> Iterator[Call]:
+    """Each dtype; both parts, either alone, with and without a gradient."""
+    from amkd_fast.ops.relations import triton as relations
+
+    empty = partial(torch.empty, device="meta")
+    dtypes = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+    weights = ((25.0, 50.0, True), (0.0, 1.0, True), (1.0, 0.0, True), (0.0, 1.0, False), (1.0, 0.0, False))
+    for (rows, width), dtype, arguments in itertools.product(((64, 64), (37, 19)), dtypes, weights):
+        if every or dtype == torch.float32 or arguments == weights[0]:
+            pair = (empty(rows, width, dtype=dtype), empty(rows, 2 * width, dtype=dtype))
+            label = f"{[rows, width]} {str(dtype)[6:]} {list(arguments)}"
+            yield Call(label, partial(relations.launch_loss, *pair, *arguments))
+
+
 def _with_precision(precision: str, launcher: Callable, arguments: tuple) -> None:
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(precision)
@@ -433,6 +447,7 @@ CALLS: dict[str, Callable[[bool], Iterable[Call]]] = {
     "attack": attack_calls,
     "images": images_calls,
     "segments": segments_calls,
+    "relations": relations_calls,
 }
 
 

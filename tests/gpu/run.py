@@ -84,6 +84,7 @@ def steps(dry_run: bool = False) -> list[Step]:
         times("bench", "attack", 60, "K = 10,"),
         times("bench", "images", 30, "B = 128,"),
         times("bench", "segments", 30, "B = 64,"),
+        times("bench", "relations", 40, "B = 64,"),
         check("profile", "limits", "limits", 220),
         check("profile", "timeline", "timeline", 120, "--trace", str(LOGS / "gpu_timeline.trace.json.gz")),
         check("train", "training_checks", "training", 100),

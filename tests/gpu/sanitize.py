@@ -17,13 +17,14 @@ import torch
 
 from amkd_fast.ops.kl import function
 from amkd_fast.ops.kl.function import Scalars
-from tests.gpu import sanitize_attack, sanitize_images, sanitize_segments, sanitize_triplet
+from tests.gpu import sanitize_attack, sanitize_images, sanitize_relations, sanitize_segments, sanitize_triplet
 
 FAMILIES = (
     sanitize_triplet,
     sanitize_attack,
     sanitize_images,
     sanitize_segments,
+    sanitize_relations,
 )
 
 # One block; edges alone; several blocks; a block a row, aligned and not; few long rows, split over blocks.

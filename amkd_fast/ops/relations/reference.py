@@ -1,0 +1,67 @@
+"""The relations family in plain PyTorch: the definition that every kernel is tested against (METHODS §5).
+
+Differentiable any number of times, in the student and the teacher.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def distance_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Smooth-l1 between the distances of all pairs, each side's over their mean; [B, D_s] and [B, D_t] → []."""
+    total = F.smooth_l1_loss(_relative_distances(student), _relative_distances(teacher), reduction="sum")
+    return total / max(len(student) ** 2, 1)
+
+
+def angle_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Smooth-l1 between the cosines of all triangles' angles; [B, D_s] and [B, D_t] → []."""
+    student, teacher = _wide(student), _wide(teacher)
+    total = student.new_zeros(())
+    for i in range(len(student)):
+        total = total + F.smooth_l1_loss(_angles(student, i), _angles(teacher, i), reduction="sum")
+    return total / max(len(student) ** 3, 1)
+
+
+def loss(student: Tensor, teacher: Tensor, distance_weight: float, angle_weight: float) -> Tensor:
+    """The weighted sum of both; a weight of 0 leaves its part out."""
+    total = torch.zeros((), dtype=statistics_dtype(student.dtype), device=student.device)
+    if distance_weight != 0:
+        total = total + distance_weight * distance_loss(student, teacher)
+    if angle_weight != 0:
+        total = total + angle_weight * angle_loss(student, teacher)
+    return total
+
+
+def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
+    """fp64 for fp64, else fp32: the dtype of losses."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _wide(rows: Tensor) -> Tensor:
+    return rows.to(statistics_dtype(rows.dtype))
+
+
+def _relative_distances(rows: Tensor) -> Tensor:
+    """[B, B], over the mean of those that are not 0."""
+    rows = _wide(rows)
+    distances, apart = _length(rows[:, None] - rows)
+    count = apart.sum()
+    return distances / torch.where(count > 0, distances.sum() / count.clamp(min=1), 1.0)
+
+
+def _angles(rows: Tensor, i: int) -> Tensor:
+    """Cosines of the angles at row i, [B, B]."""
+    differences = rows - rows[i]  # [B, D]
+    length, apart = _length(differences)
+    unit = torch.where(apart[:, None], differences / torch.where(apart, length, 1.0)[:, None], 0.0)
+    return unit @ unit.mT
+
+
+def _length(differences: Tensor) -> tuple[Tensor, Tensor]:
+    """Euclidean length over the last dimension, with derivative 0 where it is 0, and where it is not."""
+    squared = differences.square().sum(-1)
+    apart = squared != 0  # a NaN is
+    return torch.where(apart, torch.where(apart, squared, 1.0).sqrt(), 0.0), apart

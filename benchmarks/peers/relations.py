@@ -1,0 +1,46 @@
+"""Relational distillation in PyTorch's own functions, as the public code has it: distances and cosines in full."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.contest import Contestant
+from benchmarks.peers import written
+
+
+def distance() -> list[Contestant]:
+    """By expanded squares with the diagonal set to 0, as in the public code, and by ``torch.cdist``."""
+
+    def expanded(student: Tensor, teacher: Tensor) -> Tensor:
+        def relative(rows: Tensor) -> Tensor:
+            square = rows.square().sum(1)
+            distances = (square[:, None] + square - 2 * rows @ rows.mT).clamp(min=1e-12).sqrt()
+            distances = distances * (1 - torch.eye(len(rows), dtype=rows.dtype, device=rows.device))
+            above = distances > 0
+            return distances / (distances.sum() / above.sum())
+
+        return F.smooth_l1_loss(relative(student), relative(teacher))
+
+    def cdist(student: Tensor, teacher: Tensor) -> Tensor:
+        def relative(rows: Tensor) -> Tensor:
+            distances = torch.cdist(rows, rows)
+            return distances / (distances.sum() / (distances > 0).sum())
+
+        return F.smooth_l1_loss(relative(student), relative(teacher))
+
+    return [*written("expanded", expanded), *written("cdist", cdist)]
+
+
+def angle() -> list[Contestant]:
+    """The public code's: unit vectors of all pairs [B, B, D], cosines of all triples [B, B, B]."""
+
+    def triples(student: Tensor, teacher: Tensor) -> Tensor:
+        def cosines(rows: Tensor) -> Tensor:
+            unit = F.normalize(rows[None] - rows[:, None], dim=2)
+            return torch.bmm(unit, unit.mT)
+
+        return F.smooth_l1_loss(cosines(student), cosines(teacher))
+
+    return written("triples", triples)
