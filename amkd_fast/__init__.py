@@ -1,11 +1,12 @@
 """Fused operations for Adversarial Metric Knowledge Distillation, usable in any PyTorch trainer."""
 
 from amkd_fast import attacks, backends
-from amkd_fast.losses import AMKDLoss, DistillationLoss, KLDivLoss, RKDLoss, SegmentMSELoss, TripletMarginLoss
+from amkd_fast.losses import AMKDLoss, DistillationLoss, DKDLoss, KLDivLoss, RKDLoss, SegmentMSELoss, TripletMarginLoss
 from amkd_fast.memory import CrossBatchMemory
 from amkd_fast.ops.attack import attack_objective, attack_step, select_boundary_bases
 from amkd_fast.ops.images import crop_flip
 from amkd_fast.ops.kl import distillation_loss, kl_div, soft_cross_entropy
+from amkd_fast.ops.kl.decoupled import dkd_loss
 from amkd_fast.ops.relations import rkd_angle_loss, rkd_distance_loss
 from amkd_fast.ops.segments import segment_mse
 from amkd_fast.ops.triplet import mine_triplets, nearest_negatives, triplet_margin_loss
@@ -14,6 +15,7 @@ from amkd_fast.version import __version__
 __all__ = [
     "AMKDLoss",
     "CrossBatchMemory",
+    "DKDLoss",
     "DistillationLoss",
     "KLDivLoss",
     "RKDLoss",
@@ -26,6 +28,7 @@ __all__ = [
     "backends",
     "crop_flip",
     "distillation_loss",
+    "dkd_loss",
     "kl_div",
     "mine_triplets",
     "nearest_negatives",

@@ -33,13 +33,14 @@ WRITTEN = {
 }
 
 # What has compiled and has never run on a GPU is not for users who did not ask for it: ``auto`` passes it over, a call
-# by name gets it.
+# by name gets it. By family, or by the function where the others of its family are confirmed.
 UNCONFIRMED = {
     "triplet": ("cuda",),
     "attack": ("cuda",),
     "images": ("cuda",),
     "segments": ("cuda",),
     "relations": ("cuda",),
+    "dkd_loss": ("cuda",),
 }
 
 try:
@@ -122,11 +123,12 @@ def backend(name: str) -> Iterator[None]:
         _forced = before
 
 
-def select(op: str, device: str, size: int, only_reference: str = "") -> str:
+def select(op: str, device: str, size: int, only_reference: str = "", function: str = "") -> str:
     """Choose the backend for a call of ``op`` on tensors of a device type (``"cpu"``, ``"cuda"``); :func:`last` tells.
 
     ``size`` counts the elements of the call's first tensor, or of the batch that ``crop_flip`` makes.
-    ``only_reference`` says why nothing but the reference computes this call, where that is so.
+    ``only_reference`` says why nothing but the reference computes this call, where that is so. ``function`` names the
+    one that is called, where ``UNCONFIRMED`` tells it from its family.
 
     Raises:
         RuntimeError: A backend was asked for by name that cannot run here, not on this device or not this call.
@@ -136,7 +138,7 @@ def select(op: str, device: str, size: int, only_reference: str = "") -> str:
     if only_reference:
         name = "reference"
     else:
-        name = _select_auto(op, device, size) if _forced == "auto" else _select_named(op, device)
+        name = _select_auto(op, device, size, function or op) if _forced == "auto" else _select_named(op, device)
     _last[op] = name
     return name
 
@@ -150,9 +152,9 @@ def _select_named(op: str, device: str) -> str:
     return _forced
 
 
-def _select_auto(op: str, device: str, size: int) -> str:
+def _select_auto(op: str, device: str, size: int, function: str) -> str:
     for name in _AUTO.get(device, ("reference",)):
-        if name in WRITTEN[op] and name not in UNCONFIRMED.get(op, ()):
+        if name in WRITTEN[op] and name not in UNCONFIRMED.get(function, ()):
             smallest = SMALLEST.get((op, name), 0)
             if smallest and size < smallest:  # 0 asks no question, for which torch.compile would watch the size
                 continue

@@ -39,6 +39,7 @@ CALLS: dict[str, Callable[[int], list[Group]]] = {
         kl.kl_div(count, 10, BF16),
         kl.kl_div(count, 10, FP32, divergence="js"),
         kl.distillation_loss(count, 10, FP32),
+        kl.dkd_loss(count, 10, FP32),
     ],
     "triplet": lambda count: [
         triplet.hard(count + 2, 16, 2, FP32),

@@ -13,6 +13,17 @@ STABLE_TORCH_LIBRARY(amkd_fast, m) {
       "kl_backward(Tensor grad_loss, Tensor student, Tensor teacher, Tensor? weight, Tensor? labels, "
       "Tensor? ce_weight, Tensor stats, float temperature, int divergence, float beta, float row_scale, "
       "float kl_factor, float ce_factor, int ignore_index, bool per_row) -> Tensor");
+  // Decoupled distillation. student, teacher [B, K]; labels [B] int32 or int64; weight [B] in the statistics' dtype;
+  // target_factor and other_factor weigh a row's two divergences, factor the rows. Returns the loss ([] or, per row,
+  // [B]) and the statistics of csrc/kl/decoupled.h. A label out of range is an error on a CPU and a NaN row on a GPU.
+  m.def(
+      "kl_decoupled_forward(Tensor student, Tensor teacher, Tensor labels, Tensor? weight, float temperature, "
+      "float target_factor, float other_factor, float factor, bool per_row) -> (Tensor loss, Tensor stats)");
+  // grad_loss has the shape of the loss. Returns the gradient of the student, [B, K] in its dtype.
+  m.def(
+      "kl_decoupled_backward(Tensor grad_loss, Tensor student, Tensor teacher, Tensor labels, Tensor? weight, "
+      "Tensor stats, float temperature, float target_factor, float other_factor, float factor, bool per_row) "
+      "-> Tensor");
 
   // anchor [N, D], reference [P, D] (none: the anchors) of one dtype; labels [N], reference_labels [P] and
   // exclude_labels [N, E] int32 or int64; anchor i is reference row self_offset + i, none of them where it is -1.

@@ -1,6 +1,7 @@
 """``torch.nn`` modules of the losses, for trainers that keep their losses as modules."""
 
 from amkd_fast.losses.amkd import NEGATIVES, SELECTORS, SPACES, VARIANTS, Adversarial, AMKDLoss, AMKDTerms
+from amkd_fast.losses.decoupled import DKDLoss
 from amkd_fast.losses.faces import DistillationLoss, KLDivLoss, TripletMarginLoss
 from amkd_fast.losses.relations import RKDLoss
 from amkd_fast.losses.segments import SegmentMSELoss
@@ -13,6 +14,7 @@ __all__ = [
     "AMKDLoss",
     "AMKDTerms",
     "Adversarial",
+    "DKDLoss",
     "DistillationLoss",
     "KLDivLoss",
     "RKDLoss",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -29,6 +31,9 @@ def groups() -> list[Group]:
         distillation_loss(128, 100, fp32, 3.0),
         distillation_loss(256, 1000, fp32),
         distillation_loss(256, 1000, bf16),
+        dkd_loss(256, 100, fp32, Target(7, "speed-up", 3.0)),
+        dkd_loss(128, 10, fp32),
+        dkd_loss(256, 1000, fp32),
     ]
 
 
@@ -69,6 +74,16 @@ def distillation_loss(rows: int, classes: int, dtype: torch.dtype, speedup: floa
         speedup,
         labelled=True,
     )
+
+
+def dkd_loss(rows: int, classes: int, dtype: torch.dtype, *targets: Target) -> Group:
+    def ours(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+        return af.dkd_loss(student, teacher, labels, TEMPERATURE)
+
+    group = _group(
+        "dkd_loss", rows, classes, dtype, ours, lambda: peers.decoupled(TEMPERATURE, 1.0, 8.0), 2, None, labelled=True
+    )
+    return replace(group, targets=targets)
 
 
 def _group(name, rows, classes, dtype, ours, rivals, exponentials, speedup, labelled=False) -> Group:

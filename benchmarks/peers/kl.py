@@ -65,6 +65,25 @@ def distillation(temperature: float, ce_weight: float, kl_weight: float) -> list
     return [*written("log target", log_target), *written("softmax target", softmax_target)]
 
 
+def decoupled(temperature: float, target_weight: float, other_weight: float) -> list[Contestant]:
+    """Masked sums of probabilities for the target against the rest, and −1000 for the target among the others."""
+
+    def masks(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+        chosen = torch.zeros_like(student).scatter_(1, labels.unsqueeze(1), 1.0).bool()
+
+        def binary(probabilities: Tensor) -> Tensor:
+            parts = [(probabilities * mask).sum(1, keepdim=True) for mask in (chosen, ~chosen)]
+            return torch.cat(parts, 1)
+
+        q, p = F.softmax(student / temperature, 1), F.softmax(teacher / temperature, 1)
+        target = F.kl_div(binary(q).log(), binary(p), reduction="batchmean")
+        log_q = F.log_softmax(student / temperature - 1000.0 * chosen, 1)
+        others = F.kl_div(log_q, F.softmax(teacher / temperature - 1000.0 * chosen, 1), reduction="batchmean")
+        return (target_weight * target + other_weight * others) * temperature**2
+
+    return written("masks and -1000", masks)
+
+
 def _liger(temperature: float) -> list[Contestant]:
     """It takes log-probabilities, which PyTorch computes for it."""
     if not (torch.cuda.is_available() and there("liger-kernel")):

@@ -21,7 +21,13 @@ ARCHITECTURES = ("80", "90a")
 # Kernels that read rows and so must load 16 bytes at a time, by family.
 WIDE = {
     "attack": ("bases_kernel", "draw_kernel", "keys_kernel", "objective_kernel", "ranks_kernel", "step_kernel"),
-    "kl": ("forward_kernel", "mixture_kernel", "backward_kernel"),
+    "kl": (
+        "forward_kernel",
+        "mixture_kernel",
+        "backward_kernel",
+        "decoupled_forward",
+        "decoupled_backward",
+    ),
     "segments": ("scale_kernel", "sweep_kernel"),
     "triplet": (
         "columns_kernel",

@@ -184,6 +184,7 @@ def _kl_call(launcher, shape, dtype, divergence, *, labels=None, weights=False, 
 
 def kl_calls(every: bool) -> Iterator[Call]:
     """Each kind of tile, each dtype and each branch; `every` multiplies all of them out."""
+    yield from decoupled_calls()
     # One tile and one program, the most a thread ever holds; rows; rows in several tiles; no alignment at all.
     shapes = {"alone": (128, 100), "most": (64, 512), "row": (4096, 1000), "long": (4, 50000), "many": (8192, 32768)}
     shapes |= {"odd": (300, 1001), "one": (5, 1), "ten": (128, 10)}
@@ -217,6 +218,27 @@ def kl_calls(every: bool) -> Iterator[Call]:
     yield call("forward", "long", torch.bfloat16, "forward", **full)
     for dtype in dtypes[:3]:
         yield call("forward", "many", dtype, "js", **full)
+
+
+def decoupled_calls() -> Iterator[Call]:
+    """Of `kl_calls`: one program and many, one trip a row and several, each dtype, weights and labels."""
+    from amkd_fast.ops.kl import decoupled_triton as decoupled
+    from amkd_fast.ops.kl.reference import statistics_dtype
+
+    empty = partial(torch.empty, device="meta")
+    shapes = {"alone": (128, 100), "row": (4096, 1000), "long": (64, 32000), "most": (8192, 4096), "odd": (300, 1001)}
+    kernels = ("decoupled_rows_kernel", "decoupled_grad_kernel")
+    for (name, shape), dtype in itertools.product(shapes.items(), (torch.float32, torch.bfloat16, torch.float64)):
+        per_row, weighted = name == "odd", name in ("row", "odd")
+        logits, stat = empty(shape, dtype=dtype), statistics_dtype(dtype)
+        labels = empty(shape[0], dtype=torch.int32 if name == "alone" else torch.int64)
+        weight = empty(shape[0], dtype=stat) if weighted else None
+        inputs, scalars = (logits, logits, labels, weight), (2.0, 1.0, 8.0, 0.1, per_row)
+        grad_loss, stats = empty(shape[:1] if per_row else (), dtype=stat), empty(6 * shape[0], dtype=stat)
+        wide = kernels if name in ("row", "long", "most") else ()
+        label = f"decoupled {list(shape)} {str(dtype)[6:]}"
+        yield Call(label, partial(decoupled.launch_forward, *inputs, *scalars), wide)
+        yield Call(label, partial(decoupled.launch_backward, grad_loss, *inputs, stats, *scalars), wide)
 
 
 def triplet_calls(every: bool) -> Iterator[Call]:

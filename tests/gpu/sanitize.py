@@ -17,9 +17,17 @@ import torch
 
 from amkd_fast.ops.kl import function
 from amkd_fast.ops.kl.function import Scalars
-from tests.gpu import sanitize_attack, sanitize_images, sanitize_relations, sanitize_segments, sanitize_triplet
+from tests.gpu import (
+    sanitize_attack,
+    sanitize_decoupled,
+    sanitize_images,
+    sanitize_relations,
+    sanitize_segments,
+    sanitize_triplet,
+)
 
 FAMILIES = (
+    sanitize_decoupled,
     sanitize_triplet,
     sanitize_attack,
     sanitize_images,

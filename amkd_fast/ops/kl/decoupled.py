@@ -1,0 +1,136 @@
+"""Decoupled knowledge distillation: the target class against the rest, and the rest among itself, weighed apart."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from amkd_fast import backends, checks
+from amkd_fast.ops.kl import _logits, _weight
+from amkd_fast.ops.kl.decoupled_function import FusedDecoupled, Scalars, compute
+from amkd_fast.ops.kl.scalars import _remembered
+
+_OPERATORS = {}  # backend → (forward, backward)
+if backends.build_info() is not None:
+    from amkd_fast.ops.kl import decoupled_native as native
+
+    _OPERATORS["cpu"] = _OPERATORS["cuda"] = (native.forward_op, native.backward_op)
+
+
+def dkd_loss(
+    student: Tensor,
+    teacher: Tensor,
+    labels: Tensor,
+    temperature: float = 4.0,
+    *,
+    target_weight: float = 1.0,
+    other_weight: float = 8.0,
+    weight: float | Tensor | None = None,
+    scale_by_t2: bool = True,
+    reduction: str = "mean",
+) -> Tensor:
+    r"""Decoupled knowledge distillation, :math:`T^2 [α KL(b_t‖b_s) + β KL(\hat p_t‖\hat p_s)]` a row.
+
+    Of the distributions softened by T, :math:`b = (p_y, 1 − p_y)` sets the target y against the rest, and
+    :math:`\hat p` is the distribution among the other classes alone. Everything is computed from the logarithms of sums
+    over the other classes: no large negative number stands for a mask, and nothing cancels where the target is nearly
+    certain.
+
+    A class whose logit is −inf in both networks is masked out and contributes 0; where only the student's is, the loss
+    is +inf. A row with no class but its target (K = 1) has no others and is 0; with one other class (K = 2) their
+    divergence is exactly 0. A NaN or +inf logit makes its own row NaN and no other; so does a network that excludes all
+    others where the other one does not.
+
+    Args:
+        student: Logits [..., K] of any strides, fp32, fp64, fp16 or bf16; K ≥ 1.
+        teacher: Logits [..., K]. Where the dtypes differ both are promoted to the common one.
+        labels: Target classes [...], int64 or int32, from 0 to K − 1.
+        temperature: T > 0 that divides both logits.
+        target_weight: α, weight of the target's divergence.
+        other_weight: β, weight of the divergence among the others.
+        weight: Factor on every row, a float or a tensor [...]; it does not enter the denominator of a mean.
+        scale_by_t2: Multiply by T², so that the gradient's size does not depend on the temperature.
+        reduction: ``"none"`` (one value a row, [...]), ``"sum"``, ``"mean"`` (over the rows) or ``"batchmean"`` (the
+            sum over the size of the first dimension). With no rows every sum and mean is 0.
+
+    Returns:
+        The loss in fp32 (fp64 for fp64 logits). Gradients flow to student, teacher and a weight tensor, any number of
+        times; those other than the student's first come from the reference.
+
+    Raises:
+        TypeError: An argument has the wrong type or dtype.
+        ValueError: A shape, device or value breaks the rules above. A label out of range is found on the CPU; on a GPU,
+            where looking would stall the device, it makes its row NaN.
+
+    Source:
+        Zhao, Cui, Song, Qiu and Liang, Decoupled Knowledge Distillation, CVPR 2022.
+
+    Example:
+        >>> import torch, amkd_fast as af
+        >>> student = torch.tensor([[2.0, 0.0, 0.0], [0.0, 1.0, 0.0]], requires_grad=True)
+        >>> teacher = torch.tensor([[3.0, 1.0, 0.0], [0.0, 2.0, 1.0]])
+        >>> loss = af.dkd_loss(student, teacher, torch.tensor([0, 1]), temperature=1.0, other_weight=2.0)
+        >>> loss.backward()
+        >>> f"{loss.item():.4f}", f"{student.grad[0, 0].item():.4f}"
+        ('0.2354', '-0.0284')
+    """
+    shape, student, teacher = _logits(student, teacher)
+    checks.integer("labels", labels)
+    checks.shape("labels", labels, shape[:-1], "one label a row of student")
+    if labels.device != student.device:
+        checks.same_device(student=student, labels=labels)
+    number, row_weight = _weight("weight", weight, shape, student)
+    plain = len(shape) == 2
+    batch, rows = (shape[0], shape[0]) if plain else (shape[0] if len(shape) > 1 else 1, student.shape[0])
+    numbers = _scalars(temperature, target_weight, other_weight, number, bool(scale_by_t2), reduction, batch, rows)
+    loss = _run(student, teacher, labels if plain else labels.reshape(-1), row_weight, numbers)
+    return loss.view(shape[:-1]) if not plain and reduction == "none" else loss
+
+
+@_remembered
+def _scalars(
+    temperature: float,
+    target_weight: float,
+    other_weight: float,
+    weight: float | None,
+    scale_by_t2: bool,
+    reduction: str,
+    batch: int,
+    rows: int,
+) -> tuple:
+    """The :class:`Scalars` of a call, checked; ``batch`` is the size of the logits' first dimension."""
+    temperature = checks.positive("temperature", temperature)
+    target_weight = checks.finite("target_weight", target_weight)
+    other_weight = checks.finite("other_weight", other_weight)
+    factor = 1.0 if weight is None else checks.finite("weight", weight)
+    checks.choice("reduction", reduction, ("none", "sum", "mean", "batchmean"))
+    factor /= max({"mean": rows, "batchmean": batch}.get(reduction, 1), 1)
+    row_scale = temperature * temperature if scale_by_t2 else 1.0
+    return tuple(Scalars(temperature, row_scale * target_weight, row_scale * other_weight, factor, reduction == "none"))
+
+
+def _run(student: Tensor, teacher: Tensor, labels: Tensor, weight: Tensor | None, numbers: tuple) -> Tensor:
+    name = backends.select("kl", student.device.type, student.numel(), function="dkd_loss")
+    if name != "cpu":  # whose operator looks itself
+        _check_labels(labels, student.shape[1])
+    if name == "reference":
+        return compute(student, teacher, labels, weight, Scalars(*numbers))
+    if name not in _OPERATORS:
+        from amkd_fast.ops.kl import decoupled_triton as triton  # not at the top: that would import triton
+
+        _OPERATORS["triton"] = (triton.forward_op, triton.backward_op)
+    optional = () if weight is None else (weight,)
+    try:
+        return FusedDecoupled.apply(_OPERATORS[name], numbers, student, teacher, labels, *optional)
+    except RuntimeError as error:
+        raise checks.refused(error, "class out of range: ") from None
+
+
+def _check_labels(labels: Tensor, classes: int) -> None:
+    """Refuse a label out of range where looking costs no device synchronisation."""
+    if labels.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    bad = (labels < 0) | (labels >= classes)
+    if bad.any():
+        row = int(bad.nonzero()[0])
+        raise ValueError(f"labels[{row}]={int(labels[row])}: must be from 0 to {classes - 1}")

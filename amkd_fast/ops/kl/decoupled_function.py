@@ -1,0 +1,88 @@
+"""Autograd around the operators of decoupled knowledge distillation, and the shapes of their outputs."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from amkd_fast.ops.kl import decoupled_reference as reference
+from amkd_fast.ops.kl.reference import statistics_dtype
+
+# Statistics that the forward operator leaves for the backward one, field by field ([FIELDS, B], flat): of the classes
+# other than the target the student's max and log-sum and the teacher's, then the slope of the target's divergence in
+# the student's log-odds, and the row's value. csrc/kl/decoupled.h has the same list.
+FIELDS = 6
+
+
+class Scalars(NamedTuple):
+    """The numbers of one call, in the order in which the operators take them."""
+
+    temperature: float
+    target_factor: float  # weight of the target's divergence in a row, with T²
+    other_factor: float  # of the others'
+    factor: float  # weight and normaliser of the rows
+    per_row: bool  # reduction "none"
+
+
+def compute(student: Tensor, teacher: Tensor, labels: Tensor, weight: Tensor | None, s: Scalars) -> Tensor:
+    """The loss by the reference."""
+    target, others = reference.row_divergences(student, teacher, labels, s.temperature)
+    rows = s.factor * (s.target_factor * target + s.other_factor * others)
+    weighted = rows if weight is None else rows * weight
+    return weighted if s.per_row else weighted.sum()
+
+
+class FusedDecoupled(torch.autograd.Function):
+    """The loss of logits [B, K] and labels [B] from the operators of one backend; ``optional`` is (weight,) or nothing.
+
+    The backward pass recomputes the probabilities from the statistics. As in :class:`amkd_fast.ops.kl.function.FusedKL`
+    gradients other than the student's, and the differentiable gradient of a double backward, come from the reference.
+    """
+
+    @staticmethod
+    def forward(ctx, operators, scalars, student, teacher, labels, *optional):
+        loss, stats = operators[0](student, teacher, labels, *(optional or (None,)), *scalars)
+        ctx.save_for_backward(stats, student, teacher, labels, *optional)
+        ctx.backward_op, ctx.scalars = operators[1], scalars
+        return loss
+
+    @staticmethod
+    def backward(ctx, grad_loss):
+        needed = ctx.needs_input_grad[2:]
+        grads = [None] * len(needed)
+        stats, student, teacher, labels, *optional = ctx.saved_tensors
+        differentiable = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        if needed[0] and not differentiable:
+            tensors = (student, teacher, labels, *(optional or (None,)), stats)
+            grads[0] = ctx.backward_op(grad_loss, *tensors, *ctx.scalars)
+            needed = (False, *needed[1:])
+        if True in needed:
+            inputs = (student, teacher, labels, *optional)
+            for i, grad in _reference_grads(grad_loss, inputs, needed, ctx.scalars, differentiable):
+                grads[i] = grad
+        return (None, None, *grads)
+
+
+def _reference_grads(grad_loss, inputs, needed, scalars, differentiable):
+    with torch.enable_grad():
+        if not differentiable:
+            inputs = [x.detach().requires_grad_(need) if need else x for x, need in zip(inputs, needed, strict=True)]
+        student, teacher, labels, *optional = inputs
+        loss = compute(student, teacher, labels, *(optional or (None,)), Scalars(*scalars))
+        wanted = [i for i, need in enumerate(needed) if need]
+        grads = torch.autograd.grad(loss, [inputs[i] for i in wanted], grad_loss, create_graph=differentiable)
+    return zip(wanted, grads, strict=True)
+
+
+def fake_forward(student, teacher, labels, weight, *scalars):
+    """Shapes and dtypes of the forward operator's outputs."""
+    rows, per_row = student.shape[0], scalars[-1]
+    dtype = statistics_dtype(student.dtype)
+    return student.new_empty((rows,) if per_row else (), dtype=dtype), student.new_empty(FIELDS * rows, dtype=dtype)
+
+
+def fake_backward(grad_loss, student, *_):
+    """Shape and dtype of the backward operator's output."""
+    return student.new_empty(student.shape)
