@@ -41,6 +41,8 @@ UNCONFIRMED = {
     "segments": ("cuda",),
     "relations": ("cuda",),
     "dkd_loss": ("cuda",),
+    "consistency_kl": ("cuda",),
+    "standardised_kl_div": ("cuda",),
 }
 
 try:

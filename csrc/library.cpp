@@ -25,6 +25,25 @@ STABLE_TORCH_LIBRARY(amkd_fast, m) {
       "Tensor stats, float temperature, float target_factor, float other_factor, float factor, bool per_row) "
       "-> Tensor");
 
+  // Four logits [B, K] of one dtype. Returns the loss [] and the statistics of csrc/kl/consistency.h.
+  m.def(
+      "kl_consistency_forward(Tensor student, Tensor teacher, Tensor augmented_student, Tensor augmented_teacher, "
+      "float temperature, float row_scale) -> (Tensor total, Tensor stats)");
+  // The gradients of both students, [B, K] in their dtype.
+  m.def(
+      "kl_consistency_backward(Tensor grad_total, Tensor student, Tensor teacher, Tensor augmented_student, "
+      "Tensor augmented_teacher, Tensor stats, float temperature, float row_scale) "
+      "-> (Tensor grad_student, Tensor grad_augmented_student)");
+  // student, teacher [B, K]; weight [B] in the statistics' dtype. Returns the loss ([] or, per row, [B]) and the
+  // statistics of csrc/kl/standardised.h.
+  m.def(
+      "kl_standardised_forward(Tensor student, Tensor teacher, Tensor? weight, float temperature, float factor, "
+      "bool per_row) -> (Tensor loss, Tensor stats)");
+  // grad_loss has the shape of the loss. Returns the gradient of the student, [B, K] in its dtype.
+  m.def(
+      "kl_standardised_backward(Tensor grad_loss, Tensor student, Tensor teacher, Tensor? weight, Tensor stats, "
+      "float temperature, float factor, bool per_row) -> Tensor");
+
   // anchor [N, D], reference [P, D] (none: the anchors) of one dtype; labels [N], reference_labels [P] and
   // exclude_labels [N, E] int32 or int64; anchor i is reference row self_offset + i, none of them where it is -1.
   // distance: 0 euclidean, 1 squared, 2 cosine. Returns the farthest positive [N] ([0] unless asked for) and the k

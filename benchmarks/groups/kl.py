@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -34,6 +35,10 @@ def groups() -> list[Group]:
         dkd_loss(256, 100, fp32, Target(7, "speed-up", 3.0)),
         dkd_loss(128, 10, fp32),
         dkd_loss(256, 1000, fp32),
+        consistency(128, 10, fp32),
+        consistency(256, 100, fp32),
+        standardised(128, 10, fp32),
+        standardised(256, 100, fp32),
     ]
 
 
@@ -84,6 +89,38 @@ def dkd_loss(rows: int, classes: int, dtype: torch.dtype, *targets: Target) -> G
         "dkd_loss", rows, classes, dtype, ours, lambda: peers.decoupled(TEMPERATURE, 1.0, 8.0), 2, None, labelled=True
     )
     return replace(group, targets=targets)
+
+
+def standardised(rows: int, classes: int, dtype: torch.dtype) -> Group:
+    def ours(student: Tensor, teacher: Tensor) -> Tensor:
+        return af.standardised_kl_div(student, teacher, TEMPERATURE)
+
+    rivals = partial(peers.standardised, TEMPERATURE)
+    return _group("standardised_kl_div", rows, classes, dtype, ours, rivals, 2, None)
+
+
+def consistency(rows: int, classes: int, dtype: torch.dtype) -> Group:
+    """The logits of both views lie in one tensor, as they come from a network that gets both in one batch."""
+
+    def ours(students: Tensor, teachers: Tensor) -> Tensor:
+        (student, augmented), (teacher, augmented_teacher) = students.unbind(), teachers.unbind()
+        return af.consistency_kl(student, teacher, augmented, augmented_teacher, TEMPERATURE).total
+
+    def inputs(device: str) -> tuple[Tensor, Tensor]:
+        draws = torch.Generator().manual_seed(0)
+        drawn = (torch.randn(2, rows, classes, generator=draws).mul_(3.0).to(device, dtype) for _ in range(2))
+        students, teachers = drawn
+        return students.requires_grad_(), teachers
+
+    size, count = 4 * rows * classes * dtype.itemsize, 4 * rows * classes
+    # All four are read in each direction, and half as much is written.
+    work = {
+        "forward": Work(size, count),
+        "backward": Work(3 * size // 2, count),
+        "both": Work(5 * size // 2, 2 * count, launches=2),
+    }
+    rivals = partial(peers.consistency, TEMPERATURE)
+    return Group("kl", "consistency_kl", {"B": rows, "K": classes}, dtype, inputs, ours, rivals, work)
 
 
 def _group(name, rows, classes, dtype, ours, rivals, exponentials, speedup, labelled=False) -> Group:

@@ -84,6 +84,44 @@ def decoupled(temperature: float, target_weight: float, other_weight: float) -> 
     return written("masks and -1000", masks)
 
 
+def standardised(temperature: float) -> list[Contestant]:
+    """Rows less their mean over their sample deviation, as public code does it, then ``F.kl_div``."""
+
+    def standard(logits: Tensor) -> Tensor:
+        return (logits - logits.mean(-1, keepdim=True)) / logits.std(-1, keepdim=True)
+
+    def kl_div(student: Tensor, teacher: Tensor) -> Tensor:
+        log_q = F.log_softmax(standard(student) / temperature, -1)
+        p = F.softmax(standard(teacher) / temperature, -1)
+        return F.kl_div(log_q, p, reduction="batchmean") * temperature**2
+
+    return written("std and kl_div", kl_div)
+
+
+def consistency(temperature: float) -> list[Contestant]:
+    """``F.kl_div`` of either view, rows of the second weighted by ``F.cosine_similarity``."""
+
+    def kl_div(students: Tensor, teachers: Tensor) -> Tensor:
+        weight = F.cosine_similarity(teachers[0], teachers[1]) + 1.0
+        clean = F.kl_div(
+            F.log_softmax(students[0] / temperature, -1),
+            F.softmax(teachers[0] / temperature, -1),
+            reduction="batchmean",
+        )
+        augmented = F.kl_div(
+            F.log_softmax(students[1] / temperature, -1), F.softmax(teachers[1] / temperature, -1), reduction="none"
+        )
+        return temperature**2 * 0.5 * (clean + (weight * augmented.sum(-1)).mean())
+
+    def both_views(students: Tensor, teachers: Tensor) -> Tensor:
+        log_q, p = F.log_softmax(students / temperature, -1), F.softmax(teachers / temperature, -1)
+        weight = F.cosine_similarity(teachers[0], teachers[1]) + 1.0
+        clean, augmented = F.kl_div(log_q, p, reduction="none").sum(-1).unbind()
+        return temperature**2 * 0.5 * (clean.mean() + (weight * augmented).mean())
+
+    return [*written("kl_div of each view", kl_div), *written("kl_div of both views", both_views)]
+
+
 def _liger(temperature: float) -> list[Contestant]:
     """It takes log-probabilities, which PyTorch computes for it."""
     if not (torch.cuda.is_available() and there("liger-kernel")):

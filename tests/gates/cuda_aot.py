@@ -27,6 +27,10 @@ WIDE = {
         "backward_kernel",
         "decoupled_forward",
         "decoupled_backward",
+        "consistency_forward_kernel",
+        "consistency_backward_kernel",
+        "standardised_forward_kernel",
+        "standardised_backward_kernel",
     ),
     "segments": ("scale_kernel", "sweep_kernel"),
     "triplet": (

@@ -21,6 +21,7 @@ from tests.gpu import (
     sanitize_attack,
     sanitize_decoupled,
     sanitize_images,
+    sanitize_kl_rows,
     sanitize_relations,
     sanitize_segments,
     sanitize_triplet,
@@ -28,6 +29,7 @@ from tests.gpu import (
 
 FAMILIES = (
     sanitize_decoupled,
+    sanitize_kl_rows,
     sanitize_triplet,
     sanitize_attack,
     sanitize_images,

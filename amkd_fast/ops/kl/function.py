@@ -78,18 +78,23 @@ class FusedKL(torch.autograd.Function):
                 grads[0] = ctx.backward_op(grad_loss, *tensors, *ctx.scalars)
                 needed = (False, *needed[1:])
             if True in needed:
+
+                def loss_of(student, teacher, *optional):
+                    return compute(student, teacher, *(optional or ABSENT), Scalars(*ctx.scalars))[0]
+
                 inputs = (student, teacher, *optional)
-                for i, grad in _reference_grads(grad_loss, inputs, needed, ctx.scalars, differentiable):
+                for i, grad in reference_grads(loss_of, grad_loss, inputs, needed, differentiable):
                     grads[i] = grad
         return (None, None, None, *grads)
 
 
-def _reference_grads(grad_loss, inputs, needed, scalars, differentiable):
+def reference_grads(loss_of, grad_loss, inputs, needed, differentiable):
+    """(position, gradient) of every input that needs one, for the loss that a reference makes of all of them."""
     with torch.enable_grad():
         if not differentiable:
             inputs = [x.detach().requires_grad_(need) if need else x for x, need in zip(inputs, needed, strict=True)]
-        student, teacher, *optional = inputs
-        loss, _, _ = compute(student, teacher, *(optional or ABSENT), Scalars(*scalars))
         wanted = [i for i, need in enumerate(needed) if need]
-        grads = torch.autograd.grad(loss, [inputs[i] for i in wanted], grad_loss, create_graph=differentiable)
+        grads = torch.autograd.grad(
+            loss_of(*inputs), [inputs[i] for i in wanted], grad_loss, create_graph=differentiable
+        )
     return zip(wanted, grads, strict=True)

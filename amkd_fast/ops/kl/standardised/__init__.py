@@ -1,0 +1,91 @@
+"""The divergence of standardised logits: of their shape, whatever their scale."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from amkd_fast import backends
+from amkd_fast.ops.kl import _logits, _weight, scalars
+from amkd_fast.ops.kl.standardised import function
+from amkd_fast.ops.kl.standardised.function import FusedStandardised
+
+_OPERATORS = {}  # backend → (forward, backward)
+if backends.build_info() is not None:
+    from amkd_fast.ops.kl.standardised import native
+
+    _OPERATORS["cpu"] = _OPERATORS["cuda"] = (native.forward_op, native.backward_op)
+
+
+def standardised_kl_div(
+    student: Tensor,
+    teacher: Tensor,
+    temperature: float = 1.0,
+    *,
+    weight: float | Tensor | None = None,
+    scale_by_t2: bool = True,
+    reduction: str = "batchmean",
+) -> Tensor:
+    r"""KL divergence of softened distributions whose logits are standardised row by row before.
+
+    With :math:`u = (z − \bar z)/s(z)` of each network, :math:`KL(σ(u_t/T)‖σ(u_s/T))`. The student so learns the
+    relations among the teacher's logits and not their size, which a smaller or a mixed-up network need not reach; its
+    gradient goes through its mean and standard deviation. Dividing alone, :math:`σ(z/s(z))`, is the same function, as
+    the softmax ignores the mean.
+
+    s is the sample standard deviation (over K − 1), that of ``torch.std``. The population's differs by a factor of the
+    temperature: it is ``temperature`` · √((K − 1)/K) here.
+
+    A row whose logits are all equal (or the only one, K = 1) stands for the uniform distribution; as the student's it
+    has gradient 0. A class whose logit is −inf in both networks is masked out, as if absent; a row without any other
+    class is NaN. Where only the student's logit is −inf the divergence is +inf. A NaN or +inf logit makes its own row
+    NaN and no other.
+
+    Args:
+        student: Logits [..., K] of any strides, fp32, fp64, fp16 or bf16; K ≥ 1.
+        teacher: Logits [..., K]. Where the dtypes differ both are promoted to the common one.
+        temperature: T > 0 that divides the standardised logits.
+        weight: Factor on every row, a float or a tensor [...]; it does not enter the denominator of a mean.
+        scale_by_t2: Multiply by T².
+        reduction: ``"none"`` (one value a row, [...]), ``"sum"``, ``"mean"`` (over the rows) or ``"batchmean"`` (the
+            sum over the size of the first dimension). With no rows every sum and mean is 0.
+
+    Returns:
+        The loss in fp32 (fp64 for fp64 logits). Gradients flow to student, teacher and a weight tensor, any number of
+        times; those other than the student's first come from the reference.
+
+    Raises:
+        TypeError: An argument has the wrong type or dtype.
+        ValueError: A shape, device or value breaks the rules above.
+
+    Source:
+        The divergence of mixup-based knowledge distillation; as a method of its own: Sun et al., Logit Standardization
+        in Knowledge Distillation (CVPR 2024).
+
+    Example:
+        >>> import torch, amkd_fast as af
+        >>> teacher = torch.tensor([[0.0, 1.0, 5.0], [2.0, 0.0, 1.0]])
+        >>> torch.allclose(af.standardised_kl_div(0.1 * teacher - 3.0, teacher), torch.zeros(()), atol=1e-6)
+        True
+        >>> f"{af.standardised_kl_div(torch.ones(2, 3), teacher).item():.4f}"
+        '0.2988'
+    """
+    shape, student, teacher = _logits(student, teacher)
+    number, row_weight = _weight("weight", weight, shape, student)
+    rows = student.shape[0]
+    batch = rows if len(shape) == 2 else shape[0] if len(shape) > 1 else 1
+    numbers = scalars.of_divergence(temperature, "forward", 0.5, number, bool(scale_by_t2), reduction, batch, rows)
+    temperature, _, _, row_scale, factor, _, _, per_row = numbers
+    factor *= row_scale
+    name = backends.select("kl", student.device.type, student.numel(), function="standardised_kl_div")
+    if name == "reference":
+        loss = function.compute(student, teacher, row_weight, temperature, factor, per_row)
+    else:
+        if name not in _OPERATORS:
+            from amkd_fast.ops.kl import (
+                triton_standardised,
+            )  # not at the top: importing amkd_fast does not import triton
+
+            _OPERATORS["triton"] = (triton_standardised.forward_op, triton_standardised.backward_op)
+        optional = () if row_weight is None else (row_weight,)
+        loss = FusedStandardised.apply(_OPERATORS[name], (temperature, factor, per_row), student, teacher, *optional)
+    return loss.view(shape[:-1]) if per_row and len(shape) != 2 else loss

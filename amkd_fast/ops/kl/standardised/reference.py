@@ -1,0 +1,27 @@
+"""Standardised KL divergence in plain PyTorch: the definition that its kernels are tested against."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from amkd_fast.ops.kl.reference import row_divergence, statistics_dtype
+
+
+def row_divergence_of_standardised(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """KL of every row, [B, K] and [B, K] → [B], without T² and weights."""
+    return row_divergence(standardised(student), standardised(teacher), temperature, "forward", 0.5)
+
+
+def standardised(logits: Tensor) -> Tensor:
+    """Rows with mean 0 and sample standard deviation 1 over the classes that are not −inf; constant rows become 0."""
+    z = logits.to(statistics_dtype(logits.dtype))
+    kept = z != -torch.inf
+    # From the maximum on, the differences of a constant row are exactly 0, whatever its mean would round to.
+    z = (z - z.detach().amax(-1, keepdim=True)).masked_fill(~kept, 0.0)
+    count = kept.sum(-1, keepdim=True)
+    z = (z - z.sum(-1, keepdim=True) / count).masked_fill(~kept, 0.0)
+    variance = z.square().sum(-1, keepdim=True) / (count - 1).clamp(min=1)
+    constant = variance == 0
+    z = (z / variance.masked_fill(constant, 1.0).sqrt()).masked_fill(constant, 0.0)
+    return z.masked_fill(~kept, -torch.inf)
