@@ -13,7 +13,7 @@ from amkd_fast.losses import (
     TripletMarginLoss,
 )
 from amkd_fast.memory import CrossBatchMemory
-from amkd_fast.ops.attack import attack_objective, attack_step, select_boundary_bases
+from amkd_fast.ops.attack import attack_objective, attack_step, select_boundary_bases, svgd_step
 from amkd_fast.ops.images import crop_flip
 from amkd_fast.ops.kl import distillation_loss, kl_div, soft_cross_entropy
 from amkd_fast.ops.kl.consistency import consistency_kl
@@ -53,5 +53,6 @@ __all__ = [
     "select_boundary_bases",
     "soft_cross_entropy",
     "standardised_kl_div",
+    "svgd_step",
     "triplet_margin_loss",
 ]

@@ -103,6 +103,14 @@ STABLE_TORCH_LIBRARY(amkd_fast, m) {
       "attack_step(Tensor(a!) out, Tensor x, Tensor grad, Tensor? x0, Tensor? step_sizes, Tensor? radii, Tensor? gap, "
       "Tensor(b!)? velocity, Tensor? lowers, Tensor? uppers, Tensor? active, int rule, float step_size, float radius, "
       "float lower, float upper, float decay, bool project, int top) -> ()");
+  // One step of Stein variational ascent of the particles [B, n, ...] of the clean images x0 [B, ...] into out, which
+  // is not particles. All images lie alike, one particle behind the other. particles, x0 and out have one dtype, grad
+  // has it too or that of the arithmetic. step_sizes, radii [B] and lowers, uppers [C] as above; bandwidth 0: of the
+  // median.
+  m.def(
+      "attack_svgd(Tensor(a!) out, Tensor particles, Tensor grad, Tensor x0, Tensor? step_sizes, Tensor? radii, "
+      "Tensor? lowers, Tensor? uppers, float step_size, float radius, float lower, float upper, float bandwidth) -> "
+      "()");
   // logits [B, K]; labels and target [B] int64. loss: 0 cross-entropy, 1 boundary (of probabilities where softmax), 2
   // difference of logits ratio. Returns value [B], grad_logits [B, K], prediction [B] int64 and active [B] bool. A
   // class out of range is an error on a CPU and makes its row inert on a GPU.

@@ -1,7 +1,8 @@
-"""Attacks on whole networks: the frozen view, PGD, the search for boundary samples, and what they measure."""
+"""Attacks on whole networks: a frozen view, PGD, particles, the search for boundary samples, what they measure."""
 
 from amkd_fast.attacks.boundary import PRESETS, BoundaryAttack, BoundarySamples, Status
 from amkd_fast.attacks.frozen import FrozenModel, frozen
+from amkd_fast.attacks.particles import ParticleAttack, ParticleSamples
 from amkd_fast.attacks.pgd import PGD, PGDSamples
 from amkd_fast.attacks.robustness import RobustAccuracy, robust_accuracy, wilson_interval
 from amkd_fast.attacks.similarity import BoundaryPairs, BoundarySimilarity, boundary_similarity
@@ -15,6 +16,8 @@ __all__ = [
     "BoundarySimilarity",
     "FrozenModel",
     "PGDSamples",
+    "ParticleAttack",
+    "ParticleSamples",
     "RobustAccuracy",
     "Status",
     "boundary_similarity",

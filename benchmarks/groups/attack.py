@@ -45,6 +45,8 @@ def groups() -> list[Group]:
         ce_objective(256, 100),
         bases(256, 10, 10.0),
         bases(256, 100, 10.0),
+        svgd(64, 4),
+        svgd(128, 8),
     ]
 
 
@@ -151,6 +153,39 @@ def rivals_of_step(rule: str) -> list[Contestant]:
     return write(*size, LOWER, UPPER)
 
 
+def svgd(count: int, particles: int, channels: int = 3, side: int = 32) -> Group:
+    """A step of the particles of every image. Signs of what is nearly 0 may differ from the reference's in fp64."""
+    shape = (count, particles, channels, side, side)
+
+    def ours(x: Tensor, grad: Tensor, clean: Tensor, out: Tensor | None = None) -> Tensor:
+        return af.svgd_step(x, grad, clean, step_size=STEP_SIZE, eps=EPS, lower=LOWER, upper=UPPER, out=out)
+
+    def inputs(device: str) -> tuple[Tensor, ...]:
+        draws = torch.Generator().manual_seed(0)
+        clean = torch.rand(count, *shape[2:], generator=draws)
+        x = clean[:, None] + EPS * (2 * torch.rand(shape, generator=draws) - 1)
+        grad = 0.01 * torch.randn(shape, generator=draws)
+        return x.clamp(LOWER, UPPER).to(device), grad.to(device), clean.to(device)
+
+    size, image = math.prod(shape), channels * side * side
+    # Distances of all pairs, and for each particle a gradient and a position of every other one.
+    products = count * image * (particles * (particles - 1) // 2 + 2 * particles**2)
+    return Group(
+        "attack",
+        "svgd_step",
+        {"B": count, "n": particles, "C": channels, "H": side, "W": side},
+        torch.float32,
+        inputs,
+        ours,
+        lambda: peers.svgd_step(STEP_SIZE, EPS, LOWER, UPPER),
+        {"forward": Work((3 * size + count * image) * 4, products=products)},
+        ("forward",),
+        forms=lambda: {OUT_GIVEN: written_to(ours)},
+        verify=verify_signs,
+        truth=truth,
+    )
+
+
 def boundary_objective(rows: int, classes: int) -> Group:
     """Three more numbers a row are written: value, prediction, active flag."""
 
@@ -246,6 +281,21 @@ def verify(entry: Contestant, given: tuple[Tensor, ...], expected: Any) -> Error
     if entry.name == peers.PUBLIC_BASES:
         check_draws(entry, given, expected)
     return Errors(largest, None)
+
+
+def verify_signs(entry: Contestant, given: tuple[Tensor, ...], expected: Tensor) -> Errors:
+    """As :func:`verify` for steps along signs: one number in 10,000 may go the other way, by two steps.
+
+    Raises:
+        WrongResult: More of them differ, or one is further off.
+    """
+    with entry.chosen():
+        result = entry.call(*given).double()
+    error = (result - expected).abs()
+    other_way = error > 1e-5
+    if not (other_way.double().mean() <= 1e-4 and error.max() <= 2 * STEP_SIZE + 1e-5):
+        raise WrongResult(f"{entry.name}: {int(other_way.sum())} numbers went another way than the reference's")
+    return Errors((error * ~other_way).max().item() / expected.abs().max().item(), None)
 
 
 def visible(result: Any, entry: Contestant) -> tuple[Tensor, ...]:

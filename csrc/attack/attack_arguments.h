@@ -24,6 +24,17 @@ inline int64_t channel_run(const Tensor& x) {
   return 1;
 }
 
+// The data of an optional tensor with one number a sample or channel, checked, or null.
+inline const void* number_data(const std::optional<Tensor>& tensor, const char* name, const Tensor& x, int64_t count,
+                               ScalarType type) {
+  if (!tensor.has_value()) return nullptr;
+  STD_TORCH_CHECK(tensor->dim() == 1 && tensor->size(0) == count && tensor->is_contiguous(), name,
+                  ": must be contiguous with one number a sample or channel");
+  STD_TORCH_CHECK(tensor->scalar_type() == type, name, ": wrong dtype");
+  check_device(*tensor, name, x);
+  return tensor->data_ptr();
+}
+
 struct StepArguments : StepProblem {
   ScalarType type, work;
   bool wide_grad;  // grad is in `work`, not in `type`
@@ -49,12 +60,12 @@ struct StepArguments : StepProblem {
     grad = image(grad_in, "grad", x_in, wide_grad ? work : type);
     x0 = x0_in.has_value() ? image(*x0_in, "x0", x_in, type) : nullptr;
     velocity = velocity_in.has_value() ? const_cast<void*>(image(*velocity_in, "velocity", x_in, work)) : nullptr;
-    step_sizes = row(step_sizes_in, "step_sizes", x_in, samples, work);
-    radii = row(radii_in, "radii", x_in, samples, work);
-    gap = row(gap_in, "gap", x_in, samples, work);
-    lowers = row(lowers_in, "lowers", x_in, channels, work);
-    uppers = row(uppers_in, "uppers", x_in, channels, work);
-    active = static_cast<const bool*>(row(active_in, "active", x_in, samples, ScalarType::Bool));
+    step_sizes = number_data(step_sizes_in, "step_sizes", x_in, samples, work);
+    radii = number_data(radii_in, "radii", x_in, samples, work);
+    gap = number_data(gap_in, "gap", x_in, samples, work);
+    lowers = number_data(lowers_in, "lowers", x_in, channels, work);
+    uppers = number_data(uppers_in, "uppers", x_in, channels, work);
+    active = static_cast<const bool*>(number_data(active_in, "active", x_in, samples, ScalarType::Bool));
   }
 
  private:
@@ -67,16 +78,6 @@ struct StepArguments : StepProblem {
     }
     check_device(tensor, name, x);
     return tensor.data_ptr();
-  }
-
-  static const void* row(const std::optional<Tensor>& tensor, const char* name, const Tensor& x, int64_t count,
-                         ScalarType type) {
-    if (!tensor.has_value()) return nullptr;
-    STD_TORCH_CHECK(tensor->dim() == 1 && tensor->size(0) == count && tensor->is_contiguous(), name,
-                    ": must be contiguous with one number a sample or channel");
-    STD_TORCH_CHECK(tensor->scalar_type() == type, name, ": wrong dtype");
-    check_device(*tensor, name, x);
-    return tensor->data_ptr();
   }
 };
 

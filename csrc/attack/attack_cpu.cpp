@@ -11,11 +11,10 @@
 #include "../common/cpu_dispatch.h"
 #include "../common/cpu_share.h"
 #include "attack_arguments.h"
+#include "bounds_cpu.h"
 
 namespace amkd::attack {
 namespace {
-
-constexpr int64_t kShortRun = 32;  // neighbours of one channel below which bounds come from a table
 
 const StepKernel* step_kernels() { AMKD_AT_LEVEL(step_kernels); }
 const ObjectiveKernel* objective_kernels() { AMKD_AT_LEVEL(objective_kernels); }
@@ -24,40 +23,10 @@ const DrawKernel* draw_kernels() { AMKD_AT_LEVEL(draw_kernels); }
 
 // ---- the step -----------------------------------------------------------------------------------------------------
 
-// The bound of every coordinate of a sample, channel by channel.
-template <class W>
-void spread(const StepWork& p, const void* channels, double scalar, double none, W* out) {
-  const W* bounds = static_cast<const W*>(channels);
-  for (int64_t k = 0, channel = 0; k < p.size; k += p.run, channel = channel + 1 < p.channels ? channel + 1 : 0) {
-    const double bound = bounds == nullptr ? scalar : bounds[channel];
-    std::fill_n(out + k, p.run, static_cast<W>(saturated(bound, none, p.largest)));
-  }
-}
-
-double largest_of(ScalarType type) {
-  switch (type) {
-    case ScalarType::Double:
-      return std::numeric_limits<double>::max();
-    case ScalarType::Half:
-      return 65504.0;
-    case ScalarType::BFloat16:
-      return 0x1.fep127;
-    default:
-      return std::numeric_limits<float>::max();
-  }
-}
-
 template <class W>
 void step_all(const StepArguments& arguments) {
   StepWork p{arguments, largest_of(arguments.type), nullptr, nullptr};
-  std::unique_ptr<W[]> table;
-  if ((p.lowers != nullptr || p.uppers != nullptr) && p.run < kShortRun) {
-    table.reset(new W[2 * p.size]);
-    spread(p, p.lowers, p.scalars.lower, -p.largest, table.get());
-    spread(p, p.uppers, p.scalars.upper, p.largest, table.get() + p.size);
-    p.lower_at = table.get();
-    p.upper_at = table.get() + p.size;
-  }
+  const std::unique_ptr<W[]> table = spread_bounds<W>(p);
   const StepKernel kernel = step_kernels()[static_cast<int>(element_of(arguments.type, "x"))];
   share(p.samples, p.size, [&](int64_t first, int64_t last) {
     const std::unique_ptr<W[]> scratch(new W[2 * p.size]);

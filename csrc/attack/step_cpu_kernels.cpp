@@ -1,65 +1,8 @@
 // The attack step on a CPU, one sample at a time: the size of its gradient, its move, its ball, its bounds.
-#include "../common/simd.h"
-#include "attack_cpu.h"
+#include "sample_cpu.h"
 
 namespace amkd::attack::AMKD_SIMD {
 namespace {
-
-using namespace amkd::AMKD_SIMD;
-
-template <class T>
-struct WorkOf {
-  using type = float;
-};
-template <>
-struct WorkOf<double> {
-  using type = double;
-};
-
-// ---- vectors, whole or the last few elements ----------------------------------------------------------------------
-
-struct All {};
-struct Some {
-  int64_t count;
-};
-
-template <class T>
-AMKD_INLINE Vector<T> get(const T* p, All) {
-  return load(p);
-}
-template <class T>
-AMKD_INLINE Vector<T> get(const T* p, Some part) {
-  return load_some(p, part.count, T{});
-}
-template <class T>
-AMKD_INLINE void put(T* p, All, Vector<T> v) {
-  store(p, v);
-}
-template <class T>
-AMKD_INLINE void put(T* p, Some part, Vector<T> v) {
-  store_some(p, part.count, v);
-}
-
-template <class W, class Body>
-AMKD_INLINE void sweep(int64_t begin, int64_t end, Body body) {
-  constexpr int64_t kStep = lanes<Vector<W>>;
-  int64_t i = begin;
-  for (; i + kStep <= end; i += kStep) body(i, All{});
-  if (i < end) body(i, Some{end - i});
-}
-
-AMKD_INLINE Floats absolute(Floats v) { return bits<Floats>(bits<Ints>(v) & 0x7fffffff); }
-AMKD_INLINE double absolute(double v) { return __builtin_fabs(v); }
-// `a`, or -a where `v` is negative.
-AMKD_INLINE Floats with_sign(Floats a, Floats v) { return bits<Floats>(bits<Ints>(a) ^ (bits<Ints>(v) & INT32_MIN)); }
-AMKD_INLINE double with_sign(double a, double v) { return __builtin_signbit(v) ? -a : a; }
-
-template <class W>
-constexpr W kMost = sizeof(W) == 4 ? W(0x1.fffffep127) : W(0x1.fffffffffffffp1023);
-template <class W>
-bool is_finite(W v) {
-  return __builtin_fabs(v) <= kMost<W>;
-}
 
 // ---- sums over a sample -------------------------------------------------------------------------------------------
 
@@ -135,37 +78,6 @@ W scale_for(W peak) {
   return static_cast<W>(__builtin_ldexp(1.0, -exponent));
 }
 
-// What the numbers of a gradient have among them. The bits of numbers ≥ 0 are in the order of the numbers, with
-// infinity and NaN on top.
-struct Largest {
-  Ints most{};
-  AMKD_INLINE void see(Floats v) {
-    const Ints size = bits<Ints>(absolute(v));
-    most = size > most ? size : most;
-  }
-  bool usable() const {  // finite, and not all zero
-    int32_t found = 0;
-    for (int lane = 0; lane < kLanes; ++lane) found = most[lane] > found ? most[lane] : found;
-    return found > 0 && found < bits<int32_t>(__builtin_inff());
-  }
-};
-struct LargestDouble {
-  int64_t most = 0;
-  AMKD_INLINE void see(double v) {
-    const int64_t size = bits<int64_t>(absolute(v));
-    most = size > most ? size : most;
-  }
-  bool usable() const { return most > 0 && most < bits<int64_t>(__builtin_inf()); }
-};
-template <class W>
-struct LargestOf {
-  using type = Largest;
-};
-template <>
-struct LargestOf<double> {
-  using type = LargestDouble;
-};
-
 // `exact`: with the peak, and scaled in any case.
 template <class W>
 Size<W> size_of(const W* g, int64_t size, bool exact) {
@@ -221,63 +133,7 @@ W shrinkage_of(const W* d, int64_t size, double total, W radius) {
   return static_cast<W>(tau > 0.0 ? tau : 0.0);
 }
 
-// ---- bounds -------------------------------------------------------------------------------------------------------
-
-template <class W>
-struct Splat {
-  Vector<W> low, high;
-  template <class Part>
-  AMKD_INLINE Vector<W> lower(int64_t, Part) const {
-    return low;
-  }
-  template <class Part>
-  AMKD_INLINE Vector<W> upper(int64_t, Part) const {
-    return high;
-  }
-};
-
-template <class W>
-struct Table {
-  const W *low, *high;
-  template <class Part>
-  AMKD_INLINE Vector<W> lower(int64_t k, Part part) const {
-    return get(low + k, part);
-  }
-  template <class Part>
-  AMKD_INLINE Vector<W> upper(int64_t k, Part part) const {
-    return get(high + k, part);
-  }
-};
-
-// Calls body(k, part, bounds) for all of a sample, with the bounds that hold there. They are numbers that the samples'
-// dtype has, so that a result that keeps them is finite; `saturated` in attack_cpu.cpp sees to the table's.
-template <class T, class Body>
-AMKD_INLINE void sweep_bounded(const StepWork& p, Body body) {
-  using W = typename WorkOf<T>::type;
-  const auto with = [body](int64_t begin, int64_t end, auto bounds) {
-    sweep<W>(begin, end, [body, bounds](int64_t k, auto part) { body(k, part, bounds); });
-  };
-  if (p.lower_at != nullptr) {
-    with(0, p.size, Table<W>{static_cast<const W*>(p.lower_at), static_cast<const W*>(p.upper_at)});
-    return;
-  }
-  const auto* lowers = static_cast<const W*>(p.lowers);
-  const auto* uppers = static_cast<const W*>(p.uppers);
-  const int64_t run = lowers == nullptr && uppers == nullptr ? p.size : p.run;
-  for (int64_t begin = 0, channel = 0; begin < p.size; begin += run, ++channel) {
-    const double low = saturated(lowers == nullptr ? p.scalars.lower : lowers[channel], -p.largest, p.largest);
-    const double high = saturated(uppers == nullptr ? p.scalars.upper : uppers[channel], p.largest, p.largest);
-    with(begin, begin + run, Splat<W>{splat<Vector<W>>(low), splat<Vector<W>>(high)});
-  }
-}
-
 // ---- where a sample goes ------------------------------------------------------------------------------------------
-
-template <class W>
-struct AlongSign {
-  Vector<W> reach;
-  AMKD_INLINE Vector<W> operator()(Vector<W> g) const { return g == Vector<W>{} ? g : with_sign(reach, g); }
-};
 
 template <class W>
 struct AlongGradient {
@@ -298,17 +154,6 @@ struct Anywhere {
   template <class V, class Part>
   AMKD_INLINE V operator()(V moved, int64_t, Part) const {
     return moved;
-  }
-};
-
-template <class T, class W>
-struct InBox {
-  const T* x0;
-  Vector<W> radius;
-  template <class Part>
-  AMKD_INLINE Vector<W> operator()(Vector<W> moved, int64_t k, Part part) const {
-    const Vector<W> clean = get(x0 + k, part);
-    return smaller(clean + radius, larger(clean - radius, moved));
   }
 };
 
@@ -347,7 +192,7 @@ struct Sample {
     const T* x = this->x;
     const W* g = this->g;
     T* out = this->out;
-    sweep_bounded<T>(p, [=](int64_t k, auto part, auto bounds) {
+    sweep_bounded<T>(p, 0, p.size, [=](int64_t k, auto part, auto bounds) {
       const V v = ball(get(x + k, part) + heading(get(g + k, part)), k, part);
       put(out + k, part, smaller(bounds.upper(k, part), larger(bounds.lower(k, part), v)));
     });
@@ -411,7 +256,7 @@ template <class T, class G, class W, class Ball>
 bool step_along_sign(const StepWork& p, const T* x, const G* grad, T* out, W reach, Ball ball) {
   const AlongSign<W> heading{splat<Vector<W>>(reach)};
   typename LargestOf<W>::type largest;
-  sweep_bounded<T>(p, [=, &largest](int64_t k, auto part, auto bounds) {
+  sweep_bounded<T>(p, 0, p.size, [=, &largest](int64_t k, auto part, auto bounds) {
     const Vector<W> g = get(grad + k, part), v = ball(get(x + k, part) + heading(g), k, part);
     largest.see(g);
     put(out + k, part, smaller(bounds.upper(k, part), larger(bounds.lower(k, part), v)));
@@ -445,7 +290,7 @@ template <class T, class W>
 void take_out_blocked(const StepWork& p, const T* x, W* g, W reach) {
   using V = Vector<W>;
   const V sign = splat<V>(reach > 0 ? 1.0 : reach < 0 ? -1.0 : 0.0), none{};
-  sweep_bounded<T>(p, [&](int64_t k, auto part, auto bounds) {
+  sweep_bounded<T>(p, 0, p.size, [&](int64_t k, auto part, auto bounds) {
     const V at = get(x + k, part), v = get(g + k, part), direction = v * sign;
     const V above = at <= bounds.lower(k, part) ? (direction < none ? none : v) : v;
     put(g + k, part, at >= bounds.upper(k, part) ? (direction > none ? none : above) : above);

@@ -20,7 +20,6 @@ ROOT = Path(__file__).resolve().parents[2]
 ARCHITECTURES = ("80", "90a")
 # Kernels that read rows and so must load 16 bytes at a time, by family.
 WIDE = {
-    "attack": ("bases_kernel", "draw_kernel", "keys_kernel", "objective_kernel", "ranks_kernel", "step_kernel"),
     "kl": (
         "forward_kernel",
         "mixture_kernel",
@@ -33,6 +32,16 @@ WIDE = {
         "standardised_backward_kernel",
     ),
     "segments": ("scale_kernel", "sweep_kernel"),
+    "attack": (
+        "bases_kernel",
+        "draw_kernel",
+        "keys_kernel",
+        "objective_kernel",
+        "particles_kernel",
+        "ranks_kernel",
+        "step_kernel",
+        "weights_kernel",
+    ),
     "triplet": (
         "columns_kernel",
         "gather_kernel",

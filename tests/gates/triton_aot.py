@@ -408,6 +408,33 @@ def attack_calls(every: bool) -> Iterator[Call]:
         yield Call(f"bases {label}", bases, ("attack_bases_kernel",) * (is_wide and rows == 256 and classes == 100))
         draw = partial(triton_rows.launch_draw, logits, index(rows), index(rows) if seeds is None else None, seeds, 7)
         yield Call(f"draw {label}", draw, ("attack_draw_kernel",) * is_wide)
+    yield from _particle_calls(every)
+
+
+def _particle_calls(every: bool) -> Iterator[Call]:
+    """One particle, few, and as many as there may be; each dtype and layout; with and without numbers of their own."""
+    from amkd_fast.ops.attack import particles_triton
+    from amkd_fast.ops.attack.operators import work_dtype
+
+    empty = partial(torch.empty, device="meta")
+    shapes = {"small": (64, 4, 3, 32, 32), "eight": (128, 8, 3, 32, 32), "one": (7, 1, 3, 9, 11), "most": (8, 64, 5, 7)}
+    dtypes = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+    flags = list(itertools.product((False, True), repeat=3))
+    for size, dtype, (last, wide_grad, each) in itertools.product(shapes, dtypes, flags):
+        (b, n, *image), work = shapes[size], work_dtype(dtype)
+        if (last and len(image) < 3) or not (every or (last == wide_grad == each and (dtype.itemsize > 2 or each))):
+            continue
+        layout = torch.channels_last if last else torch.contiguous_format
+        crowd = partial(empty, (b * n, *image), memory_format=layout)
+        x, grad = (crowd(dtype=kind).unflatten(0, (b, n)) for kind in (dtype, work if wide_grad else dtype))
+        x0 = empty((b, *image), dtype=dtype, memory_format=layout)
+        numbers = (*(empty(b, dtype=work) for _ in range(2)), *(empty(image[0], dtype=work) for _ in range(2)))
+        numbers = numbers if each else (None,) * 4
+        h = 0.5 if each and n == 4 else 0.0
+        call = partial(particles_triton.launch_svgd, x, x, grad, x0, *numbers, 0.1, 0.3, 0.0, 1.0, h)
+        wide = ("attack_svgd_weights_kernel", "attack_svgd_step_kernel") * (size in ("small", "eight"))
+        label = f"particles {list(shapes[size])} {str(dtype)[6:]} last {last} wide {wide_grad} each {each}"
+        yield Call(label, call, wide)
 
 
 def images_calls(every: bool) -> Iterator[Call]:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from amkd_fast.ops.attack import bases, objective, steps
+from amkd_fast.ops.attack import bases, objective, particles_reference, steps
 from amkd_fast.ops.attack import operators as attack_operators
 from amkd_fast.ops.attack.operators import LOSSES, Step
 
@@ -41,6 +41,7 @@ class Case(NamedTuple):
     softmax: bool = False
     targeted: bool = False
     limit: int = 0
+    count: int = 0  # particles of an image
 
 
 # A warp a sample; a block, held in registers; clusters of 2 and 8 blocks, or one block that reads again and again.
@@ -71,6 +72,8 @@ def cases(short: bool) -> Iterator[Case]:
     yield Case("bases", "one block", 256, (10,), limit=64)
     yield Case("bases", "two launches", 700, (100,), limit=64)
     yield Case("bases", "two launches, padded", 600, (7,), limit=650)
+    for count, shape in ((1, (3, 8, 8)), (2, (1, 5, 5)), (4, (3, 32, 32)), (13, (3, 9, 11)), (64, (1, 7, 5))):
+        yield Case("svgd", "particles", 3, shape, count=count, channels=True)
     if short:
         return
     for dtype in (single, half, brain, double):
@@ -85,15 +88,17 @@ def cases(short: bool) -> Iterator[Case]:
                     yield Case("objective", "row", 21, (classes,), dtype, loss=loss, targeted=targeted, offset=3)
             yield Case("objective", "row", 21, (classes,), dtype, loss="boundary", softmax=True)
             yield Case("draw", "warp a row", 21, (classes,), dtype, offset=3)
+        for count in (3, 8):
+            yield Case("svgd", "particles", 5, (4, 8, 8), dtype, count=count, channels_last=True, channels=True)
+            yield Case("svgd", "particles", 5, (3, 6, 7), dtype, count=count, wide_grad=True, offset=1)
         yield Case("bases", "one block", 200, (16,), dtype, limit=300)
         yield Case("bases", "two launches", 520, (33,), dtype, limit=64, offset=1)
 
 
 def check(case: Case) -> str:
     """What is wrong with one case, empty if nothing is."""
-    return {"step": _check_step, "objective": _check_objective, "draw": _check_draw, "bases": _check_bases}[
-        case.operator
-    ](case)
+    checks = {"step": _check_step, "objective": _check_objective, "draw": _check_draw, "bases": _check_bases}
+    return {**checks, "svgd": _check_svgd}[case.operator](case)
 
 
 def operators():
@@ -184,6 +189,37 @@ def _check_step(case: Case) -> str:
         return f"samples: relative error {error:.2e}"
     error = _relative(call.velocity, want_velocity) if case.momentum else 0.0
     return "" if error <= TOLERANCE[work] else f"velocity: relative error {error:.2e}"
+
+
+def _check_svgd(case: Case) -> str:
+    generator, work = torch.Generator().manual_seed(case.rows), _work(case.dtype)
+
+    def crowd(spread: float, dtype: torch.dtype, around: Tensor) -> Tensor:
+        shape = (case.rows * case.count, *case.shape)
+        values = spread * torch.randn(shape, generator=generator, dtype=torch.float64)
+        values = values + around.double().cpu().repeat_interleave(case.count, 0)
+        return _image_inside_nan(values.to(dtype), case.offset, case.channels_last).unflatten(0, (-1, case.count))
+
+    clean = torch.rand(case.rows, *case.shape, generator=generator, dtype=torch.float64)
+    x0 = _image_inside_nan(clean.to(case.dtype), case.offset, case.channels_last)
+    x = crowd(0.03, case.dtype, x0)
+    grad = crowd(math.prod(case.shape) ** -0.5, work if case.wide_grad else case.dtype, torch.zeros_like(x0))
+    grad[-1, -1, 0, 1, 2] = math.nan  # this one stays and is not there for the others
+    each = torch.linspace(0.1, 0.3, case.shape[0], dtype=work, device=DEVICE) if case.channels else None
+    out = _image_inside_nan(torch.full_like(x.flatten(0, 1), math.nan).cpu(), case.offset, case.channels_last)
+    out = out.unflatten(0, (-1, case.count))
+    step_size = torch.full((case.rows,), 0.02, dtype=work, device=DEVICE)
+    tensors = (out, x, grad, x0, step_size, None, each, None)
+    torch.ops.amkd_fast.attack_svgd.default(*tensors, 0.0, 0.05, -math.inf, 0.9, 0.0)
+    given = [_exact(value) for value in (x, grad, x0)]
+    sizes = {"step_size": 0.02, "eps": 0.05, "lower": _exact(each), "upper": 0.9, "bandwidth": None}
+    want = particles_reference.svgd_step(*given, **sizes)
+    if not torch.equal(out[-1, -1], x[-1, -1]):
+        return "a particle has to stay"
+    phi = particles_reference.stein_direction(given[0], given[1], None).abs()
+    wrong = (out.double().cpu() - want).abs() > 4 * torch.finfo(case.dtype).eps
+    certain = phi > 1e-4 * phi.flatten(2).amax(2).view(*phi.shape[:2], *[1] * len(case.shape))
+    return f"{int((wrong & certain).sum())} numbers differ" if (wrong & certain).any() else ""
 
 
 def _logits(case: Case, generator: torch.Generator) -> Tensor:

@@ -9,9 +9,10 @@ from amkd_fast import backends, checks, philox
 from amkd_fast.ops.attack import arguments, operators, plain, reference
 from amkd_fast.ops.attack.function import FusedStep
 from amkd_fast.ops.attack.operators import Operators, Step
+from amkd_fast.ops.attack.particles import svgd_step
 from amkd_fast.ops.attack.reference import BoundaryBases
 
-__all__ = ["BoundaryBases", "attack_objective", "attack_step", "draw_targets", "select_boundary_bases"]
+__all__ = ["BoundaryBases", "attack_objective", "attack_step", "draw_targets", "select_boundary_bases", "svgd_step"]
 
 _TRACED = "under torch.compile the derivative of a step is traced from the reference"
 _OPERATORS: dict[str, Operators | None] = {"reference": None}

@@ -62,16 +62,16 @@ def work_dtype(dtype: torch.dtype) -> torch.dtype:
 def step(operators: Operators, x: Tensor, grad: Tensor, out: Tensor | None, call: Step) -> Tensor:
     """Run the step operator; the velocity of ``call`` changes in place."""
     work = work_dtype(x.dtype)
-    x = _dense(x)
-    grad = _lying_like(x, grad)
-    x0 = None if call.eps is None else _lying_like(x, call.x0)
-    velocity = None if call.velocity is None else _lying_like(x, call.velocity)
+    x = dense(x)
+    grad = lying_like(x, grad)
+    x0 = None if call.eps is None else lying_like(x, call.x0)
+    velocity = None if call.velocity is None else lying_like(x, call.velocity)
     into = out if out is not None and _alike(x, out) else torch.empty_like(x)
-    step_sizes, step_size = _split(call.step_size, 0.0, work)
-    radii, radius = _split(call.eps, 0.0, work)
-    lowers, lower = _split(call.lower, -INF, work)
-    uppers, upper = _split(call.upper, INF, work)
-    gap, _ = _split(call.gap, 0.0, work)
+    step_sizes, step_size = split(call.step_size, 0.0, work)
+    radii, radius = split(call.eps, 0.0, work)
+    lowers, lower = split(call.lower, -INF, work)
+    uppers, upper = split(call.upper, INF, work)
+    gap, _ = split(call.gap, 0.0, work)
     rule = RULES[call.norm, call.norm_power]
     top = top_count(call.top, x[0].numel()) if rule == 2 else 1
     operators.step(
@@ -137,13 +137,15 @@ def fake_draw(logits, *_):
     return logits.new_empty(logits.shape[:1], dtype=torch.int64)
 
 
-def _dense(x: Tensor) -> Tensor:
+def dense(x: Tensor) -> Tensor:
+    """``x``, or a contiguous copy where it is neither contiguous nor channels_last."""
     if x.is_contiguous() or (x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)):
         return x
     return x.contiguous()
 
 
-def _lying_like(x: Tensor, image: Tensor) -> Tensor:
+def lying_like(x: Tensor, image: Tensor) -> Tensor:
+    """``image``, or a copy whose flat positions are those of ``x``."""
     return image if _alike(x, image) else torch.empty_like(x, dtype=image.dtype).copy_(image)
 
 
@@ -152,7 +154,7 @@ def _alike(x: Tensor, image: Tensor) -> bool:
     return (x.is_contiguous() and image.is_contiguous()) or image.stride() == x.stride()
 
 
-def _split(value: float | Tensor | None, nothing: float, dtype: torch.dtype) -> tuple[Tensor | None, float]:
+def split(value: float | Tensor | None, nothing: float, dtype: torch.dtype) -> tuple[Tensor | None, float]:
     """A tensor that replaces the number beside it, or None and the number."""
     if value is None:
         return None, nothing

@@ -1,0 +1,150 @@
+"""Several particles an image that climb a network's loss and keep apart: local distributions of adversarial images."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from amkd_fast import checks, philox
+from amkd_fast.attacks import engine
+from amkd_fast.attacks.frozen import FrozenModel
+from amkd_fast.attacks.start import random_start
+from amkd_fast.attacks.surroundings import undisturbed
+from amkd_fast.ops.attack import attack_objective, svgd_step
+from amkd_fast.ops.attack.arguments import LOSSES
+from amkd_fast.ops.attack.particles import MOST
+
+
+class ParticleSamples(NamedTuple):
+    """What :class:`ParticleAttack` returns, for n particles of each of B images. Nothing carries a graph.
+
+    Attributes:
+        images: [B, n, ...], dtype of the input; ``images.flatten(0, 1)`` has its memory format.
+        logits: [B, n, K], the network's logits on ``images``.
+    """
+
+    images: Tensor
+    logits: Tensor
+
+
+class ParticleAttack:
+    """Particles by sign steps of Stein variational ascent on a frozen network: :func:`amkd_fast.svgd_step`.
+
+    Every image sends n particles from random points of its linf ball. They climb the loss of its label together and
+    repel each other, so that they spread over the adversarial images around it; where the loss is nearly flat they only
+    spread. A student is to match the teacher on them: teacher-guided adversarial local distribution distillation (TALD,
+    WACV 2023) [a reconstruction].
+
+    The attack runs eagerly, honours an autocast context around the call and never waits for the device. The model and
+    the caller's random state stay as they were.
+
+    Args:
+        model: The network, or a view of it by :func:`amkd_fast.attacks.frozen`; a module is frozen with the defaults.
+        particles: n from 1 to 64. The network sees B · n images at a time.
+        eps: Radius ≥ 0 of the ball, a number or [B], in the units of the images.
+        steps: Number of steps, ≥ 1.
+        step_size: η, a number > 0 or [B]; None for 2.5 ``eps``/``steps``.
+        lower: Smallest pixel value, a number or one per channel [C], in the units of the images; None for none.
+        upper: Largest pixel value, likewise.
+        loss: ``"ce"``, ``"boundary"`` or ``"dlr"``, what :func:`amkd_fast.attack_objective` computes.
+        logits_of: Picks the logits [B, K] from the outputs of a model that has several.
+
+    Raises:
+        TypeError: An argument has another type than the above.
+        ValueError: An argument's value breaks a rule above.
+
+    Example:
+        >>> import torch, amkd_fast as af
+        >>> model = torch.nn.Linear(2, 2)
+        >>> attack = af.attacks.ParticleAttack(model, particles=3, eps=0.25, lower=0.0, upper=1.0)
+        >>> found = attack(torch.rand(5, 2), torch.zeros(5, dtype=torch.int64), seed=1)
+        >>> found.images.shape, found.logits.shape
+        (torch.Size([5, 3, 2]), torch.Size([5, 3, 2]))
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | FrozenModel,
+        *,
+        particles: int = 4,
+        eps: float | Tensor,
+        steps: int = 5,
+        step_size: float | Tensor | None = None,
+        lower: float | Tensor | None = None,
+        upper: float | Tensor | None = None,
+        loss: str = "ce",
+        logits_of: engine.LogitsOf | None = None,
+    ) -> None:
+        engine.check_count("particles", particles, 1)
+        if particles > MOST:
+            raise ValueError(f"particles={particles}: must be at most {MOST}")
+        engine.check_count("steps", steps, 1)
+        checks.choice("loss", loss, LOSSES)
+        if not isinstance(eps, Tensor):
+            checks.non_negative("eps", eps)
+        if step_size is None:
+            step_size = 2.5 * eps / steps
+        elif not isinstance(step_size, Tensor):
+            checks.positive("step_size", step_size)
+        self.model = engine.as_frozen(model)
+        self.particles, self.eps, self.steps, self.step_size = particles, eps, steps, step_size
+        self.lower, self.upper, self.loss = lower, upper, loss
+        self.logits_of = logits_of
+
+    def __call__(self, images: Tensor, labels: Tensor, *, seed: int | Tensor) -> ParticleSamples:
+        """Attack a batch.
+
+        Args:
+            images: [B, ...], floating; B may be 0. Never changed.
+            labels: int64 or int32 [B], the classes that the particles leave.
+            seed: Seed of the random starts; every particle of the batch has draws of its own.
+
+        Returns:
+            :class:`ParticleSamples`.
+
+        Raises:
+            TypeError: A dtype or a type differs from the above.
+            ValueError: A shape, a device or a value breaks a rule above, or the model gives no logits.
+        """
+        engine.check_images(images, self.lower, self.upper)
+        checks.integer("labels", labels)
+        engine.check_rows("labels", labels, images)
+        philox.check_seed(seed, images.device)
+        device, n = images.device, self.particles
+        eps, step_size, lower, upper = (
+            engine.to_device(value, device) for value in (self.eps, self.step_size, self.lower, self.upper)
+        )
+        for name, value in (("eps", eps), ("step_size", step_size)):
+            if isinstance(value, Tensor):
+                checks.shape(name, value, images.shape[:1], "one number per image")
+        with undisturbed(device), torch.no_grad():
+            evaluate = partial(engine.evaluate, self.model.network(images), self.logits_of)
+            if images.shape[0] == 0:
+                logits = images.new_zeros((0, n, engine.count_classes(evaluate, images)), dtype=torch.float32)
+                return ParticleSamples(images.detach().new_zeros((0, n, *images.shape[1:])), logits)
+
+            layout = self.model.memory_format(images)
+            clean = engine.own(images, layout)
+            classes = labels.repeat_interleave(n)  # [B · n], as all that the network sees
+            rows, radius = torch.arange(classes.shape[0], device=device), eps
+            if isinstance(eps, Tensor):
+                radius = eps.repeat_interleave(n)
+            x = random_start(clean.repeat_interleave(n, 0), radius, "linf", rows, seed, 0)
+            x = engine.clipped(x, lower, upper).contiguous(memory_format=layout)
+            for _ in range(self.steps):
+                logits, leaf = evaluate(x, grad=True)
+                _, grad_logits, _, _ = attack_objective(logits, classes, loss=self.loss)
+                grad = engine.input_gradient(logits, leaf, grad_logits)
+                moved = svgd_step(
+                    x.unflatten(0, (-1, n)), grad.unflatten(0, (-1, n)), clean,
+                    step_size=step_size, eps=eps, lower=lower, upper=upper,
+                )  # fmt: skip
+                x = moved.flatten(0, 1)
+            logits, _ = evaluate(x, grad=False)
+            last = images.dim() == 4 and images.is_contiguous(memory_format=torch.channels_last)
+            last = last and not images.is_contiguous()
+            x = x.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+            return ParticleSamples(x.unflatten(0, (-1, n)), logits.unflatten(0, (-1, n)))
