@@ -14,7 +14,7 @@ from amkd_fast.losses import (
 )
 from amkd_fast.memory import CrossBatchMemory
 from amkd_fast.ops.attack import attack_objective, attack_step, select_boundary_bases, svgd_step
-from amkd_fast.ops.images import crop_flip
+from amkd_fast.ops.images import crop_flip, joint_augment
 from amkd_fast.ops.kl import distillation_loss, kl_div, soft_cross_entropy
 from amkd_fast.ops.kl.consistency import consistency_kl
 from amkd_fast.ops.kl.decoupled import dkd_loss
@@ -44,6 +44,7 @@ __all__ = [
     "crop_flip",
     "distillation_loss",
     "dkd_loss",
+    "joint_augment",
     "kl_div",
     "mine_triplets",
     "nearest_negatives",

@@ -54,9 +54,9 @@ CALLS: dict[str, Callable[[int], list[Group]]] = {
         attack.ce_objective(count, 4),
         attack.bases(count, 4, 1.0),
     ],
-    "images": lambda count: [images.crop_flip(count, rows=1000, side=8)],
     "segments": lambda count: [segments.segment_mse(count, dtype, width=4, side=8) for dtype in (FP32, FP64, BF16)],
     "relations": lambda count: [relations.angle(count + 2, 16, FP32), relations.distance(count + 2, 16, FP32)],
+    "images": lambda count: [images.crop_flip(count, rows=1000, side=8), images.joint_augment(count, side=8)],
 }
 
 

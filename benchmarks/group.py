@@ -14,7 +14,7 @@ from benchmarks import contest
 from benchmarks.contest import Contestant, Errors
 from benchmarks.roofline import Work
 
-SHORT = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.float64: "fp64"}
+SHORT = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.float64: "fp64", torch.uint8: "u8"}
 BEST = "the fastest of the others"
 
 
@@ -37,7 +37,7 @@ class Group:
         family: The room of the operation: ``"kl"``, ``"triplet"``, …
         operation: The function, with what matters of its arguments: ``"kl_div reverse"``.
         sizes: What the shape is made of, by the field's letters: ``{"B": 128, "K": 10}``.
-        dtype: Of the floating-point inputs.
+        dtype: Of the floating-point inputs; uint8 where there are none.
         inputs: The arguments on a device; of a differentiable operation the first is a leaf that wants a gradient.
         ours: Our public function on them.
         rivals: Those that compute the same without us; nothing is compiled before it is called.

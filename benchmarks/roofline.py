@@ -50,7 +50,7 @@ def limit(work: Work, dtype: torch.dtype, device: str) -> Limit:
     """Measure the rates now, but for the matrix product's, which takes long and is kept."""
     rates = {
         "copy": copy_rate(max(work.bytes // 3, SMALLEST), device),
-        "product": max(product_rate(dtype, device), product_rate(torch.float32, device)),
+        "product": max(product_rate(d, device) for d in {dtype, torch.float32} if d.is_floating_point),
         "arithmetic": product_rate(torch.float32, device),
         "launch": launch_seconds(device),
     }

@@ -152,4 +152,10 @@ STABLE_TORCH_LIBRARY(amkd_fast, m) {
   m.def(
       "relations_loss(Tensor student, Tensor teacher, float distance_weight, float angle_weight, bool with_gradient) "
       "-> (Tensor loss, Tensor grad_student)");
+  // pixels uint8 [B, C, H, W] with C = 1 or 3, augmented. An image draws from the seed (seeds: int64 [], replaces seed)
+  // with rows [B] int64 (none: 0, 1, ...) as the counter; bit i of operations admits operation i of
+  // csrc/images/augment.h, which is applied where a word of 32 bits is below threshold. fill: level from outside.
+  m.def(
+      "images_joint_augment(Tensor pixels, Tensor? rows, Tensor? seeds, int threshold, int operations, int fill, "
+      "int seed) -> Tensor");
 }

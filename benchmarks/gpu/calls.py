@@ -51,6 +51,7 @@ def small() -> list[Call]:
         crop_flip(128, launches=one),
         *(segments(64, way, launches={"cuda": 2 if way == "forward" else 1}) for way in ("forward", "backward")),
         relations((64, 64)),
+        joint_augment(128, launches=one),
     ]
 
 
@@ -64,6 +65,7 @@ def headline() -> list[Call]:
         objective((8192, 1000)),
         crop_flip(8192),
         relations((512, 512)),
+        joint_augment(8192),
     ]
 
 
@@ -77,6 +79,7 @@ def rehearsal() -> list[Call]:
         objective((64, 10)),
         crop_flip(16),
         relations((16, 8)),
+        joint_augment(16),
     ]
 
 
@@ -216,6 +219,16 @@ def relations(shape: tuple[int, int]) -> Call:
 
     work = Work(3 * shape[0] * shape[1] * torch.float32.itemsize)  # both sides in, the gradient out
     return Call("relations", f"rkd angle {list(shape)} fp32", make, work)
+
+
+def joint_augment(batch: int, launches: dict[str, int] | None = None) -> Call:
+    def make(device: str) -> Callable[[], object]:
+        draws = torch.Generator().manual_seed(0)
+        pixels = torch.randint(256, (batch, 3, 32, 32), dtype=torch.uint8, generator=draws).to(device)
+        return lambda: af.joint_augment(pixels, seed=3)
+
+    work = Work(batch * 3 * 32 * 32 * 2)
+    return Call("images", f"joint_augment [{batch}, 3, 32, 32]", make, work, launches or {})
 
 
 def _passes(loss: Callable[[Tensor], Tensor], leaf: Tensor, way: str) -> Callable[[], object]:

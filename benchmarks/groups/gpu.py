@@ -59,7 +59,7 @@ def _attack(attack: ModuleType) -> list[Group]:
 
 def _images(images: ModuleType) -> list[Group]:
     """Enough of them that the launch is not what is measured."""
-    return [images.crop_flip(8192)]
+    return [images.crop_flip(8192), images.joint_augment(8192)]
 
 
 def _segments(segments: ModuleType) -> list[Group]:

@@ -13,18 +13,20 @@ import amkd_fast as af
 from amkd_fast import philox
 from amkd_fast.ops.images.reference import STREAM
 from benchmarks import contest
-from benchmarks.contest import Answer
-from benchmarks.group import Group
+from benchmarks.contest import Answer, Contestant, Errors, WrongResult
+from benchmarks.group import Group, Target
 from benchmarks.peers import images as peers
+from benchmarks.peers import there
 from benchmarks.roofline import Work
 
 ROWS = 20_000  # of the data set: more than a cache holds
 SCALE, SHIFT, PAD, SEED = 1 / 255 / 0.2471, (-1.989, -1.984, -1.709), 4, 3
 LIMIT = 1e-6  # relative to the largest number
+FILL = 128  # a level
 
 
 def groups() -> list[Group]:
-    return [crop_flip(batch) for batch in (128, 512)]
+    return [*(crop_flip(batch) for batch in (128, 512)), *(joint_augment(batch) for batch in (64, 256))]
 
 
 def crop_flip(batch: int, rows: int = ROWS, side: int = 32) -> Group:
@@ -59,4 +61,45 @@ def crop_flip(batch: int, rows: int = ROWS, side: int = 32) -> Group:
         directions=("forward",),
         verify=partial(contest.verify, limit=LIMIT),
         truth=truth,
+    )
+
+
+def joint_augment(batch: int, side: int = 32) -> Group:
+    """Half of the fourteen operations on every image; the others get the same draws, made before."""
+
+    def inputs(device: str) -> tuple[Any, ...]:
+        pixels = torch.randint(
+            256, (batch, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+        )
+        if not there("pillow"):
+            return pixels.to(device), None
+        from benchmarks.peers import pillow
+
+        return pixels.to(device), pillow.draws(SEED, range(batch), 0.5, (side, side))
+
+    def ours(pixels: Tensor, *_) -> Tensor:
+        return af.joint_augment(pixels, seed=SEED, fill=FILL)
+
+    def verify(entry: Contestant, given: tuple[Any, ...], expected: Answer) -> Errors:
+        difference = (contest.answer(entry, given).value.int() - expected.value.int()).abs().max().item()
+        if difference > 1:
+            raise WrongResult(f"{entry.name}: {difference} levels from the specification")
+        return Errors(difference / 255, None)
+
+    def truth(call: Any, given: tuple[Any, ...]) -> Answer:
+        return contest.answer(contest.reference(call), given)
+
+    return Group(
+        "images",
+        "joint_augment",
+        {"B": batch, "C": 3, "H": side, "W": side},
+        torch.uint8,
+        inputs,
+        ours,
+        lambda: peers.joint_augment(FILL),
+        {"forward": Work(2 * batch * 3 * side**2)},
+        directions=("forward",),
+        verify=verify,
+        truth=truth,
+        targets=(Target(7, "speed-up", 10.0, "pillow", direction="forward"),) if batch == 256 else (),
     )

@@ -18,6 +18,7 @@ LIBRARIES = {
     "liger-kernel": ("liger_kernel",),
     "pytorch-metric-learning": ("pytorch_metric_learning",),
     "sentence-transformers": ("sentence_transformers",),
+    "pillow": ("PIL",),
     "torchattacks": ("torchattacks",),
     "adversarial-library": ("adv_lib", "tqdm"),
     "lightning": ("lightning",),  # these two for the steps on the digits

@@ -1,12 +1,16 @@
-"""Crops and flips in PyTorch's own functions."""
+"""Crops and flips in PyTorch's own functions, joint augmentation in Pillow's."""
 
 from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from benchmarks.contest import Contestant
-from benchmarks.peers import written
+from benchmarks.peers import there, written
 
 
 def crop_flip(scale: float) -> list[Contestant]:
@@ -33,3 +37,26 @@ def crop_flip(scale: float) -> list[Contestant]:
         return levels.float().mul_(scale).add_(shift[:, None, None])
 
     return [*written("gather", gather), *written("windows", windows)]
+
+
+def joint_augment(fill: int) -> list[Contestant]:
+    """Pillow's functions one after another on every image, as a data loader calls them; once more with two threads.
+
+    torchvision's transforms of an image are these functions; it cannot be imported beside the torch that was measured.
+    """
+    if not there("pillow"):
+        return []
+    from benchmarks.peers import pillow
+
+    def serial(pixels: Tensor, draws: Any) -> Tensor:
+        return pillow.batch(pixels, draws, fill)
+
+    def shared(pixels: Tensor, draws: Any) -> Tensor:
+        return pillow.batch(pixels, draws, fill, two_threads())
+
+    return [Contestant("pillow", serial), Contestant("pillow, two threads", shared)]
+
+
+@cache
+def two_threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(2)

@@ -456,6 +456,22 @@ def images_calls(every: bool) -> Iterator[Call]:
         label = f"{list(shape)} {str(dtype)[6:]} last {last} flip {flip} pad {pads} all {whole}"
         wide = ("images_crop_flip_kernel",) * (size != "odd")
         yield Call(label, partial(images.launch_crop_flip, *arguments), wide_stores=wide)
+    yield from augment_calls(every)
+
+
+def augment_calls(every: bool) -> Iterator[Call]:
+    """Images in one tile and in several, grey ones, with rows and a seed on the device or without."""
+    from amkd_fast.ops.images import augment_triton as augment
+
+    empty = partial(torch.empty, device="meta")
+    for number, shape in enumerate(((128, 3, 32, 32), (128, 1, 28, 28), (64, 3, 224, 224), (7, 3, 9, 11))):
+        for whole in (False, True):
+            if every or whole == bool(number % 2):
+                rows, seeds = (
+                    (None, None) if whole else (empty(shape[0], dtype=torch.int64), empty((), dtype=torch.int64))
+                )
+                arguments = (empty(shape, dtype=torch.uint8), rows, seeds, 2**31, 2**14 - 1, 128, 7)
+                yield Call(f"augment {list(shape)} all {whole}", partial(augment.launch_joint_augment, *arguments))
 
 
 def segments_calls(every: bool) -> Iterator[Call]:

@@ -19,6 +19,7 @@ from amkd_fast.ops.kl import function
 from amkd_fast.ops.kl.function import Scalars
 from tests.gpu import (
     sanitize_attack,
+    sanitize_augment,
     sanitize_decoupled,
     sanitize_images,
     sanitize_kl_rows,
@@ -33,6 +34,7 @@ FAMILIES = (
     sanitize_triplet,
     sanitize_attack,
     sanitize_images,
+    sanitize_augment,
     sanitize_segments,
     sanitize_relations,
 )

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from amkd_fast import backends, checks, philox
 from amkd_fast.ops.images import operators, reference
+from amkd_fast.ops.images.augment import joint_augment
 
-__all__ = ["crop_flip"]
+__all__ = ["crop_flip", "joint_augment"]
 
 _FORMATS = (torch.contiguous_format, torch.channels_last)
 _MOST_PAD = 2**30 - 1  # positions in a padded image fit into 32 bits
