@@ -42,6 +42,14 @@ def finite(name: str, value: float) -> float:
     return value
 
 
+def unit(name: str, value: float) -> float:
+    """``value`` must lie between zero and one."""
+    value = _number(name, value)
+    if not (0.0 <= value <= 1.0):
+        raise ValueError(f"{name}={value!r}: must lie between 0 and 1")
+    return value
+
+
 def open_unit(name: str, value: float) -> float:
     """``value`` must lie strictly between zero and one."""
     value = _number(name, value)

@@ -29,6 +29,12 @@ def counts_of(rows: Tensor) -> list[int]:
     return gather(told, [1] * dist.get_world_size()).tolist()
 
 
+def row_numbers(rows: Tensor, distributed: bool = False) -> Tensor:
+    """int64 [B]: which rows of the whole batch this rank's are; 0, 1, … without ranks."""
+    first = sum(counts_of(rows)[: dist.get_rank()]) if distributed else 0
+    return torch.arange(first, first + rows.shape[0], device=rows.device)
+
+
 def gather(x: Tensor, counts: list[int]) -> Tensor:
     """The rows of all ranks in rank order, without a graph; rank i has ``counts[i]``."""
     longest = max(counts)
@@ -76,6 +82,23 @@ class Gather(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
         return reduce_scatter(grad, ctx.counts), None
+
+
+class GatherForCopies(torch.autograd.Function):
+    """[P, D] → the rows of all ranks, of which every rank then computes one and the same loss.
+
+    Each rank's copy of the loss has the whole gradient, of which it keeps its own rows'.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, counts: list[int]) -> Tensor:
+        ctx.counts = counts
+        return gather(x, counts)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        return grad.split(ctx.counts)[dist.get_rank()], None
 
 
 class MeanOverAll(torch.autograd.Function):

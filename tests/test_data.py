@@ -160,6 +160,18 @@ def test_shots_and_fractions(digits):
     assert len(datasets.load(Settings(student_fraction=1.0)).student) == 1000
 
 
+def test_dropped_labels_leave_the_other_images_as_they_were(digits):
+    data = datasets.load(Settings(drop_labels="3, 7-8"))
+    assert data.dropped == (3, 7, 8)
+    kept = ~torch.isin(digits.student.labels, torch.tensor([3, 7, 8]))
+    assert torch.equal(data.student.pixels, digits.student.pixels[kept])
+    assert torch.equal(data.student.labels, digits.student.labels[kept])
+    assert (data.classes, data.mean, data.std) == (digits.classes, digits.mean, digits.std)
+    for part in ("teacher", "test"):
+        assert torch.equal(getattr(data, part).labels, getattr(digits, part).labels)
+    assert digits.dropped == ()
+
+
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
@@ -174,6 +186,9 @@ def test_shots_and_fractions(digits):
         ({"student_fraction": 0.001}, "--student-fraction 0.001: is 1 of 1000 images"),
         ({"student_fraction": 0.5, "student_images": 0}, "--student-images and --student-fraction: give one"),
         ({"student_fraction": 0.5, "student_shots": 3}, "--student-shots and --student-fraction: give one"),
+        ({"drop_labels": "12"}, "--drop-labels 12: there is no class '12'"),
+        ({"drop_labels": "3,3"}, "--drop-labels 3,3: names '3' twice"),
+        ({"drop_labels": "0-8"}, "--drop-labels 0-8: leaves fewer than two labels"),
     ],
 )
 def test_wishes_that_cannot_be_met(settings, expected):

@@ -6,6 +6,7 @@ import copy
 import csv
 import errno
 import json
+import math
 import os
 import pickle
 import subprocess
@@ -27,7 +28,7 @@ from amkd_fast.distill.cli import main
 from amkd_fast.distill.module import Distillation
 from amkd_fast.distill.networks import Spec
 from amkd_fast.distill.plan import Plan
-from amkd_fast.distill.settings import METHODS, Settings
+from amkd_fast.distill.settings import METHODS, USUAL, Settings
 from amkd_fast.distill.subject import images_for
 
 ROOT = Path(__file__).parents[1]
@@ -88,7 +89,7 @@ def test_compare_writes_everything(teacher_file):
     assert sorted(os.listdir(folder)) == sorted(FILES)
     assert os.listdir(folder.parent) == ["compare"]  # no working folder is left
     result = json.loads((folder / "results.json").read_text())
-    assert list(result["methods"]) == list(METHODS)
+    assert list(result["methods"]) == list(USUAL)
     for method, found in result["methods"].items():
         runs = [run for run in result["runs"] if run["method"] == method]
         assert found["last"]["values"] == [run["epochs"][-1]["accuracy"] for run in runs]
@@ -100,12 +101,12 @@ def test_compare_writes_everything(teacher_file):
             assert values["values"] == [run["qualities"][quality] for run in runs]
     assert result["qualities"]["teacher"]["accuracy"] == pytest.approx(result["teacher_accuracy"])
     assert {(test["method"], test["baseline"]) for test in result["tests"]} == {
-        *((method, "kd") for method in METHODS if method != "kd"),
-        *(("amkd", method) for method in METHODS if method.startswith("bss")),
+        *((method, "kd") for method in USUAL if method != "kd"),
+        *(("amkd", method) for method in USUAL if method.startswith("bss")),
     }
     with (folder / "results.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == len(METHODS) * 2 * TINY["epochs"]
+    assert len(rows) == len(USUAL) * 2 * TINY["epochs"]
     for name in FILES:
         if name.endswith(".png"):
             assert (folder / name).read_bytes().startswith(b"\x89PNG")
@@ -144,6 +145,25 @@ def test_an_interrupted_comparison_runs_only_what_is_missing(teacher_file, tmp_p
     assert sorted(os.listdir(tmp_path / "broken")) == sorted(os.listdir(tmp_path / "straight"))
 
 
+def test_every_method_trains_and_is_measured_on_dropped_labels(teacher_file, tmp_path):
+    words = [*WORDS, "--teacher", str(teacher_file), "--methods", "all", "--seeds", "1", "--drop-labels", "3,7"]
+    assert main(["compare", *words, "--jobs", "1", "--output", str(tmp_path / "all")]) == 0
+    result = json.loads((tmp_path / "all" / "results.json").read_text())
+    assert list(result["methods"]) == list(METHODS)
+    assert result["data"]["dropped"] == ["3", "7"]
+    test = datasets.load(Settings(**TINY)).test
+    for run in result["runs"]:
+        assert all(math.isfinite(row["total"]) for row in run["epochs"])
+        assert run["epochs"][0]["total"] != run["epochs"][-1]["total"]
+        unseen, count = run["qualities"]["unseen_accuracy"], int(((test.labels == 3) | (test.labels == 7)).sum())
+        assert 0.0 <= unseen <= 100.0
+        assert unseen * count / 100.0 == pytest.approx(round(unseen * count / 100.0))
+    teacher = result["qualities"]["teacher"]["unseen_accuracy"]
+    assert teacher > 50.0  # it saw them
+    (alone,) = result["methods"]["student"]["qualities"]["unseen_accuracy"]["values"]
+    assert alone < teacher
+
+
 def test_only_train_runs_in_several_processes(teacher_file, monkeypatch, capsys):
     monkeypatch.setenv("WORLD_SIZE", "2")
     for command in (["compare"], ["evaluate", str(teacher_file)]):
@@ -154,8 +174,9 @@ def test_only_train_runs_in_several_processes(teacher_file, monkeypatch, capsys)
 # --- train, resume, evaluate
 
 
-def test_interrupted_and_resumed_is_as_if_nothing_had_happened(teacher_file, tmp_path, capsys, monkeypatch):
-    words = ["train", "--method", "amkd", "--teacher", str(teacher_file)]
+@pytest.mark.parametrize("method", ["amkd", "extended-kd"])
+def test_interrupted_and_resumed_is_as_if_nothing_had_happened(method, teacher_file, tmp_path, capsys, monkeypatch):
+    words = ["train", "--method", method, "--teacher", str(teacher_file)]
     assert main([*words, *WORDS, "--output", str(tmp_path / "straight")]) == 0
     write = files.write_atomic
 
@@ -177,6 +198,11 @@ def test_interrupted_and_resumed_is_as_if_nothing_had_happened(teacher_file, tmp
     assert main(["train", "--resume", "--output", str(tmp_path / "broken")]) == 0
     one, other = (load_network(tmp_path / name / "last.ckpt")[0].state_dict() for name in ("straight", "broken"))
     assert all(torch.equal(one[key], other[key]) for key in one)
+    whole = [
+        torch.load(tmp_path / name / "last.ckpt", weights_only=True)["state_dict"] for name in ("straight", "broken")
+    ]
+    assert all(torch.equal(whole[0][key], whole[1][key]) for key in whole[0])  # with what a method trains of its own
+    assert len([key for key in whole[0] if key.startswith("method.")]) == (3 if method == "extended-kd" else 0)
     logs = [list(csv.DictReader((tmp_path / name / "log.csv").open())) for name in ("straight", "broken")]
     for rows in logs:
         assert len(rows) == 4

@@ -19,21 +19,36 @@ from amkd_fast.distill.methods import (
     AMKD,
     BN_POLICIES,
     BSS,
+    CCD,
+    DKD,
     KD,
+    MKD,
+    RKD,
+    TALD,
     Batch,
     Constant,
     Delayed,
+    ExtendedKD,
     Falling,
     Linear,
     Moment,
+    Rising,
     StudentAlone,
+    TripletKD,
     boundary,
+    decoupled,
     features,
     frozen_statistics,
+    mixing,
+    particles,
     plain,
+    relational,
     schedules,
+    stages,
     statistics_of,
+    triplets,
     unchanged_statistics,
+    views,
 )
 
 B, K, LIMIT = 24, 5, 8
@@ -47,7 +62,33 @@ ATTACKING = {
     "amkd": lambda **more: AMKD(attack=BOUNDS, limit=LIMIT, margin=3.0, **more),
     "amkd-features": lambda **more: AMKD(attack=BOUNDS, limit=LIMIT, margin=3.0, space="features", **more),
 }
-ALL = {"student": lambda **more: StudentAlone(**more), "kd": lambda **more: KD(**more), **ATTACKING}
+PLAIN = {"student": lambda **more: StudentAlone(**more), "kd": lambda **more: KD(**more)}
+NEIGHBOURS = {
+    "dkd": lambda **more: DKD(**more),
+    "rkd": lambda **more: RKD(**more),
+    "rkd-logits": lambda **more: RKD(space="logits", **more),
+    "triplet-ce": lambda **more: TripletKD(**more),
+    "triplet-kd": lambda **more: TripletKD(kl_weight=1.0, **more),
+    "extended-kd": lambda **more: ExtendedKD(student_stages=["conv"], teacher_stages=["norm"], **more),
+    "ccd": lambda **more: CCD(mean=[0.5, 0.4, 0.6], std=0.5, **more),
+    "tald": lambda **more: TALD(eps=0.1, steps=2, **BOUNDS, **more),
+    "mkd": lambda **more: MKD(ce_weight=0.5, **more),
+}
+PARTS = {
+    "student": {"ce"},
+    "kd": {"ce", "kl"},
+    "dkd": {"ce", "kl"},
+    "rkd": {"ce", "distance", "angle"},
+    "rkd-logits": {"ce", "distance", "angle"},
+    "triplet-ce": {"ce", "triplet"},
+    "triplet-kd": {"ce", "kl", "triplet"},
+    "extended-kd": {"segments"},
+    "ccd": {"ce", "kl", "augmented"},
+    "tald": {"ce", "kl", "particles"},
+    "mkd": {"ce", "kl"},
+}
+RUNS = {"ccd": [B, B], "tald": [B, 4 * B]}  # images that pass the student, where it is not the batch
+ALL = {**PLAIN, **NEIGHBOURS, **ATTACKING}
 
 
 class Net(nn.Module):
@@ -87,6 +128,14 @@ def taken(method, batch, teacher, student, moment=NOW):
     return losses, grads, dict(student.named_buffers())
 
 
+def _prepared(method, batch, teacher, student):
+    """The method with weights of its own that are the same everywhere."""
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        method.prepare(batch.images, teacher, student)
+    return method
+
+
 def assert_same(one, two, **tolerance):
     torch.testing.assert_close(one[0].total, two[0].total, **tolerance)
     assert one[0].parts.keys() == two[0].parts.keys()
@@ -103,21 +152,21 @@ def test_gradients_go_to_the_student_alone(name, policy):
     batch, teacher, student = problem()
     before = copy.deepcopy(teacher.state_dict())
     calls = []
+    method = _prepared(ALL[name](**({"bn": policy} if name in ATTACKING else {})), batch, teacher, student)
     for network in (teacher, student):
         network.register_forward_hook(lambda module, inputs, _: calls.append((module is student, len(inputs[0]))))
-    method = ALL[name](**({"bn": policy} if name in ATTACKING else {}))
     losses, grads, _ = taken(method, batch, teacher, student)
     assert all(torch.isfinite(grad).all() and grad.abs().sum() > 0 for grad in grads.values())
     assert all(parameter.grad is None for parameter in teacher.parameters())
     assert all(torch.equal(before[key], value) for key, value in teacher.state_dict().items())
     assert not teacher.training
     assert student.training
-    expected = {"student": {"ce"}, "kd": {"ce", "kl"}}.get(name, {"ce", "kl", "boundary"})
+    expected = PARTS.get(name, {"ce", "kl", "boundary"})
     assert set(losses.parts) == expected | ({"triplet"} if name.startswith("amkd") else set())
     assert not any(part.requires_grad for part in losses.parts.values())
     runs = [size for is_student, size in calls if is_student]
     if name not in ATTACKING:
-        assert runs == [B]
+        assert runs == RUNS.get(name, [B])
         return
     attacked, accepted, crossed, third = losses.attack.tolist()
     assert 2 <= attacked <= LIMIT
@@ -282,6 +331,7 @@ def test_schedules_are_those_of_the_public_trainers():
         zoo = 0.0 if e <= 10 else max(2 * (1 - 5 * (e - 1) / (4 * 60)), 0)
         assert schedules.ZOO_BOUNDARY(epoch, 60) == pytest.approx(zoo)
     assert Constant(0.3)(59, 60) == 0.3
+    assert [Rising(2.0, 20)(epoch, 60) for epoch in (0, 9, 19, 40)] == [0.1, 1.0, 2.0, 2.0]
     assert (Linear(1.0, 0.0)(30, 60), Falling(1.0, 0.5)(45, 60), Delayed(1.0, 1.0, 5)(4, 60)) == (0.5, 0.0, 0.0)
     assert BSS(boundary_weight=0.5).weights(NOW) == {"kl": 4.0, "boundary": 0.5}
 
@@ -289,12 +339,13 @@ def test_schedules_are_those_of_the_public_trainers():
 # --- low precision, compilation
 
 
-@pytest.mark.parametrize("name", ["kd", "official", "amkd", "amkd-features"])
+@pytest.mark.parametrize("name", ["kd", *NEIGHBOURS, "official", "amkd", "amkd-features"])
 def test_under_autocast(name):
     batch, teacher, student = problem(torch.float32)
-    expected = taken(ALL[name](), batch, teacher, copy.deepcopy(student))
+    expected = taken(_prepared(ALL[name](), batch, teacher, student), batch, teacher, copy.deepcopy(student))
+    method = _prepared(ALL[name](), batch, teacher, student)
     with torch.autocast("cpu", torch.bfloat16):
-        losses = ALL[name]()(batch, teacher, student, NOW)
+        losses = method(batch, teacher, student, NOW)
     losses.total.backward()
     assert losses.total.dtype == torch.float32
     torch.testing.assert_close(losses.total, expected[0].total, rtol=0.15, atol=0.05)
@@ -378,6 +429,7 @@ def trained(case, rank):
         more["memory"] = af.CrossBatchMemory(40, K, dtype=torch.float64)
     method = ALL[name](distributed=rank is not None, **more)
     batch, teacher, student = problem()
+    _prepared(method, batch, teacher, student)
     optimizer = torch.optim.SGD(student.parameters(), lr=0.05, momentum=0.9)
     log = []
     for step in range(3):
@@ -449,5 +501,6 @@ def test_force_insists():
 
 
 def test_examples_in_the_docstrings():
-    for module in (boundary, plain, schedules):
+    modules = (boundary, decoupled, mixing, particles, plain, relational, schedules, stages, triplets, views)
+    for module in modules:
         assert doctest.testmod(module).failed == 0

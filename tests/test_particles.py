@@ -450,6 +450,10 @@ def test_attack_draws_by_its_seed():
     assert torch.equal(one, again)
     assert not torch.equal(one, other)
     assert not torch.equal(one[:, 0], one[:, 1])
+    part = attack(images[2:4], labels[2:4], rows=torch.tensor([2, 3]), seed=1).images
+    torch.testing.assert_close(part, one[2:4], rtol=0.0, atol=1e-6)  # the network's own rounding depends on the batch
+    with pytest.raises(ValueError, match="rows"):
+        attack(images, labels, rows=torch.arange(3), seed=1)
 
 
 @by_dtype

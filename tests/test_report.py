@@ -32,7 +32,7 @@ from amkd_fast.distill.networks import Spec
 from amkd_fast.distill.probe import probe
 from amkd_fast.distill.qualities import QUALITIES, Quality
 from amkd_fast.distill.report import page, panels, plots, provenance, samples, screen, statistics, style, summary, text
-from amkd_fast.distill.settings import Settings
+from amkd_fast.distill.settings import METHODS, Settings
 
 NAMES = ("student", "kd", "bss-official", "bss-paper", "bss-zoo", "bss-near_boundary", "amkd")
 EVIL = "<script>alert('x')</script>&\"$\\frac{"
@@ -64,6 +64,14 @@ def run(method, seed, **changed):
     return Run(None, rows, {**found, **changed})
 
 
+NEIGHBOURING = {
+    "tald": "particles",
+    "jda-ccd": "augmented",
+    "rkd": "angle",
+    "extended-kd": "segments",
+}  # parts of theirs
+
+
 def made_up(names=NAMES, seeds=5):
     return {(method, seed): run(method, seed) for method in names for seed in range(seeds)}
 
@@ -75,7 +83,7 @@ def result_of(runs, **changed):
         "environment": {**report.environment(), "device": "cpu"},
         "settings": Settings().as_dict(),
         "jobs": 1,
-        "data": {"classes": list("0123456789"), "shape": [1, 8, 8]},
+        "data": {"classes": list("0123456789"), "dropped": [], "shape": [1, 8, 8]},
         "images": {"teacher": 128, "student": 48, "test": 797},
         "networks": {
             "teacher": {"name": "small-2-1", "parameters": 900},
@@ -406,8 +414,8 @@ def test_summary_csv():
 
 
 def test_colours_know_every_method_and_take_any_name():
-    found = style.colours([*NAMES, "new", "newer"])
-    assert len(set(found.values())) == len(NAMES) + 2
+    found = style.colours([*METHODS, "new", "newer"])
+    assert len(set(found.values())) == len(METHODS) + 2
     assert style.colours(["new"]) == {"new": style.OTHERS[0]}
     many = style.colours([f"method {n}" for n in range(20)])
     assert len(set(many.values())) == len(style.OTHERS)
@@ -438,9 +446,15 @@ def overlaps(figure):
     return found
 
 
-@pytest.mark.parametrize("names", [NAMES, ("kd", "amkd"), (*NAMES, "a-method-with-quite-a-long-name")])
-def test_labels_of_the_plots_do_not_overlap(names):
+@pytest.mark.parametrize("names", [NAMES, ("kd", "amkd"), (*NAMES, "a-method-with-quite-a-long-name"), METHODS])
+@pytest.mark.parametrize("dropped", [False, True])
+def test_labels_of_the_plots_do_not_overlap(names, dropped):
     runs = made_up(names)
+    for found in runs.values() if dropped else ():
+        found.qualities["unseen_accuracy"] = 40.0 + 0.01 * found.rows[0]["accuracy"]
+    for (method, _), found in runs.items():
+        for row in found.rows if method in NEIGHBOURING else ():
+            row[NEIGHBOURING[method]] = 0.5 * row["ce"]
     result = result_of(runs)
     with style.look():
         figures = {
@@ -612,6 +626,20 @@ def test_every_number_of_the_page_is_one_of_the_results():
             assert close(high, test["high"], quality.digits)
             for cell, p in zip(rest[1:], (test["p"], test["p_holm"]), strict=True):
                 assert (p < 0.001) if cell == "< 0.001" else close(cell, p, 3)
+
+
+def test_accuracy_on_dropped_labels_is_told_where_labels_were_dropped():
+    runs = made_up(("kd", "extended-kd"))
+    assert "unseen_accuracy" not in result_of(runs)["methods"]["kd"]["qualities"]
+    for (method, seed), found in runs.items():
+        found.qualities["unseen_accuracy"] = 10.0 * seed + (method == "extended-kd") * 30.0
+    result = result_of(runs, data={"classes": list("0123456789"), "dropped": ["3", "7"], "shape": [1, 8, 8]})
+    found = make_page(result)
+    header, _, *rows = found.tables["results"]
+    assert "unseen" in header[-1]
+    assert [row[-1].split("|")[0] for row in rows] == ["20.00", "50.00"]
+    assert found.tables["unseen_accuracy"][1][2] == "+30.00"
+    assert "3, 7: the students saw no image of them" in page(result, {})
 
 
 def test_page_escapes_what_it_is_told():

@@ -15,7 +15,7 @@ pytest.importorskip("lightning", reason="the extra `train` is not installed")
 from amkd_fast.distill import choice, cli, methods, options
 from amkd_fast.distill import data as datasets
 from amkd_fast.distill.errors import UserError
-from amkd_fast.distill.settings import BN_POLICIES, METHODS, CompareSettings, Settings, TrainSettings
+from amkd_fast.distill.settings import BN_POLICIES, METHODS, USUAL, CompareSettings, Settings, TrainSettings
 
 KINDS = (TrainSettings, CompareSettings)
 
@@ -99,6 +99,9 @@ def test_a_file_that_is_not_there(capsys):
     [
         (["--precision", "fp16"], "--precision fp16: needs a GPU"),
         (["--compile", "--space", "features"], "--compile: hides the features"),
+        (["--compile", "--method", "rkd"], "--compile: hides the layers that rkd listens to"),
+        (["--jda-probability", "1.5"], "--jda-probability 1.5: must be at most 1"),
+        (["--ccd-ce-weight", "2"], "--ccd-ce-weight 2: must be at most 1"),
         (["--whole-step"], "--whole-step: records a CUDA graph"),
         (["--student-network", "resnet9"], "--student-network resnet9: must be resnet8"),
         (["--margin", "-1"], "must be at least 0"),
@@ -119,6 +122,8 @@ def test_what_a_whole_step_does_not_go_with(monkeypatch):
     for more in ({"accumulate": 2}, {"precision": "fp16"}, {"compile": True}):
         with pytest.raises(UserError, match="--whole-step: does not go with"):
             choice.check(TrainSettings(whole_step=True, **more), cuda)
+    with pytest.raises(UserError, match=r"--whole-step: is for the methods student, kd, .*, not for dkd"):
+        choice.check(CompareSettings(whole_step=True, methods="kd,dkd"), cuda)
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="--whole-step: is for one process"):
         choice.check(TrainSettings(whole_step=True), cuda)
@@ -133,7 +138,7 @@ def digits():
 
 
 @pytest.mark.parametrize("bn", BN_POLICIES)
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", USUAL)
 def test_methods_of_settings(digits, name, bn):
     settings = Settings(bn=bn, temperature=2.5, margin=4.0, memory=32, boundary_samples=7, attack_steps=3)
     method = choice.method(name, settings, digits)
@@ -151,6 +156,59 @@ def test_methods_of_settings(digits, name, bn):
     expected = methods.ZOO_BOUNDARY if name == "bss-zoo" else methods.OFFICIAL_BOUNDARY
     assert method.boundary_weight == expected
     assert method.kl_weight == methods.OFFICIAL_KL
+
+
+def test_neighbouring_methods_of_settings(digits):
+    settings = Settings(
+        triplet_kd_weight=3.0,
+        triplet_kd_margin=4.0,
+        extended_logit_weight=0.5,
+        extended_segment_weight=0.25,
+        extended_ce_weight=0.125,
+        jda_probability=0.75,
+        ccd_temperature=6.0,
+        ccd_ce_weight=0.25,
+        tald_particles=3,
+        tald_steps=2,
+        tald_eps=0.2,
+        tald_weight=0.5,
+        mkd_ce_weight=0.5,
+        dkd_temperature=5.0,
+        dkd_target_weight=2.0,
+        dkd_other_weight=4.0,
+        dkd_warmup=7,
+        rkd_distance_weight=1.0,
+        rkd_angle_weight=2.0,
+    )
+    found = {name: choice.method(name, settings, digits) for name in METHODS if name not in USUAL}
+    for name, weight in (("triplet-ce", 0.0), ("triplet-kd", 1.0)):
+        triplets = found.pop(name)
+        assert (triplets.triplet_weight, triplets.margin, triplets.criterion.kl_weight) == (3.0, 4.0, weight)
+    extended, views = found.pop("extended-kd"), found.pop("jda-ccd")
+    assert (extended.logit_weight, extended.segment_weight, extended.ce_weight) == (0.5, 0.25, 0.125)
+    assert (views.probability, views.temperature, views.ce_weight) == (0.75, 6.0, 0.25)
+    assert (views.mean, views.std) == (digits.mean, (digits.std,))
+    tald, mixing = found.pop("tald"), found.pop("mkd")
+    about = tald.attack_options
+    assert (about["particles"], about["steps"], tald.particle_weight) == (3, 2, 0.5)
+    assert about["eps"] == pytest.approx(0.2 / digits.std)
+    assert torch.equal(about["upper"], digits.bounds()[1])
+    assert mixing.ce_weight == 0.5
+    dkd, rkd = found.pop("dkd"), found.pop("rkd")
+    assert (dkd.temperature, dkd.target_weight, dkd.other_weight, dkd.dkd_weight) == (
+        5.0,
+        2.0,
+        4.0,
+        methods.Rising(1.0, 7),
+    )
+    assert (rkd.distance_weight, rkd.angle_weight) == (1.0, 2.0)
+    assert not found
+
+
+def test_all_is_a_word_for_every_method():
+    assert CompareSettings(methods="all").names() == METHODS
+    assert CompareSettings().names() == USUAL
+    assert CompareSettings(methods="kd,rkd").names() == ("kd", "rkd")
 
 
 def test_schedules_of_settings():

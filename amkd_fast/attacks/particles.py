@@ -94,13 +94,17 @@ class ParticleAttack:
         self.lower, self.upper, self.loss = lower, upper, loss
         self.logits_of = logits_of
 
-    def __call__(self, images: Tensor, labels: Tensor, *, seed: int | Tensor) -> ParticleSamples:
+    def __call__(
+        self, images: Tensor, labels: Tensor, *, rows: Tensor | None = None, seed: int | Tensor
+    ) -> ParticleSamples:
         """Attack a batch.
 
         Args:
             images: [B, ...], floating; B may be 0. Never changed.
             labels: int64 or int32 [B], the classes that the particles leave.
-            seed: Seed of the random starts; every particle of the batch has draws of its own.
+            rows: int64 [B], what the images are called in the draws, such as their places in a batch that is spread
+                over several processes; None for 0 … B − 1.
+            seed: Seed of the random starts; every particle of every row has draws of its own.
 
         Returns:
             :class:`ParticleSamples`.
@@ -112,6 +116,7 @@ class ParticleAttack:
         engine.check_images(images, self.lower, self.upper)
         checks.integer("labels", labels)
         engine.check_rows("labels", labels, images)
+        engine.check_rows("rows", rows, images)
         philox.check_seed(seed, images.device)
         device, n = images.device, self.particles
         eps, step_size, lower, upper = (
@@ -129,10 +134,13 @@ class ParticleAttack:
             layout = self.model.memory_format(images)
             clean = engine.own(images, layout)
             classes = labels.repeat_interleave(n)  # [B · n], as all that the network sees
-            rows, radius = torch.arange(classes.shape[0], device=device), eps
+            each, radius = torch.arange(n, device=device), eps
+            rows = torch.arange(images.shape[0], device=device) if rows is None else rows.long()
             if isinstance(eps, Tensor):
                 radius = eps.repeat_interleave(n)
-            x = random_start(clean.repeat_interleave(n, 0), radius, "linf", rows, seed, 0)
+            x = random_start(
+                clean.repeat_interleave(n, 0), radius, "linf", (rows[:, None] * n + each).flatten(), seed, 0
+            )
             x = engine.clipped(x, lower, upper).contiguous(memory_format=layout)
             for _ in range(self.steps):
                 logits, leaf = evaluate(x, grad=True)

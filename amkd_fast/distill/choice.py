@@ -12,10 +12,30 @@ from amkd_fast.attacks import BoundaryAttack, frozen
 from amkd_fast.distill import networks
 from amkd_fast.distill.data import Data
 from amkd_fast.distill.errors import UserError
-from amkd_fast.distill.methods import AMKD, BSS, KD, Constant, Delayed, Falling, Linear, Method, Schedule, StudentAlone
-from amkd_fast.distill.settings import METHODS, CompareSettings, Settings
+from amkd_fast.distill.methods import (
+    AMKD,
+    BSS,
+    CCD,
+    DKD,
+    KD,
+    MKD,
+    RKD,
+    TALD,
+    Constant,
+    Delayed,
+    ExtendedKD,
+    Falling,
+    Linear,
+    Method,
+    Rising,
+    Schedule,
+    StudentAlone,
+    TripletKD,
+)
+from amkd_fast.distill.settings import METHODS, NEIGHBOURS, USUAL, CompareSettings, Settings, TrainSettings
 
 _ZOO_WAIT, _ZOO_UNTIL = 10, 0.8  # of the published schedule; its start is the settings'
+LISTENING = ("extended-kd", "rkd")  # methods that hook into the student's layers
 
 
 def method(name: str, settings: Settings, data: Data, width: int | None = None, **options: Any) -> Method:
@@ -30,17 +50,22 @@ def method(name: str, settings: Settings, data: Data, width: int | None = None, 
     """
     if name not in METHODS:
         raise UserError(f"unknown method {name!r}: choose from {', '.join(METHODS)}")
+    distributed = options.get("distributed", False)
     if name == "student":
-        return StudentAlone(distributed=options.get("distributed", False))
+        return StudentAlone(distributed=distributed)
+    place = {"fold": settings.fold, "distributed": distributed}
     shared = {
         "temperature": settings.temperature,
         "kl_weight": Linear(settings.kl_weight_start, settings.kl_weight_end),
         "scale_by_t2": settings.kl_t2,
-        "fold": settings.fold,
-        "distributed": options.get("distributed", False),
+        **place,
     }
     if name == "kd":
         return KD(**shared)
+    if name == "tald":
+        return TALD(**shared, **_particles(settings, data))
+    if name in NEIGHBOURS:
+        return _neighbour(name, settings, data, place)
     preset = settings.amkd_preset if name == "amkd" else name.removeprefix("bss-")
     shared |= {
         "preset": preset,
@@ -54,6 +79,53 @@ def method(name: str, settings: Settings, data: Data, width: int | None = None, 
     if name != "amkd":
         return BSS(**shared)
     return AMKD(**shared, **_metric(settings), memory=_memory(settings, len(data.classes), width))
+
+
+def _neighbour(name: str, settings: Settings, data: Data, place: dict[str, bool]) -> Method:
+    """A method that takes nothing of the settings that KD, BSS and AMKD share."""
+    if name in ("triplet-ce", "triplet-kd"):
+        weights = {"triplet_weight": settings.triplet_kd_weight, "kl_weight": float(name == "triplet-kd")}
+        return TripletKD(**weights, margin=settings.triplet_kd_margin, **place)
+    if name == "extended-kd":
+        return ExtendedKD(
+            logit_weight=settings.extended_logit_weight,
+            segment_weight=settings.extended_segment_weight,
+            ce_weight=settings.extended_ce_weight,
+            **place,
+        )
+    if name == "jda-ccd":
+        return CCD(
+            mean=data.mean,
+            std=data.std,
+            probability=settings.jda_probability,
+            temperature=settings.ccd_temperature,
+            ce_weight=settings.ccd_ce_weight,
+            **place,
+        )
+    if name == "mkd":
+        return MKD(ce_weight=settings.mkd_ce_weight, **place)
+    if name == "dkd":
+        return DKD(
+            temperature=settings.dkd_temperature,
+            target_weight=settings.dkd_target_weight,
+            other_weight=settings.dkd_other_weight,
+            dkd_weight=Rising(1.0, settings.dkd_warmup),
+            **place,
+        )
+    return RKD(distance_weight=settings.rkd_distance_weight, angle_weight=settings.rkd_angle_weight, **place)
+
+
+def _particles(settings: Settings, data: Data) -> dict[str, Any]:
+    """Keywords of TALD; a radius in pixels is brought to the images' normalisation."""
+    lower, upper = data.bounds() if settings.bounds == "pixel" else (None, None)
+    return {
+        "eps": settings.radius(settings.tald_eps) / data.std,
+        "particles": settings.tald_particles,
+        "steps": settings.tald_steps,
+        "particle_weight": settings.tald_weight,
+        "lower": lower,
+        "upper": upper,
+    }
 
 
 def boundary_weight(name: str, settings: Settings) -> Schedule:
@@ -84,7 +156,7 @@ def check(settings: Settings, device: Any) -> None:
     """Raise :class:`UserError` for settings that do not go together, or not here, before any work is done."""
     for role in ("teacher", "student"):
         networks.check(settings.network(role), f"--{role}-network")
-    names = settings.methods.split(",") if isinstance(settings, CompareSettings) else []
+    names = settings.names() if isinstance(settings, CompareSettings) else []
     for name in names:
         if name not in METHODS:
             raise UserError(f"--methods: unknown method {name!r}: choose from {', '.join(METHODS)}")
@@ -96,8 +168,19 @@ def check(settings: Settings, device: Any) -> None:
         raise UserError(str(error)) from error
     if settings.precision == "fp16" and device.type == "cpu":
         raise UserError("--precision fp16: needs a GPU; a CPU has bf16")
+    if isinstance(settings, TrainSettings):
+        names = (settings.method,)
     if settings.compile and settings.space == "features":
         raise UserError("--compile: hides the features that --space features looks for")
+    for name in names:
+        if settings.compile and name in LISTENING:
+            raise UserError(f"--compile: hides the layers that {name} listens to")
+        if settings.whole_step and name in NEIGHBOURS:
+            raise UserError(f"--whole-step: is for the methods {', '.join(USUAL)}, not for {name}")
+    if not settings.jda_probability <= 1.0:
+        raise UserError(f"--jda-probability {settings.jda_probability:g}: must be at most 1")
+    if not settings.ccd_ce_weight <= 1.0:
+        raise UserError(f"--ccd-ce-weight {settings.ccd_ce_weight:g}: must be at most 1")
     if settings.whole_step:
         _check_whole_step(settings, device)
 

@@ -51,7 +51,7 @@ def compare(
             settings = continuation.stored(folder, CompareSettings, given)
         data = datasets.load(settings).to(device)
         network, accuracy = experiment.obtain_teacher(settings, data, folder, progress=progress, resume=resume)
-        names, seeds = settings.methods.split(","), settings.seeds
+        names, seeds = settings.names(), settings.seeds
         finished = pool.Finished(folder / "runs")
         # Seed by seed, so that a drift of the machine's speed meets all methods alike.
         tasks = [(method, seed) for seed in range(seeds) for method in names]
@@ -91,18 +91,23 @@ def _subject(teacher: nn.Module, data: Data, settings: CompareSettings) -> dict[
     }
     source = "trained here" if settings.teacher is None else f"from {settings.teacher}"
     return {
-        "data": {"classes": list(data.classes), "shape": list(data.test.pixels.shape[1:])},
+        "data": {
+            "classes": list(data.classes),
+            "dropped": [data.classes[label] for label in data.dropped],
+            "shape": list(data.test.pixels.shape[1:]),
+        },
         "images": {part: len(getattr(data, part)) for part in ("teacher", "student", "test")},
         "networks": {**described, "teacher_source": source},
     }
 
 
 def _findings(runs: Runs, teacher: nn.Module, data: Data, settings: Settings) -> dict[str, Any]:
+    measured = {name: qualities.EVERY[name] for name in summary.measured(runs)}
     return {
         "methods": summary.summarise(runs),
         "qualities": {
-            "units": {name: quality.unit for name, quality in qualities.QUALITIES.items()},
-            "better": {name: quality.better for name, quality in qualities.QUALITIES.items()},
+            "units": {name: quality.unit for name, quality in measured.items()},
+            "better": {name: quality.better for name, quality in measured.items()},
             "protocol": qualities.protocol(data, settings),
             "teacher": qualities.measure(teacher, None, data, settings),
         },

@@ -213,6 +213,9 @@ def train_student(name: str, seed: int, teacher: Teacher | None, data: Data, set
     shape = {"distributed": spread, "fixed_shape": settings.whole_step}
     method = choice.method(name, settings, data, _width(network, data, settings), **shape)
     method.to(data.test.labels.device)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(2000 + seed)  # of the method's own weights
+        method.prepare(data.student.take(slice(0, 1)).images, None if teacher is None else teacher.network, network)
     options = {"epochs": settings.epochs, "seed": seed, "about": {}, **options}
     return fit(network, spec, method, teacher, data.student, data, settings, **options)
 

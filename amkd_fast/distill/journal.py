@@ -14,7 +14,8 @@ from lightning.pytorch.callbacks import Callback
 from amkd_fast.distill.files import write_atomic
 from amkd_fast.distill.methods import COUNTS
 
-COLUMNS = ("epoch", "lr", "accuracy", "total", "ce", "kl", "boundary", "triplet", *COUNTS, "ms_per_step")
+PARTS = ("boundary", "triplet", "segments", "augmented", "particles", "distance", "angle")  # beside "ce" and "kl"
+COLUMNS = ("epoch", "lr", "accuracy", "total", "ce", "kl", *PARTS, *COUNTS, "ms_per_step")
 
 
 class Journal(Callback):

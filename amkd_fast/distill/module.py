@@ -108,7 +108,7 @@ class Distillation(pl.LightningModule):
     def configure_optimizers(self) -> dict[str, Any]:
         whole, lr = self.settings.whole_step, self.settings.lr
         optimizer = torch.optim.SGD(
-            self.network.parameters(),
+            [*self.network.parameters(), *self.method.parameters()],
             lr=torch.tensor(lr, device=self.device) if whole else lr,
             momentum=self.settings.momentum,
             weight_decay=self.settings.weight_decay,

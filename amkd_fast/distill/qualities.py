@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, isin, nn
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from amkd_fast.attacks import boundary_similarity
@@ -57,11 +57,17 @@ QUALITIES = {
     ),
     "angsim": Quality("AngSim", "", "higher", 3, "how alike the directions to their boundaries are"),
 }
+OF_DROPPED_LABELS = {
+    "unseen_accuracy": Quality(
+        "unseen", "%", "higher", 2, "share of the test images of labels that the student never saw, classified rightly"
+    ),
+}  # where there are any
+EVERY = {**QUALITIES, **OF_DROPPED_LABELS}
 OF_THE_TEACHER = ("accuracy", "ece", "nll", "pgd_accuracy")
 
 
 def measure(network: nn.Module, teacher: nn.Module | None, data: Data, settings: Settings) -> dict[str, float | None]:
-    """The :data:`QUALITIES` of a network on the test set.
+    """The :data:`QUALITIES` of a network on the test set, and :data:`OF_DROPPED_LABELS` where labels were dropped.
 
     Accuracy, agreement and ECE are in per cent and over all test images, as NLL and KL (natural logarithms). The
     attacks take :func:`protocol`'s number of images, evenly spread over the set. The same network gives the same
@@ -77,8 +83,8 @@ def measure(network: nn.Module, teacher: nn.Module | None, data: Data, settings:
         By name the value, None where it is not finite or nothing could be measured.
     """
     logits, labels = predict(network, data.test).double().cpu(), data.test.labels.cpu()
-    right = int(((logits.argmax(1) == labels) & ~logits.isnan().any(1)).sum())
-    found: dict[str, float | None] = {"accuracy": 100.0 * right / len(labels)}
+    right = (logits.argmax(1) == labels) & ~logits.isnan().any(1)
+    found: dict[str, float | None] = {"accuracy": 100.0 * int(right.sum()) / len(labels)}
     if bool(logits.isfinite().all()):  # of a network that training has destroyed nothing more can be said
         part = attacked(data, settings)
         found["ece"] = 100.0 * calibration_error(logits, labels)
@@ -89,7 +95,11 @@ def measure(network: nn.Module, teacher: nn.Module | None, data: Data, settings:
             found["agreement"] = 100.0 * int((logits.argmax(1) == expected.argmax(1)).sum()) / len(labels)
             found["fidelity_kl"] = divergence(expected, logits)
             found.update(_similarity(network, teacher, part))
-    names = OF_THE_TEACHER if teacher is None else QUALITIES
+    names = list(OF_THE_TEACHER if teacher is None else QUALITIES)
+    if data.dropped:
+        unseen = isin(labels, labels.new_tensor(data.dropped))
+        found["unseen_accuracy"] = 100.0 * int(right[unseen].sum()) / int(unseen.sum())
+        names += OF_DROPPED_LABELS
     return {name: _finite(found.get(name)) for name in names}
 
 
@@ -109,8 +119,7 @@ def protocol(data: Data, settings: Settings) -> dict[str, Any]:
 
 def radius(settings: Settings) -> float:
     """Of the PGD attack, in pixel units."""
-    given = settings.pgd_eps
-    return given if given is not None else 0.1 if settings.data == "digits" else 8 / 255
+    return settings.radius(settings.pgd_eps)
 
 
 def attacked(data: Data, settings: Settings) -> Data:

@@ -9,7 +9,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, TypeVar
 
-METHODS = ("student", "kd", "bss-official", "bss-paper", "bss-zoo", "bss-near_boundary", "amkd")
+USUAL = ("student", "kd", "bss-official", "bss-paper", "bss-zoo", "bss-near_boundary", "amkd")
+NEIGHBOURS = ("triplet-ce", "triplet-kd", "extended-kd", "jda-ccd", "tald", "mkd", "dkd", "rkd")
+METHODS = (*USUAL, *NEIGHBOURS)
+ALL = "all"  # of METHODS, as a word
 
 # Choices that the command line offers before torch is imported; the modules that implement them check them again.
 AUGMENTS = ("auto", "none", "crop", "crop+flip")
@@ -52,6 +55,7 @@ class Settings:
     student_images: int | None = option(None, "0: all the teacher's; default: 200 of digits, else all", least=0)
     student_fraction: float | None = option(None, "instead: share of the teacher's images", above=0.0)
     student_shots: int | None = option(None, "instead: images of each class", least=1)
+    drop_labels: str = option("", "labels of which the student gets no image; written as --classes")
     augment: str = option("auto", "auto: none for digits, else crop+flip", choices=AUGMENTS)
 
     teacher_network: str = option(
@@ -93,6 +97,26 @@ class Settings:
     memory: int = option(0, "past rows that are negatives, too", least=0)
     force: bool = option(False, "allow negatives=target with an overshooting step")
 
+    triplet_kd_weight: float = option(2.0, "of the triplets of triplet-ce and triplet-kd", least=0.0)
+    triplet_kd_margin: float = option(5.0, least=0.0)
+    extended_logit_weight: float = option(1.0, "λ₀ of extended-kd", least=0.0)
+    extended_segment_weight: float = option(1.0, "λ of each stage", least=0.0)
+    extended_ce_weight: float = option(0.0, "of the labels that the student sees", least=0.0)
+    jda_probability: float = option(0.5, "of each operation of jda-ccd on an image", least=0.0)
+    ccd_temperature: float = option(4.0, above=0.0)
+    ccd_ce_weight: float = option(0.5, "α of jda-ccd; 1 - α is of the divergences", least=0.0)
+    tald_particles: int = option(4, "of tald for each image", least=1)
+    tald_steps: int = option(5, least=1)
+    tald_eps: float | None = option(None, "radius in pixels; default: 0.1 for digits, else 8/255", least=0.0)
+    tald_weight: float = option(1.0, "of the particles' divergence", least=0.0)
+    mkd_ce_weight: float = option(0.0, "of the labels, mixed as the images of mkd are", least=0.0)
+    dkd_temperature: float = option(4.0, above=0.0)
+    dkd_target_weight: float = option(1.0, "α of dkd: the label against the rest", least=0.0)
+    dkd_other_weight: float = option(8.0, "β of dkd: the rest among themselves", least=0.0)
+    dkd_warmup: int = option(20, "epochs over which the weight of dkd grows", least=1)
+    rkd_distance_weight: float = option(25.0, "of the distances of rkd", least=0.0)
+    rkd_angle_weight: float = option(50.0, "of the angles", least=0.0)
+
     pgd_eps: float | None = option(
         None, "radius of the reports' PGD, in pixels; default: 0.1 for digits, else 8/255", least=0.0
     )
@@ -106,6 +130,10 @@ class Settings:
         """Settings of stored values; those that this version does not know are left out."""
         known = {field.name for field in fields(cls)}
         return cls(**{name: value for name, value in values.items() if name in known})
+
+    def radius(self, eps: float | None) -> float:
+        """A radius in pixels: the one given, or what is usual for the data."""
+        return eps if eps is not None else 0.1 if self.data == "digits" else 8 / 255
 
     def network(self, role: str) -> str:
         """The name of the ``"teacher"``'s or the ``"student"``'s network."""
@@ -128,6 +156,10 @@ class TrainSettings(Settings):
 class CompareSettings(Settings):
     """Every method over several seeds."""
 
-    methods: str = option(",".join(METHODS), f"with commas between, of {', '.join(METHODS)}")
+    methods: str = option(",".join(USUAL), f"with commas between, of {', '.join(METHODS)}; {ALL}: all of them")
     seeds: int = option(3, "number of seeds", least=1)
     teacher: str | None = option(None, "checkpoint of a teacher; default: train one")
+
+    def names(self) -> tuple[str, ...]:
+        """The methods, one by one."""
+        return METHODS if self.methods == ALL else tuple(self.methods.split(","))

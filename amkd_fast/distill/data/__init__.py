@@ -38,6 +38,7 @@ class Data:
         std: One for all channels, so that a radius in pixels is one number.
         augment: ``none``, ``crop`` or ``crop+flip``.
         level: Pixel value of one uint8 level: 1/16 for digits, whose levels are 0 to 16, else 1/255.
+        dropped: Labels of which the student gets no image.
     """
 
     teacher: Split
@@ -48,6 +49,7 @@ class Data:
     std: float
     augment: str
     level: float
+    dropped: tuple[int, ...] = ()
 
     @property
     def channels(self) -> int:
@@ -95,6 +97,7 @@ def load(settings: Settings) -> Data:
     wish = settings.teacher_images or 0
     teacher = subsets.stratified(source.train, wish, len(source.classes), settings.data_seed, "--teacher-images")
     student = subsets.of_student(teacher, source.classes, settings)
+    student, dropped = subsets.without(student, source.classes, settings.drop_labels)
     mean, std = _statistics(teacher.pixels, source.level)
     if std == 0.0:
         raise UserError(f"--data {settings.data}: all training images are of one colour")
@@ -108,6 +111,7 @@ def load(settings: Settings) -> Data:
         std=std,
         augment=augment if settings.augment == "auto" else settings.augment,
         level=source.level,
+        dropped=dropped,
     )
     return data.normalised(mean, std)
 

@@ -14,16 +14,17 @@ from amkd_fast.distill.settings import Settings
 DIGITS_A_CLASS = 20  # the student's, unless the settings say otherwise
 
 
-def choose(classes: tuple[str, ...], wish: str) -> list[int]:
+def choose(classes: tuple[str, ...], wish: str, option: str = "--classes") -> list[int]:
     """Numbers of the classes that ``wish`` names, in the set's order.
 
     Args:
         classes: All names.
         wish: Comma-separated names, or ranges of numbers such as ``0-4`` (both ends included; a class of that very
             name goes first); empty: all.
+        option: Where it was wished for; it begins the message.
 
     Raises:
-        UserError: There is no such class, one is named twice, or fewer than two are left.
+        UserError: There is no such class, one is named twice, or none.
     """
     if not wish.strip():
         return list(range(len(classes)))
@@ -34,17 +35,15 @@ def choose(classes: tuple[str, ...], wish: str) -> list[int]:
             found.append(classes.index(word))
         elif limits is None:
             some = ", ".join(classes[:10]) + (", ..." if len(classes) > 10 else "")
-            raise UserError(f"--classes {wish}: there is no class {word!r}, but {some} (or a range of numbers, 0-4)")
+            raise UserError(f"{option} {wish}: there is no class {word!r}, but {some} (or a range of numbers, 0-4)")
         else:
             first, last = map(int, limits.groups())
             if not first <= last < len(classes):
-                raise UserError(f"--classes {wish}: {word} is no range within 0-{len(classes) - 1}")
+                raise UserError(f"{option} {wish}: {word} is no range within 0-{len(classes) - 1}")
             found += range(first, last + 1)
     for number in found:
         if found.count(number) > 1:
-            raise UserError(f"--classes {wish}: names {classes[number]!r} twice")
-    if len(found) < 2:
-        raise UserError(f"--classes {wish}: one class only; at least two are needed")
+            raise UserError(f"{option} {wish}: names {classes[number]!r} twice")
     return sorted(found)
 
 
@@ -53,6 +52,8 @@ def of_classes(source: Source, wish: str) -> Source:
     numbers = choose(source.classes, wish)
     if len(numbers) == len(source.classes):
         return source
+    if len(numbers) < 2:
+        raise UserError(f"--classes {wish}: one class only; at least two are needed")
     relabelled = torch.full((len(source.classes),), -1, dtype=torch.int64)
     relabelled[numbers] = torch.arange(len(numbers))
 
@@ -87,6 +88,26 @@ def of_student(teacher: Split, classes: tuple[str, ...], settings: Settings) -> 
     if count is None:
         count = DIGITS_A_CLASS * len(classes) if settings.data == "digits" else 0
     return stratified(teacher, count, len(classes), settings.data_seed, "--student-images")
+
+
+def without(student: Split, classes: tuple[str, ...], wish: str) -> tuple[Split, tuple[int, ...]]:
+    """The student's images without some labels, and these; the other images stay the same, and so do all numbers.
+
+    Args:
+        student: Its share of the teacher's images.
+        classes: All names.
+        wish: As of :func:`choose`; empty: none.
+
+    Raises:
+        UserError: There is no such class, or fewer than two are left.
+    """
+    if not wish.strip():
+        return student, ()
+    dropped = choose(classes, wish, "--drop-labels")
+    if len(classes) - len(dropped) < 2:
+        raise UserError(f"--drop-labels {wish}: leaves fewer than two labels")
+    keep = ~torch.isin(student.labels, torch.tensor(dropped))
+    return student.take(keep.nonzero()[:, 0]), tuple(dropped)
 
 
 def stratified(split: Split, count: int, classes: int, seed: int, option: str) -> Split:

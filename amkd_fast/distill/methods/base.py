@@ -55,15 +55,25 @@ class Method(nn.Module):
         distributed: Batches are shares of a batch that is spread over the ranks of the default process group. Every
             rank gets the losses of the whole batch, and the gradients of one process for its own rows.
 
-    A method has no trainable parameters, and its state (a memory of past rows, for one) is in its state dict. Call it
-    with the student in train mode, and then ``losses.total.backward()``; under DistributedDataParallel, which averages
-    gradients, ``(world_size * losses.total).backward()``.
+    A method's state (a memory of past rows, for one) is in its state dict. Few have parameters; these are trained with
+    the student's, and are there once :meth:`prepare` has been called. Call a method with the student in train mode, and
+    then ``losses.total.backward()``; under DistributedDataParallel, which averages gradients,
+    ``(world_size * losses.total).backward()``.
     """
 
     def __init__(self, *, fold: bool = True, distributed: bool = False) -> None:
         super().__init__()
         self.fold, self.distributed = fold, distributed
         self._seen: tuple[nn.Module, FrozenModel] | None = None  # in a tuple, where no state dict looks
+
+    def prepare(self, images: Tensor, teacher: nn.Module | None, student: nn.Module) -> None:
+        """Make the method's parameters, if it has any, before an optimiser collects them.
+
+        Args:
+            images: A few images as they will come, for the shapes.
+            teacher: As in :meth:`forward`.
+            student: As in :meth:`forward`; it stays as it is.
+        """
 
     def forward(self, batch: Batch, teacher: nn.Module | None, student: nn.Module, moment: Moment) -> Losses:
         """Compute the losses of one batch.
@@ -89,9 +99,14 @@ class Method(nn.Module):
         """
         if batch.teacher_logits is not None:
             return batch.teacher_logits
+        self.must_be_in_eval_mode(teacher)
+        return self.view_of(teacher)(batch.images)
+
+    @staticmethod
+    def must_be_in_eval_mode(teacher: nn.Module) -> None:
+        """Its answers would depend on their neighbours else."""
         if teacher.training:
             raise ValueError("teacher.training=True: must be in eval mode (teacher.eval())")
-        return self.view_of(teacher)(batch.images)
 
     def view_of(self, teacher: nn.Module) -> FrozenModel:
         """The teacher as it is run, kept from call to call: BatchNorm folded and channels last, where it can be."""

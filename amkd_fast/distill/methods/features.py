@@ -5,8 +5,10 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 
-def with_features(network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+def with_features(network: nn.Module, images: Tensor, role: str = "student") -> tuple[Tensor, Tensor]:
     """Logits [B, K] of ``images``, and the features [B, D] that the network's last linear layer made them of.
+
+    ``role`` is the network's name in an error.
 
     Raises:
         ValueError: The network has no linear layer, or its forward pass did not go through the last one (a compiled
@@ -14,7 +16,7 @@ def with_features(network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
     """
     linear = [module for module in network.modules() if isinstance(module, nn.Linear)]
     if not linear:
-        raise ValueError("space='features': student must have a torch.nn.Linear as its classifier, it has none")
+        raise ValueError(f"space='features': {role} must have a torch.nn.Linear as its classifier, it has none")
     seen: list[Tensor] = []
     hook = linear[-1].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     try:
@@ -23,7 +25,7 @@ def with_features(network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
         hook.remove()
     if len(seen) != 1:
         raise ValueError(
-            f"space='features': student must run its last torch.nn.Linear once, it ran {len(seen)} times "
+            f"space='features': {role} must run its last torch.nn.Linear once, it ran {len(seen)} times "
             "(a compiled network hides it)"
         )
     return logits, seen[0].flatten(1)

@@ -81,9 +81,26 @@ class Delayed(NamedTuple):
         return 0.0 if epoch < self.wait else Falling(self.start, self.until)(epoch, epochs)
 
 
+class Rising(NamedTuple):
+    """Linear up to ``weight``, which the epoch number ``over`` has, counted from 1; the same from then on.
+
+    Example:
+        >>> from amkd_fast.distill.methods import Rising
+        >>> [Rising(1.0, 20)(epoch, 60) for epoch in (0, 9, 19, 59)]
+        [0.05, 0.5, 1.0, 1.0]
+    """
+
+    weight: float
+    over: int
+
+    def __call__(self, epoch: int, epochs: int) -> float:
+        return self.weight * min(1.0, (epoch + 1) / self.over)
+
+
 OFFICIAL_KL = Linear(4.0, 1.0)
 OFFICIAL_BOUNDARY = Falling(2.0, 0.75)
 ZOO_BOUNDARY = Delayed(2.0, 0.8, 10)
+DECOUPLED_RISE = Rising(1.0, 20)
 
 
 def as_schedule(name: str, weight: float | Schedule) -> Schedule:

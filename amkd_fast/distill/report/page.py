@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from jinja2 import Environment, StrictUndefined
 
-from amkd_fast.distill.qualities import QUALITIES
+from amkd_fast.distill.qualities import EVERY
 from amkd_fast.distill.report.statistics import LEVEL
 from amkd_fast.distill.report.text import chance
 
@@ -73,14 +73,15 @@ def page(result: dict[str, Any], pictures: dict[str, bytes]) -> str:
     """
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters.update(number=number, chance=chance, named=named, network=network)
+    measured = {name: EVERY[name] for name in next(iter(result["methods"].values()))["qualities"]}
     template = environment.from_string(files(__package__).joinpath(TEMPLATE).read_text(encoding="utf-8"))
     return template.render(
         result=result,
         pictures={name: base64.b64encode(content).decode() for name, content in pictures.items()},
         plots={name: plot for name, plot in PLOTS.items() if name in pictures},
-        qualities={name: quality for name, quality in QUALITIES.items() if name != "accuracy"},
-        every_quality=QUALITIES,
-        tests={name: [test for test in result["tests"] if test["quality"] == name] for name in QUALITIES},
+        qualities={name: quality for name, quality in measured.items() if name != "accuracy"},
+        every_quality=measured,
+        tests={name: [test for test in result["tests"] if test["quality"] == name] for name in measured},
         seeds=max(found["last"]["n"] for found in result["methods"].values()),
         level=100.0 * LEVEL,
     )

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from amkd_fast.distill.qualities import QUALITIES, Quality
+from amkd_fast.distill.qualities import EVERY, Quality
 from amkd_fast.distill.report.plots import interval, points, rows
 from amkd_fast.distill.report.style import colours, picture
 
@@ -35,7 +35,8 @@ def qualities(summary: dict[str, dict[str, Any]], teacher: dict[str, float | Non
 
     handles = _handles("one seed")
     handles["teacher"] = Line2D([], [], color="black", linestyle=":", linewidth=1.2)
-    return _grid(list(summary), lambda quality: quality.heading, draw, handles)
+    measured = next(iter(summary.values()))["qualities"]
+    return _grid(list(summary), measured, lambda quality: quality.heading, draw, handles)
 
 
 @picture
@@ -57,24 +58,28 @@ def differences(tests: list[dict[str, Any]]) -> Figure:
         axes.axvline(0.0, color="black", linewidth=1.0)
 
     names = [f"{method} − {baseline}" for method, baseline in compared]
-    return _grid(names, lambda quality: quality.heading_of_differences, draw, _handles("one seed's difference"))
+    measured = dict.fromkeys(test["quality"] for test in tests)
+    handles = _handles("one seed's difference")
+    return _grid(names, measured, lambda quality: quality.heading_of_differences, draw, handles)
 
 
 def _grid(
     names: list[str],
+    measured: Iterable[str],
     heading: Callable[[Quality], str],
     draw: Callable[[Any, str], None],
     handles: dict[str, Line2D],
 ) -> Figure:
-    lines = -(-len(QUALITIES) // COLUMNS)
+    shown = [(name, EVERY[name]) for name in measured]
+    lines = len(shown) // COLUMNS + 1  # one place is left for the legend
     figure = Figure(figsize=(10.0, 0.6 + lines * (0.8 + 0.27 * len(names))), layout="constrained")
     panels = figure.subplots(lines, COLUMNS, sharey=True, squeeze=False).flat
-    for axes, (name, quality) in zip(panels, QUALITIES.items(), strict=False):
+    for axes, (name, quality) in zip(panels, shown, strict=False):
         rows(axes, names)
         draw(axes, name)
         axes.set_title(f"{heading(quality)}\n({quality.better} is better)")
         axes.xaxis.set_major_locator(MaxNLocator(4))
-    for axes in figure.axes[len(QUALITIES) :]:
+    for axes in figure.axes[len(shown) :]:
         axes.set_axis_off()
     figure.axes[-1].legend(handles.values(), handles.keys(), loc="center", frameon=False)
     return figure

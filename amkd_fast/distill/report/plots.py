@@ -13,11 +13,18 @@ from amkd_fast.distill.experiment import Run
 from amkd_fast.distill.report.style import colours, picture, short
 
 LOSSES = {
-    "ce": "cross-entropy, clean images",
-    "kl": "KL to the teacher, clean images",
-    "boundary": "KL to the teacher, boundary samples",
-    "triplet": "triplet term",
+    "ce": "cross-entropy",
+    "kl": "KL to the teacher",
+    "boundary": "KL, boundary samples",
+    "triplet": "triplets",
+    "segments": "stages and logits, squared",
+    "augmented": "KL, augmented images",
+    "particles": "KL, particles",
+    "distance": "distances among samples",
+    "angle": "angles among samples",
 }
+LOGARITHMIC = ("ce", "kl", "segments")
+FEWEST = 4  # panels; what a comparison without a neighbouring method has
 
 
 @picture
@@ -46,10 +53,14 @@ def accuracy(summary: dict[str, dict[str, Any]], teacher: float) -> Figure:
 @picture
 def loss_curves(runs: dict[tuple[str, int], Run]) -> Figure:
     """Each part of the loss by epoch: mean over the seeds, band from the lowest to the highest."""
-    figure = Figure(figsize=(9.0, 6.8), layout="constrained")
-    panels = figure.subplots(2, 2, sharex=True).flat
+    known = {part for run in runs.values() for row in run.rows for part in row}
+    shown = [part for place, part in enumerate(LOSSES) if place < FEWEST or part in known]
+    columns = 2 if len(shown) == FEWEST else 3
+    lines = -(-len(shown) // columns)
+    figure = Figure(figsize=(4.5 * columns, 1.0 + 2.9 * lines), layout="constrained")
+    panels = figure.subplots(lines, columns, sharex=True).flat
     handles = {}
-    for axes, (part, title) in zip(panels, LOSSES.items(), strict=True):
+    for axes, part in zip(panels, shown, strict=False):
         for method, colour in colours(dict.fromkeys(name for name, _ in runs)).items():
             curves = [[row.get(part) for row in run.rows] for (name, _), run in runs.items() if name == method]
             length = min(sum(value is not None for value in curve) for curve in curves)
@@ -59,9 +70,9 @@ def loss_curves(runs: dict[tuple[str, int], Run]) -> Figure:
             epochs = np.arange(1, length + 1)
             (handles[short(method)],) = axes.plot(epochs, values.mean(0), color=colour, linewidth=1.6)
             axes.fill_between(epochs, values.min(0), values.max(0), color=colour, alpha=0.18, linewidth=0)
-        axes.set_title(title)
+        axes.set_title(LOSSES[part])
         axes.grid(alpha=0.3)
-        if axes.lines and part in ("ce", "kl"):
+        if axes.lines and part in LOGARITHMIC:
             axes.set_yscale("log")
             axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -70,6 +81,8 @@ def loss_curves(runs: dict[tuple[str, int], Run]) -> Figure:
             axes.text(0.5, 0.5, "no method has this term", ha="center", va="center", transform=axes.transAxes)
     for axes in figure.axes:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    for axes in figure.axes[len(shown) :]:
+        axes.set_axis_off()
     figure.supxlabel("epoch", fontsize=10)
     figure.supylabel("training loss (unweighted, mean over the epoch's batches)", fontsize=10)
     figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=4, frameon=False)

@@ -21,6 +21,14 @@ COLOURS = {
     "bss-zoo": "#D55E00",
     "bss-near_boundary": "#009E73",
     "amkd": "#CC3377",
+    "triplet-ce": "#B8860B",
+    "triplet-kd": "#8B5A2B",
+    "extended-kd": "#000000",
+    "jda-ccd": "#6A3D9A",
+    "tald": "#A6CE39",
+    "mkd": "#FB8072",
+    "dkd": "#1F3A93",
+    "rkd": "#17BECF",
 }
 # For names that are not above, in their order: as far apart from those and each other (Paul Tol's "muted").
 OTHERS = ("#332288", "#999933", "#882255", "#44AA99", "#AA4499", "#117733", "#DDCC77")

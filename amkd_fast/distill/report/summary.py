@@ -7,10 +7,16 @@ from collections.abc import Sequence
 from typing import Any
 
 from amkd_fast.distill.experiment import Run
-from amkd_fast.distill.qualities import QUALITIES
+from amkd_fast.distill.qualities import EVERY, QUALITIES
 from amkd_fast.distill.report.statistics import describe, holm, paired, pairs
 
 Runs = dict[tuple[str, int], Run]
+
+
+def measured(runs: Runs) -> list[str]:
+    """Names of the qualities that a comparison tells: those of every comparison, and what else its runs have."""
+    others = [name for run in runs.values() for name in run.qualities or () if name not in QUALITIES]
+    return [*QUALITIES, *(name for name in EVERY if name in others)]
 
 
 def summarise(runs: Runs) -> dict[str, dict[str, Any]]:
@@ -19,8 +25,8 @@ def summarise(runs: Runs) -> dict[str, dict[str, Any]]:
     Args:
         runs: One run for every (method, seed).
     """
-    methods = dict.fromkeys(method for method, _ in runs)
-    return {method: _method([run for (name, _), run in runs.items() if name == method]) for method in methods}
+    methods, names = dict.fromkeys(method for method, _ in runs), measured(runs)
+    return {method: _method([run for (name, _), run in runs.items() if name == method], names) for method in methods}
 
 
 def paired_tests(runs: Runs) -> list[dict[str, Any]]:
@@ -31,7 +37,7 @@ def paired_tests(runs: Runs) -> list[dict[str, Any]]:
     """
     found = []
     compared = pairs(list(dict.fromkeys(method for method, _ in runs)))
-    for quality in QUALITIES:
+    for quality in measured(runs):
         values = {
             name: {seed: _value(run, quality) for (method, seed), run in runs.items() if method == name}
             for name in {name for pair in compared for name in pair}
@@ -47,7 +53,7 @@ def spread(values: Sequence[float | None]) -> dict[str, Any]:
     return {**describe(values), "values": list(values)}
 
 
-def _method(runs: list[Run]) -> dict[str, Any]:
+def _method(runs: list[Run], names: list[str]) -> dict[str, Any]:
     rows = [row for run in runs for row in run.rows]
     attacked = sum(row.get("attacked", 0) for row in rows)
     share = {
@@ -58,7 +64,7 @@ def _method(runs: list[Run]) -> dict[str, Any]:
     return {
         "last": spread([run.last for run in runs]),
         "best": spread([run.best for run in runs]),
-        "qualities": {quality: spread([_value(run, quality) for run in runs]) for quality in QUALITIES},
+        "qualities": {quality: spread([_value(run, quality) for run in runs]) for quality in names},
         "attacked": attacked,
         **{f"{name}_share": value for name, value in share.items()},
         "ms_per_step": statistics.fmean(row["ms_per_step"] for row in rows),

@@ -8,7 +8,7 @@ from typing import Any
 
 from amkd_fast.distill.experiment import Run
 from amkd_fast.distill.journal import COLUMNS, table
-from amkd_fast.distill.qualities import QUALITIES
+from amkd_fast.distill.qualities import EVERY
 
 EPOCHS = ("method", "seed", *COLUMNS)
 SUMMARY = ("method", "quality", "unit", "mean", "sd", "low", "high", "n")
@@ -34,7 +34,7 @@ def summary_csv(methods: dict[str, dict[str, Any]]) -> str:
     rows = []
     for method, found in methods.items():
         named = [("best_accuracy", "%", found["best"])]
-        named += [(name, QUALITIES[name].unit, numbers) for name, numbers in found["qualities"].items()]
+        named += [(name, EVERY[name].unit, numbers) for name, numbers in found["qualities"].items()]
         for quality, unit, numbers in named:
             known = {name: numbers[name] for name in SUMMARY[3:] if numbers[name] is not None}
             rows.append({"method": method, "quality": quality, "unit": unit, **known})
