@@ -111,7 +111,7 @@ def test_triplet_kd(case, kl_weight):
 
 def test_ccd(case):
     batch, teacher, student = case
-    mean, std = (torch.tensor(numbers).double().view(3, 1, 1) for numbers in (MEAN, STD))
+    mean, std = (torch.tensor(numbers, dtype=torch.float64).view(3, 1, 1) for numbers in (MEAN, STD))
     levels = ((batch.images * std + mean) * 255.0).round().to(torch.uint8)
     other = (af.joint_augment(levels, probability=0.7, seed=NOW.draw).double() / 255.0 - mean) / std
     assert not torch.equal(other, batch.images)
