@@ -639,7 +639,7 @@ def test_accuracy_on_dropped_labels_is_told_where_labels_were_dropped():
     assert "unseen" in header[-1]
     assert [row[-1].split("|")[0] for row in rows] == ["20.00", "50.00"]
     assert found.tables["unseen_accuracy"][1][2] == "+30.00"
-    assert "3, 7: the students saw no image of them" in page(result, {})
+    assert "3, 7: the students saw no image of them" in found.texts
 
 
 def test_page_escapes_what_it_is_told():
@@ -647,7 +647,7 @@ def test_page_escapes_what_it_is_told():
     runs = made_up(("kd", EVIL))
     settings = {**Settings().as_dict(), "data": EVIL}
     clean = result_of(runs)
-    result = {**clean, "settings": settings, "data": {"classes": classes, "shape": [1, 8, 8]}}
+    result = {**clean, "settings": settings, "data": {"classes": classes, "dropped": [EVIL], "shape": [1, 8, 8]}}
     result["environment"] = {**clean["environment"], "cpu": EVIL, "commit": EVIL}
     result["networks"] = {**clean["networks"], "teacher_source": f"from {EVIL}"}
     source = page.page(result, {"accuracy": b""})

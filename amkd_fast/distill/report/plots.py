@@ -74,7 +74,8 @@ def loss_curves(runs: dict[tuple[str, int], Run]) -> Figure:
         axes.grid(alpha=0.3)
         if axes.lines and part in LOGARITHMIC:
             axes.set_yscale("log")
-            axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            low, high = axes.get_ylim()
+            axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 100.0 * low else (1.0,)))
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             axes.yaxis.set_minor_formatter(NullFormatter())
         if not axes.lines:
