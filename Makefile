@@ -61,7 +61,9 @@ test: build/.built
 	TRITON_INTERPRET=1 $(PY) -m pytest tests/test_attack.py --backend triton
 	TRITON_INTERPRET=1 $(PY) -m pytest tests/test_attack_kernels.py --backend triton -k $(ATTACKED)
 	TRITON_INTERPRET=1 $(PY) -m pytest tests/test_images.py --backend triton
-	TRITON_INTERPRET=1 $(PY) -m pytest tests/test_relations.py --backend triton
+	TRITON_INTERPRET=1 $(PY) -m pytest tests/test_augment.py tests/test_segments.py tests/test_relations.py --backend triton
+	TRITON_INTERPRET=1 $(PY) -m pytest tests/test_decoupled.py tests/test_consistency.py --backend triton
+	TRITON_INTERPRET=1 $(PY) -m pytest tests/test_standardised.py tests/test_particles.py --backend triton
 
 lint: build/.built
 	$(PY) -m ruff check .

@@ -524,7 +524,11 @@ def relations_calls(every: bool) -> Iterator[Call]:
         if every or dtype == torch.float32 or arguments == weights[0]:
             pair = (empty(rows, width, dtype=dtype), empty(rows, 2 * width, dtype=dtype))
             label = f"{[rows, width]} {str(dtype)[6:]} {list(arguments)}"
-            yield Call(label, partial(relations.launch_loss, *pair, *arguments))
+            loads, stores = (), ()
+            if rows % 16 == 0:
+                loads = ("relations_angles_kernel", "relations_distances_kernel", "relations_gradient_kernel")
+                stores = ("relations_pairs_kernel",)
+            yield Call(label, partial(relations.launch_loss, *pair, *arguments), loads, stores)
 
 
 def _with_precision(precision: str, launcher: Callable, arguments: tuple) -> None:

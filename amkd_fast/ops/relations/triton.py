@@ -27,7 +27,7 @@ CHUNK = 256  # partial sums that are added at a time
 COINCIDE = tl.constexpr(1e-300)  # squared distances below it are taken for 0
 ROOT_OF_TWO = tl.constexpr(1.41421356237309504880)
 
-_jit = triton.jit(do_not_specialize=["count", "width", "stride", "programs"])
+_jit = triton.jit(do_not_specialize=["programs"])
 
 
 @_jit
