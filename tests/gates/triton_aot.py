@@ -526,8 +526,8 @@ def relations_calls(every: bool) -> Iterator[Call]:
             label = f"{[rows, width]} {str(dtype)[6:]} {list(arguments)}"
             loads, stores = (), ()
             if rows % 16 == 0:
-                loads = ("relations_angles_kernel", "relations_distances_kernel", "relations_gradient_kernel")
-                stores = ("relations_pairs_kernel",)
+                loads = ("relations_angles_kernel", "relations_distances_kernel")
+                stores = ("relations_gradient_kernel", "relations_pairs_kernel")
             yield Call(label, partial(relations.launch_loss, *pair, *arguments), loads, stores)
 
 
