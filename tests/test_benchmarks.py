@@ -259,6 +259,13 @@ def test_results_of_the_methods_become_tables():
     methods = tables.TABLES["methods"](results)
     last = results.digits["methods"]["amkd"]["last"]
     assert f"| AMKD | {last['mean']:.1f} ± {(last['high'] - last['low']) / 2:.1f} |" in methods
+    assert results.dropped is not None
+    (labels,) = tables.TABLES["dropped"](results).splitlines()[:1]
+    assert labels.startswith(f"| method, labels {' and '.join(results.dropped['data']['dropped'])} dropped |")
+    unseen = results.dropped["methods"]["extended-kd"]["qualities"]["unseen_accuracy"]
+    assert f"| Extended-KD | {unseen['mean']:.1f} ± {(unseen['high'] - unseen['low']) / 2:.1f} |" in tables.TABLES[
+        "dropped"
+    ](results)
     assert tables.TABLES["presets"](results).count("\n| `") == len(results.parity["presets"])
 
 

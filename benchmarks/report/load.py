@@ -37,6 +37,7 @@ class Results:
         scaling: By device.
         counters: What the calls farthest from their limit do, by ``benchmarks.counters``.
         digits: ``amkd-distill compare`` on the digits.
+        dropped: The same with labels that the student never sees.
         parity: ``benchmarks.attack_parity``.
         machines: Where, when and of what a file was made, by its name.
         doubts: Why a file makes drafts only, by its name.
@@ -48,6 +49,7 @@ class Results:
     scaling: dict[str, dict[str, Any]] = field(default_factory=dict)
     counters: dict[str, Any] | None = None
     digits: dict[str, Any] | None = None
+    dropped: dict[str, Any] | None = None
     parity: dict[str, Any] | None = None
     machines: dict[str, dict[str, Any]] = field(default_factory=dict)
     doubts: dict[str, str] = field(default_factory=dict)
@@ -81,9 +83,8 @@ def load(folder: Path) -> Results:
                 found.doubt(path.name, QUICKLY)
     counters = folder / "counters-cpu.json"
     found.counters = _take(counters, found, lambda path: _of_kind(path, "counters", {"machine", "rows"}))
-    found.digits = _take(
-        folder / "digits.json", found, lambda path: _of_kind(path, "compare", {"environment", "methods"})
-    )
+    found.digits = _take(folder / "digits.json", found, read_methods)
+    found.dropped = _take(folder / "digits-dropped.json", found, read_methods)
     parity = folder / "attack-parity.json"
     found.parity = _take(parity, found, lambda path: _of_kind(path, "attack_parity", {"machine", "presets", "parity"}))
     return found
@@ -100,6 +101,15 @@ def read_comparison(path: Path) -> dict[str, Any]:
         if lacking := _ROW - row.keys():
             raise Unusable(f"a row of {row.get('operation', 'no operation')} lacks {', '.join(sorted(lacking))}")
     return found
+
+
+def read_methods(path: Path) -> dict[str, Any]:
+    """A results.json of ``amkd-distill compare``.
+
+    Raises:
+        Unusable: As of :func:`read_comparison`.
+    """
+    return _of_kind(path, "compare", {"environment", "methods"})
 
 
 def read_scaling(path: Path) -> dict[str, Any]:

@@ -16,6 +16,14 @@ METHODS = {
     "bss-zoo": "BSS, `zoo`",
     "bss-near_boundary": "BSS, `near_boundary`",
     "amkd": "AMKD",
+    "triplet-ce": "triplet KD",
+    "triplet-kd": "triplet KD with KL",
+    "extended-kd": "Extended-KD",
+    "jda-ccd": "JDA + CCD",
+    "tald": "TALD",
+    "mkd": "MKD",
+    "dkd": "DKD",
+    "rkd": "RKD",
 }
 
 
@@ -25,25 +33,14 @@ def methods(results: Results) -> str:
     if found is None:
         return words.NOT_YET
 
-    def mean(numbers: dict[str, Any]) -> str:
-        half = "" if numbers["low"] is None else f" ± {(numbers['high'] - numbers['low']) / 2:.1f}"
-        return f"{numbers['mean']:.1f}{half}"
-
-    def gain(test: dict[str, Any] | None) -> str:
-        if test is None:
-            return ""
-        return f"{test['mean']:+.1f} ({test['low']:+.1f} to {test['high']:+.1f}), p {test['p_holm']:.3f}"
-
-    over_kd = {
-        test["method"]: test for test in found["tests"] if (test["quality"], test["baseline"]) == ("accuracy", "kd")
-    }
+    over_kd = _over_kd(found, "accuracy")
     teacher = found["qualities"]["teacher"]
     first = (f"{teacher[name]:.1f}" if name else "" for name in ("accuracy", "", "", "pgd_accuracy", "ece", "", "", ""))
     lines = [("teacher", *first)]
     for name, about in found["methods"].items():
         qualities, crossed = about["qualities"], about["crossed_share"]
-        line = [METHODS.get(name, f"`{name}`"), mean(about["last"]), mean(about["best"]), gain(over_kd.get(name))]
-        line += [mean(qualities["pgd_accuracy"]), f"{qualities['ece']['mean']:.1f}"]
+        line = [METHODS.get(name, f"`{name}`"), _mean(about["last"]), _mean(about["best"]), _gain(over_kd.get(name))]
+        line += [_mean(qualities["pgd_accuracy"]), f"{qualities['ece']['mean']:.1f}"]
         line += [f"{qualities['agreement']['mean']:.1f}", "" if crossed is None else words.share(crossed)]
         lines.append((*line, f"{about['ms_per_step']:.0f}"))
     header = ("method", "last epoch", "best epoch*", "more than KD", "PGD", "ECE", "agreement", "crossed", "ms a step")
@@ -54,6 +51,45 @@ def methods(results: Results) -> str:
         f"Holm-corrected over all pairs. \\* chosen on the test set. {words.made(results, 'digits.json')}"
     )
     return f"{words.table(header, lines)}\n\n{note}"
+
+
+def dropped(results: Results) -> str:
+    """Accuracy on labels that the student never saw, and on all, of every method over the seeds."""
+    found = results.dropped
+    if found is None:
+        return words.NOT_YET
+    over_kd, labels = _over_kd(found, "unseen_accuracy"), found["data"]["dropped"]
+    teacher = found["qualities"]["teacher"]
+    lines = [("teacher", f"{teacher['unseen_accuracy']:.1f}", "", f"{teacher['accuracy']:.1f}")]
+    for name, about in found["methods"].items():
+        unseen = about["qualities"]["unseen_accuracy"]
+        lines.append((METHODS.get(name, f"`{name}`"), _mean(unseen), _gain(over_kd.get(name)), _mean(about["last"])))
+    header = (f"method, labels {' and '.join(labels)} dropped", "on these", "more than KD", "on all labels")
+    images, seeds = found["images"], found["settings"]["seeds"]
+    note = (
+        f"Per cent of the test images after the last epoch, mean of {seeds} seeds ± half the 95 % interval; the "
+        f"students have {images['student']} training images. p: paired t-test, Holm-corrected over all pairs. "
+        f"{words.made(results, 'digits-dropped.json')}"
+    )
+    return f"{words.table(header, lines)}\n\n{note}"
+
+
+def _over_kd(found: dict[str, Any], quality: str) -> dict[str, dict[str, Any]]:
+    """The paired tests against KD, by method."""
+    return {test["method"]: test for test in found["tests"] if (test["quality"], test["baseline"]) == (quality, "kd")}
+
+
+def _mean(numbers: dict[str, Any]) -> str:
+    half = "" if numbers["low"] is None else f" ± {(numbers['high'] - numbers['low']) / 2:.1f}"
+    return f"{numbers['mean']:.1f}{half}"
+
+
+def _gain(test: dict[str, Any] | None) -> str:
+    if test is None:
+        return ""
+    if test["low"] is None or test["p_holm"] is None:
+        return f"{test['mean']:+.1f}"
+    return f"{test['mean']:+.1f} ({test['low']:+.1f} to {test['high']:+.1f}), p {test['p_holm']:.3f}"
 
 
 def presets(results: Results) -> str:

@@ -147,6 +147,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "summary": summary,
     **{family: against(family) for family in COLUMNS},
     "methods": quality.methods,
+    "dropped": quality.dropped,
     "presets": quality.presets,
     "targets": misses,
 }
