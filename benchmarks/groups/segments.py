@@ -41,13 +41,26 @@ def segment_mse(batch: int, dtype: torch.dtype, speedup: float | None = None, wi
         return [entry._replace(call=_alone(entry.call, len(shapes))) for entry in peers.segment_mse(WEIGHTS)]
 
     size = dtype.itemsize * sum(torch.Size(shape).numel() for shape in shapes)
-    # Both are read once and a gradient is written: where it is made from what is read for the loss, that is all.
-    work = {"forward": Work(2 * size), "backward": Work(3 * size), "both": Work(3 * size, launches=2)}
+    # Both are read once and a gradient is written: where it is made from what is read for the loss, that is all. Neither
+    # direction alone says anything then: one has the other's work in it.
+    work = {"both": Work(3 * size, launches=2)}
     targets = () if speedup is None else (Target(7, "speed-up", speedup),)
     sizes = {"B": batch, "C": width, "H": side, "W": side}
     call = _alone(ours, len(shapes))
     judge = {"verify": partial(contest.verify, ask=answer), "truth": partial(contest.truth, ask=answer)}
-    return Group("segments", "segment_mse", sizes, dtype, inputs, call, rivals, work, targets=targets, **judge)
+    return Group(
+        "segments",
+        "segment_mse",
+        sizes,
+        dtype,
+        inputs,
+        call,
+        rivals,
+        work,
+        directions=("both",),
+        targets=targets,
+        **judge,
+    )
 
 
 def _alone(call: Callable[..., Tensor], count: int) -> Callable[..., Tensor]:
