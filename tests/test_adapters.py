@@ -20,7 +20,21 @@ from torch import nn
 
 import amkd_fast as af
 from amkd_fast.distill.adapters import MDistillerMethod, TorchdistillLoss, mdistiller, torchdistill
-from amkd_fast.distill.methods import AMKD, BSS, KD, Batch, LogitsOf, Losses, Method, Moment, logits
+from amkd_fast.distill.methods import (
+    AMKD,
+    BSS,
+    DKD,
+    KD,
+    RKD,
+    TALD,
+    Batch,
+    ExtendedKD,
+    LogitsOf,
+    Losses,
+    Method,
+    Moment,
+    logits,
+)
 
 B, K, EPOCHS = 16, 5, 8
 OPTIONS = {"attack": {"lower": -2.0, "upper": 2.0}, "limit": 6}
@@ -36,6 +50,9 @@ METHODS = {
     "bss-concatenated": lambda: BSS(bn="concatenated", **OPTIONS),
     "amkd": lambda: AMKD(margin=3.0, memory=memory(), **OPTIONS),
     "amkd-features": lambda: AMKD(margin=3.0, space="features", **OPTIONS),
+    "dkd": DKD,
+    "rkd": RKD,
+    "tald": lambda: TALD(eps=0.1, steps=2),
 }
 
 
@@ -161,6 +178,16 @@ def test_mdistiller_counts_epochs_from_one_and_draws_once():
     assert [moment.epoch for moment in moments] == [epoch for epoch in range(EPOCHS) for _ in range(2)]
     assert {moment.epochs for moment in moments} == {EPOCHS}
     assert len({moment.draw for moment in moments}) == 2 * EPOCHS
+
+
+def test_mdistiller_trains_what_the_method_has_of_its_own():
+    batches, teacher, student = problem()
+    method = ExtendedKD(student_stages=["conv"], teacher_stages=["conv"])
+    method.prepare(batches[0][0], teacher, student)
+    distiller = MDistillerMethod(student, teacher, method, EPOCHS).train()
+    (own,) = method.parameters()
+    assert distiller.get_learnable_parameters()[-1] is own
+    assert distiller.get_extra_parameters() == own.numel() == 64
 
 
 def test_mdistiller_has_the_rest_of_the_interface():

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import amkd_fast as af
-from amkd_fast.distill.methods import CCD, DKD, MKD, RKD, TALD, Batch, ExtendedKD, Moment, TripletKD
+from amkd_fast.distill.methods import CCD, DKD, MKD, RKD, TALD, Batch, ExtendedKD, LogitsOf, Moment, TripletKD
 from amkd_fast.distill.methods.stages import find_stages
 from amkd_fast.distill.networks import Spec, build
 
@@ -232,8 +232,10 @@ def test_stages_of_other_networks(case):
     assert find_stages(student, batch.images) == ["stages.1", "stages.3", "stages.5"]
     other = Layers((6, 6, 3, 2)).double()
     assert find_stages(other, batch.images) == ["layer2", "layer3", "layer4"]
-    found = ExtendedKD()(batch, teacher, other, NOW)  # 6 × 6 and 3 × 3 against 8 × 8 and 4 × 4
+    with pytest.warns(RuntimeWarning, match="made its projections in its first call"):
+        found = ExtendedKD()(batch, teacher, other, NOW)  # 6 × 6 and 3 × 3 against 8 × 8 and 4 × 4
     assert found.total.isfinite()
+    assert find_stages(LogitsOf(other), batch.images) == ["network.layer2", "network.layer3", "network.layer4"]
     with pytest.raises(ValueError, match=r"must be given for a network without modules stages\.0"):
         ExtendedKD()(batch, teacher, nn.Sequential(nn.Flatten(), nn.Linear(192, K)).double(), NOW)
     with pytest.raises(ValueError, match="must be as many as teacher_stages"):

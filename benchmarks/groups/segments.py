@@ -41,8 +41,8 @@ def segment_mse(batch: int, dtype: torch.dtype, speedup: float | None = None, wi
         return [entry._replace(call=_alone(entry.call, len(shapes))) for entry in peers.segment_mse(WEIGHTS)]
 
     size = dtype.itemsize * sum(torch.Size(shape).numel() for shape in shapes)
-    # Both are read once and a gradient is written: where it is made from what is read for the loss, that is all. Neither
-    # direction alone says anything then: one has the other's work in it.
+    # Both are read once and a gradient is written: where it is made from what is read for the loss, that is all. Then
+    # neither direction says anything alone: one has the other's work in it.
     work = {"both": Work(3 * size, launches=2)}
     targets = () if speedup is None else (Target(7, "speed-up", speedup),)
     sizes = {"B": batch, "C": width, "H": side, "W": side}

@@ -70,12 +70,12 @@ class MDistillerMethod(nn.Module):
         return self
 
     def get_learnable_parameters(self) -> list[nn.Parameter]:
-        """The student's parameters: methods have none."""
-        return list(self.student.parameters())
+        """The student's parameters, and those that the method has made in :meth:`Method.prepare`."""
+        return [*self.student.parameters(), *self.method.parameters()]
 
     def get_extra_parameters(self) -> int:
-        """How many parameters the method adds: none."""
-        return 0
+        """How many parameters the method adds, as numbers."""
+        return sum(parameter.numel() for parameter in self.method.parameters())
 
     def forward(self, **inputs: object) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
         """``forward_train`` of all that is given in train mode, ``forward_test`` of ``image`` otherwise."""
@@ -93,7 +93,8 @@ class MDistillerMethod(nn.Module):
             unused: What other distillers want (``index``, …).
 
         Returns:
-            The student's logits [B, K] on ``image``, and ``{"loss": total}``, which has the graph.
+            The student's logits [B, K] on ``image`` (of MKD on its mixtures), and ``{"loss": total}``, which has the
+            graph.
 
         Raises:
             TypeError: ``epoch`` is missing or not an int.
@@ -116,7 +117,7 @@ class MDistillerMethod(nn.Module):
         finally:
             hook.remove()
         self.last = Losses(losses.total.detach(), losses.parts, losses.attack)
-        return seen[0], {"loss": losses.total}  # a method runs the clean images first
+        return seen[0], {"loss": losses.total}  # a method runs the clean images first, if it runs them
 
     def forward_test(self, image: Tensor) -> Tensor:
         """The student's logits [B, K]."""

@@ -9,9 +9,37 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from amkd_fast.distill.adapters.common import Draws, check_epoch, check_method
-from amkd_fast.distill.methods import AMKD, BSS, KD, Batch, LogitsOf, Losses, Method, Moment, StudentAlone
+from amkd_fast.distill.methods import (
+    AMKD,
+    BSS,
+    CCD,
+    DKD,
+    KD,
+    MKD,
+    RKD,
+    TALD,
+    Batch,
+    LogitsOf,
+    Losses,
+    Method,
+    Moment,
+    StudentAlone,
+    TripletKD,
+)
 
-METHODS = {"student": StudentAlone, "kd": KD, "bss": BSS, "amkd": AMKD}
+# Without Extended-KD, whose projections torchdistill's optimisers would not know.
+METHODS = {
+    "student": StudentAlone,
+    "kd": KD,
+    "bss": BSS,
+    "amkd": AMKD,
+    "ccd": CCD,
+    "dkd": DKD,
+    "mkd": MKD,
+    "rkd": RKD,
+    "tald": TALD,
+    "triplet-kd": TripletKD,
+}
 LOSS, FORWARD, PRE_EPOCH = "AMKDFastLoss", "amkd_fast_forward", "amkd_fast_pre_epoch"  # the keys in the YAML
 
 
@@ -54,8 +82,8 @@ class TorchdistillLoss(nn.Module):
     one process; under DistributedDataParallel each process attacks within its own batch.
 
     Args:
-        method: ``"student"``, ``"kd"``, ``"bss"``, ``"amkd"``, or a method with ``distributed=False`` (in YAML by
-            torchdistill's ``!import_call``, as schedules and memories).
+        method: One of the names in ``METHODS`` of this module (``"amkd"``, ``"dkd"``, …), or a method with
+            ``distributed=False`` (in YAML by torchdistill's ``!import_call``, as schedules and memories).
         options: Keywords of a method given by name. Lists in ``attack`` become tensors.
 
     Attributes:

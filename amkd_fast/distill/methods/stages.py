@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -14,6 +16,9 @@ from amkd_fast.distill.batch import Batch
 from amkd_fast.distill.methods.base import Losses, Method, Moment
 from amkd_fast.ops.segments import segment_mse
 
+# A network that is wrapped has its stages one level down: whose they are comes first in the name.
+_STAGE = re.compile(r"(?P<owner>(?:\w+\.)*)(?:stages\.[0-9]+|layer[0-9]+)")
+
 
 class ExtendedKD(Method):
     """The student's logits and stage outputs equal the teacher's, in mean square: a **reconstruction**.
@@ -22,7 +27,8 @@ class ExtendedKD(Method):
     the teacher judges the others. Each stage output of the student passes a projection (a 1 × 1 convolution, or a
     linear layer where there are no places) to the teacher's channels; where the sizes differ the student's is brought
     to the teacher's by average pooling. The projections are this method's parameters. They are made by :meth:`prepare`,
-    or in the first call: a trainer that wants them trained prepares before it collects ``method.parameters()``.
+    or in the first call, with a warning: a trainer that wants them trained prepares before it collects
+    ``method.parameters()``.
 
     Args:
         logit_weight: λ₀ ≥ 0 of the logits.
@@ -90,7 +96,14 @@ class ExtendedKD(Method):
 
     def forward(self, batch: Batch, teacher: nn.Module | None, student: nn.Module, moment: Moment) -> Losses:
         self.must_be_in_eval_mode(teacher)
-        self.prepare(batch.images, teacher, student)
+        if self._paired is None:
+            self.prepare(batch.images, teacher, student)
+            warnings.warn(
+                "ExtendedKD made its projections in its first call: an optimizer that was there before does not train "
+                "them (call method.prepare first)",
+                RuntimeWarning,
+                stacklevel=2,
+            )
         with torch.no_grad(), _outputs(teacher, self._paired[1]) as theirs:
             taught = teacher(batch.images)
         with _outputs(student, self._paired[0]) as mine:
@@ -121,7 +134,8 @@ def find_stages(network: nn.Module, images: Tensor) -> list[str]:
     Raises:
         ValueError: There are no such modules.
     """
-    names = [name for name, _ in network.named_modules() if _is_stage(name)]
+    found = [match for name, _ in network.named_modules() if (match := _STAGE.fullmatch(name))]
+    names = [match[0] for match in found if match["owner"] == found[0]["owner"]]
     if not names:
         raise ValueError(
             "student_stages, teacher_stages: must be given for a network without modules stages.0, stages.1, … or "
@@ -129,11 +143,6 @@ def find_stages(network: nn.Module, images: Tensor) -> list[str]:
         )
     last = {shape[2:]: name for name, shape in zip(names, _shapes(network, names, images), strict=True)}
     return list(last.values())
-
-
-def _is_stage(name: str) -> bool:
-    head, _, tail = name.partition(".")
-    return (head == "stages" and tail.isdecimal()) or (not tail and head.startswith("layer") and head[5:].isdecimal())
 
 
 def _shapes(network: nn.Module, names: Sequence[str], images: Tensor) -> list[torch.Size]:
