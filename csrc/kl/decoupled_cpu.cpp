@@ -64,7 +64,7 @@ std::tuple<Tensor, Tensor> forward(const Tensor& student, const Tensor& teacher,
   p.stats = stats.mutable_data_ptr();
   p.bad_row = -1;
   share(p.rows, p.classes, [&](int64_t first, int64_t last) { call.kernels.forward(p, first, last); });
-  // ops/kl/decoupled.py makes a ValueError of what follows the first colon.
+  // ops/kl/decoupled/ makes a ValueError of what follows the first colon.
   STD_TORCH_CHECK(p.bad_row < 0, "class out of range: labels[", p.bad_row, "]=", label_of(p, p.bad_row),
                   ": must be from 0 to ", p.classes - 1);
   if (call.stat == ScalarType::Double) {

@@ -224,8 +224,9 @@ def kl_calls(every: bool) -> Iterator[Call]:
 
 def _kl_rows_calls(dtypes, every: bool) -> Iterator[Call]:
     """The losses that hold whole rows: one program, several, rows in several tiles, no alignment at all."""
-    from amkd_fast.ops.kl import triton_consistency, triton_standardised
+    from amkd_fast.ops.kl.consistency import triton as consistency
     from amkd_fast.ops.kl.reference import statistics_dtype
+    from amkd_fast.ops.kl.standardised import triton as standardised
 
     shapes = {"alone": (128, 100), "row": (4096, 1000), "long": (4, 50000), "odd": (300, 1001)}
     for (name, shape), dtype in itertools.product(shapes.items(), dtypes):
@@ -236,23 +237,23 @@ def _kl_rows_calls(dtypes, every: bool) -> Iterator[Call]:
         wide, label = name in ("row", "long"), f"{list(shape)} {str(dtype)[6:]}"
         kernels = ("kl_consistency_rows_kernel", "kl_consistency_grad_kernel") * wide
         arguments = (*(logits,) * 4, 2.0, 4.0)
-        yield Call(label, partial(triton_consistency.launch_forward, *arguments), kernels)
+        yield Call(label, partial(consistency.launch_forward, *arguments), kernels)
         arguments = (empty(()), *(logits,) * 4, empty(9 * shape[0] + 2), 2.0, 4.0)
-        yield Call(label, partial(triton_consistency.launch_backward, *arguments), kernels)
+        yield Call(label, partial(consistency.launch_backward, *arguments), kernels)
         kernels = ("kl_standardised_rows_kernel", "kl_standardised_grad_kernel") * wide
         for per_row in (False, True):
             weight = empty(shape[0]) if per_row else None
             arguments = (logits, logits, weight, 2.0, 0.1, per_row)
             tail = f"{label} rows {per_row}"
-            yield Call(tail, partial(triton_standardised.launch_forward, *arguments), kernels)
+            yield Call(tail, partial(standardised.launch_forward, *arguments), kernels)
             grad_loss = empty(shape[0]) if per_row else empty(())
             arguments = (grad_loss, *arguments[:3], empty(8 * shape[0]), *arguments[3:])
-            yield Call(tail, partial(triton_standardised.launch_backward, *arguments), kernels)
+            yield Call(tail, partial(standardised.launch_backward, *arguments), kernels)
 
 
 def decoupled_calls() -> Iterator[Call]:
     """Of `kl_calls`: one program and many, one trip a row and several, each dtype, weights and labels."""
-    from amkd_fast.ops.kl import decoupled_triton as decoupled
+    from amkd_fast.ops.kl.decoupled import triton as decoupled
     from amkd_fast.ops.kl.reference import statistics_dtype
 
     empty = partial(torch.empty, device="meta")

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from amkd_fast.ops.kl import decoupled_function as function
+from amkd_fast.ops.kl.decoupled import function
 
 # One block; edges alone; several blocks; a block a row, aligned and not; large blocks; a gradient split over blocks.
 SHAPES = {
@@ -41,7 +41,7 @@ def cases(short: bool) -> Iterator[Case]:
 
 def check(case: Case) -> str:
     """What is wrong with one case, empty if nothing is."""
-    from amkd_fast.ops.kl import decoupled_native as native
+    from amkd_fast.ops.kl.decoupled import native
     from tests.gpu.sanitize import inside_nan
 
     rows, classes = SHAPES[case.plan]

@@ -89,9 +89,9 @@ def consistency_kl(
     if name == "reference":
         return ConsistencyKL(*function.compute(*tensors, temperature, row_scale))
     if name not in _OPERATORS:
-        from amkd_fast.ops.kl import triton_consistency  # not at the top: importing amkd_fast does not import triton
+        from amkd_fast.ops.kl.consistency import triton  # not at the top: importing amkd_fast does not import triton
 
-        _OPERATORS["triton"] = (triton_consistency.forward_op, triton_consistency.backward_op)
+        _OPERATORS["triton"] = (triton.forward_op, triton.backward_op)
     total, stats = FusedConsistency.apply(_OPERATORS[name], temperature, row_scale, *tensors)
     return ConsistencyKL(total, *function.parts(stats, rows))
 

@@ -81,11 +81,9 @@ def standardised_kl_div(
         loss = function.compute(student, teacher, row_weight, temperature, factor, per_row)
     else:
         if name not in _OPERATORS:
-            from amkd_fast.ops.kl import (
-                triton_standardised,
-            )  # not at the top: importing amkd_fast does not import triton
+            from amkd_fast.ops.kl.standardised import triton  # not at the top: that would import triton
 
-            _OPERATORS["triton"] = (triton_standardised.forward_op, triton_standardised.backward_op)
+            _OPERATORS["triton"] = (triton.forward_op, triton.backward_op)
         optional = () if row_weight is None else (row_weight,)
         loss = FusedStandardised.apply(_OPERATORS[name], (temperature, factor, per_row), student, teacher, *optional)
     return loss.view(shape[:-1]) if per_row and len(shape) != 2 else loss

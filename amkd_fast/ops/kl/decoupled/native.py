@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from amkd_fast.ops.kl import decoupled_function as function
+from amkd_fast.ops.kl.decoupled import function
 
 forward_op = torch.ops.amkd_fast.kl_decoupled_forward.default
 backward_op = torch.ops.amkd_fast.kl_decoupled_backward.default

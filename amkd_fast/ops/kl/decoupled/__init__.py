@@ -7,12 +7,12 @@ from torch import Tensor
 
 from amkd_fast import backends, checks
 from amkd_fast.ops.kl import _logits, _weight
-from amkd_fast.ops.kl.decoupled_function import FusedDecoupled, Scalars, compute
+from amkd_fast.ops.kl.decoupled.function import FusedDecoupled, Scalars, compute
 from amkd_fast.ops.kl.scalars import _remembered
 
 _OPERATORS = {}  # backend → (forward, backward)
 if backends.build_info() is not None:
-    from amkd_fast.ops.kl import decoupled_native as native
+    from amkd_fast.ops.kl.decoupled import native
 
     _OPERATORS["cpu"] = _OPERATORS["cuda"] = (native.forward_op, native.backward_op)
 
@@ -116,7 +116,7 @@ def _run(student: Tensor, teacher: Tensor, labels: Tensor, weight: Tensor | None
     if name == "reference":
         return compute(student, teacher, labels, weight, Scalars(*numbers))
     if name not in _OPERATORS:
-        from amkd_fast.ops.kl import decoupled_triton as triton  # not at the top: that would import triton
+        from amkd_fast.ops.kl.decoupled import triton  # not at the top: that would import triton
 
         _OPERATORS["triton"] = (triton.forward_op, triton.backward_op)
     optional = () if weight is None else (weight,)

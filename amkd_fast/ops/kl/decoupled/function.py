@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from amkd_fast.ops.kl import decoupled_reference as reference
+from amkd_fast.ops.kl.decoupled import reference
 from amkd_fast.ops.kl.reference import statistics_dtype
 
 # Statistics that the forward operator leaves for the backward one, field by field ([FIELDS, B], flat): of the classes

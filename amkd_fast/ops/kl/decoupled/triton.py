@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from amkd_fast import backends
-from amkd_fast.ops.kl import decoupled_function as function
+from amkd_fast.ops.kl.decoupled import function
 from amkd_fast.ops.kl.reference import statistics_dtype
 from amkd_fast.ops.kl.triton import (
     FORWARD,
