@@ -9,8 +9,8 @@ from torch import Tensor
 
 from amkd_fast import backends, checks
 from amkd_fast.ops.kl import function, scalars
+from amkd_fast.ops.kl.arguments import logits_of, weight_of
 from amkd_fast.ops.kl.function import DIVERGENCES, FusedKL, Scalars
-from amkd_fast.ops.kl.reference import statistics_dtype
 
 _OPERATORS = {}  # backend → (forward, backward)
 if backends.build_info() is not None:
@@ -173,7 +173,7 @@ def distillation_loss(
         >>> f"{loss.ce.item():.4f} {loss.kl.item():.4f} {loss.total.item():.4f}"
         '2.3026 0.0000 0.2303'
     """
-    shape, student, teacher = _logits(student, teacher)
+    shape, student, teacher = logits_of(student, teacher)
     if labels is not None:
         checks.integer("labels", labels)
         checks.shape("labels", labels, shape[:-1], "one label a row of student")
@@ -181,8 +181,8 @@ def distillation_loss(
             checks.same_device(student=student, labels=labels)
         if len(shape) != 2:
             labels = labels.reshape(-1)
-    kl_number, kl_rows = _weight("kl_weight", kl_weight, shape, student)
-    ce_number, ce_rows = _weight("ce_weight", ce_weight, shape, student)
+    kl_number, kl_rows = weight_of("kl_weight", kl_weight, shape, student)
+    ce_number, ce_rows = weight_of("ce_weight", ce_weight, shape, student)
     numbers = scalars.of_distillation(
         temperature, divergence, ce_number, kl_number, bool(scale_by_t2), ignore_index, student.shape[0]
     )
@@ -190,44 +190,13 @@ def distillation_loss(
 
 
 def _divergence(student, teacher, temperature, divergence, beta, weight, scale_by_t2, reduction) -> Tensor:
-    shape, student, teacher = _logits(student, teacher)
-    number, row_weight = _weight("weight", weight, shape, student)
+    shape, student, teacher = logits_of(student, teacher)
+    number, row_weight = weight_of("weight", weight, shape, student)
     plain = len(shape) == 2
     batch, rows = (shape[0], shape[0]) if plain else (shape[0] if len(shape) > 1 else 1, student.shape[0])
     numbers = scalars.of_divergence(temperature, divergence, beta, number, bool(scale_by_t2), reduction, batch, rows)
     loss = _run(student, teacher, row_weight, None, None, numbers, False)
     return loss.view(shape[:-1]) if not plain and reduction == "none" else loss
-
-
-def _logits(student: Tensor, teacher: Tensor) -> tuple[torch.Size, Tensor, Tensor]:
-    """Check both logits; return their shape and the two of them as [B, K] in one dtype."""
-    checks.floating("student", student)
-    checks.floating("teacher", teacher)
-    shape = student.shape
-    if len(shape) == 0 or shape[-1] == 0:
-        raise ValueError(f"student.shape={tuple(shape)}: must be [..., K] with at least one class")
-    if teacher.shape != shape:
-        checks.shape("teacher", teacher, tuple(shape), "the shape of student")
-    if teacher.device != student.device:
-        checks.same_device(student=student, teacher=teacher)
-    if student.dtype != teacher.dtype:
-        dtype = torch.promote_types(student.dtype, teacher.dtype)
-        student, teacher = student.to(dtype), teacher.to(dtype)
-    if len(shape) != 2:
-        student, teacher = student.reshape(-1, shape[-1]), teacher.reshape(-1, shape[-1])
-    return shape, student, teacher
-
-
-def _weight(
-    name: str, weight: float | Tensor | None, shape: torch.Size, student: Tensor
-) -> tuple[float | None, Tensor | None]:
-    """Tell a number, which is yet to be checked, from a tensor, which becomes [B] in the statistics' dtype."""
-    if not isinstance(weight, Tensor):
-        return weight, None
-    checks.floating(name, weight)
-    checks.shape(name, weight, tuple(shape[:-1]), "one weight a row of student")
-    checks.same_device(student=student, **{name: weight})
-    return None, weight.reshape(-1).to(statistics_dtype(student.dtype))
 
 
 def _run(student, teacher, weight, labels, ce_weight, numbers: tuple, with_parts: bool):

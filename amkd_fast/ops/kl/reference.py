@@ -17,17 +17,17 @@ def row_divergence(student: Tensor, teacher: Tensor, temperature: float, diverge
     c = log_probabilities(teacher, temperature)  # [..., K]
     q, p = a.exp(), c.exp()
     if divergence == "forward":
-        terms = _times(p, c - a)
+        terms = times(p, c - a)
     elif divergence == "reverse":
-        terms = _times(q, a - c)
+        terms = times(q, a - c)
     elif divergence == "soft_cross_entropy":
-        terms = _times(p, -a)
+        terms = times(p, -a)
     else:
         # A class that both distributions exclude has no mixture to compare with; zeros keep its gradient finite.
         excluded = (p == 0) & (q == 0)
         a, c = a.masked_fill(excluded, 0.0), c.masked_fill(excluded, 0.0)
         log_m = torch.logaddexp(c + math.log(beta), a + math.log1p(-beta))
-        terms = beta * _times(p, c - log_m) + (1.0 - beta) * _times(q, a - log_m)
+        terms = beta * times(p, c - log_m) + (1.0 - beta) * times(q, a - log_m)
     return terms.sum(-1)
 
 
@@ -55,6 +55,6 @@ def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _times(probability: Tensor, factor: Tensor) -> Tensor:
+def times(probability: Tensor, factor: Tensor) -> Tensor:
     """The product, with 0·inf = 0: a class of probability 0 contributes nothing."""
     return probability * factor.masked_fill(probability == 0, 0.0)

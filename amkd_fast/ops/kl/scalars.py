@@ -11,7 +11,7 @@ from amkd_fast import checks
 from amkd_fast.ops.kl.function import DIVERGENCES, Scalars
 
 
-def _remembered(build: Callable[..., tuple]) -> Callable[..., tuple]:
+def remembered(build: Callable[..., tuple]) -> Callable[..., tuple]:
     """``build`` with its latest results kept: checking a dozen numbers costs a small call more than its arithmetic."""
     known = functools.lru_cache(256, typed=True)(build)  # typed: True is no temperature, though it equals 1.0
 
@@ -26,7 +26,7 @@ def _remembered(build: Callable[..., tuple]) -> Callable[..., tuple]:
     return look_up
 
 
-@_remembered
+@remembered
 def of_divergence(
     temperature: float,
     divergence: str,
@@ -52,7 +52,7 @@ def of_divergence(
     return tuple(Scalars(temperature, number, beta, row_scale, factor, 0.0, -100, per_row))
 
 
-@_remembered
+@remembered
 def of_distillation(
     temperature: float,
     divergence: str,

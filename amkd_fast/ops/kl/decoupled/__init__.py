@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from amkd_fast import backends, checks
-from amkd_fast.ops.kl import _logits, _weight
+from amkd_fast.ops.kl.arguments import logits_of, weight_of
 from amkd_fast.ops.kl.decoupled.function import FusedDecoupled, Scalars, compute
-from amkd_fast.ops.kl.scalars import _remembered
+from amkd_fast.ops.kl.scalars import remembered
 
 _OPERATORS = {}  # backend → (forward, backward)
 if backends.build_info() is not None:
@@ -74,12 +74,12 @@ def dkd_loss(
         >>> f"{loss.item():.4f}", f"{student.grad[0, 0].item():.4f}"
         ('0.2354', '-0.0284')
     """
-    shape, student, teacher = _logits(student, teacher)
+    shape, student, teacher = logits_of(student, teacher)
     checks.integer("labels", labels)
     checks.shape("labels", labels, shape[:-1], "one label a row of student")
     if labels.device != student.device:
         checks.same_device(student=student, labels=labels)
-    number, row_weight = _weight("weight", weight, shape, student)
+    number, row_weight = weight_of("weight", weight, shape, student)
     plain = len(shape) == 2
     batch, rows = (shape[0], shape[0]) if plain else (shape[0] if len(shape) > 1 else 1, student.shape[0])
     numbers = _scalars(temperature, target_weight, other_weight, number, bool(scale_by_t2), reduction, batch, rows)
@@ -87,7 +87,7 @@ def dkd_loss(
     return loss.view(shape[:-1]) if not plain and reduction == "none" else loss
 
 
-@_remembered
+@remembered
 def _scalars(
     temperature: float,
     target_weight: float,

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from amkd_fast.ops.kl.reference import _times, log_probabilities
+from amkd_fast.ops.kl.reference import log_probabilities, times
 
 
 def row_divergences(student: Tensor, teacher: Tensor, labels: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
@@ -33,8 +33,8 @@ def row_divergences(student: Tensor, teacher: Tensor, labels: Tensor, temperatur
         return every.gather(-1, label).squeeze(-1) - rest, log_probabilities(others, temperature)
 
     (odds_s, others_s), (odds_t, others_t) = parts(student), parts(teacher)
-    target = _times(odds_t.sigmoid(), F.logsigmoid(odds_t) - F.logsigmoid(odds_s))
-    rest = _times((-odds_t).sigmoid(), F.logsigmoid(-odds_t) - F.logsigmoid(-odds_s))
-    others = _times(others_t.exp(), others_t - others_s).sum(-1)
+    target = times(odds_t.sigmoid(), F.logsigmoid(odds_t) - F.logsigmoid(odds_s))
+    rest = times((-odds_t).sigmoid(), F.logsigmoid(-odds_t) - F.logsigmoid(-odds_s))
+    others = times(others_t.exp(), others_t - others_s).sum(-1)
     unknown = (labels < 0) | (labels >= classes)
     return (target + rest).masked_fill(unknown, math.nan), others.masked_fill(unknown, math.nan)

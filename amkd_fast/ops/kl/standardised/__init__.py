@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from amkd_fast import backends
-from amkd_fast.ops.kl import _logits, _weight, scalars
+from amkd_fast.ops.kl import scalars
+from amkd_fast.ops.kl.arguments import logits_of, weight_of
 from amkd_fast.ops.kl.standardised import function
 from amkd_fast.ops.kl.standardised.function import FusedStandardised
 
@@ -69,8 +70,8 @@ def standardised_kl_div(
         >>> f"{af.standardised_kl_div(torch.ones(2, 3), teacher).item():.4f}"
         '0.2988'
     """
-    shape, student, teacher = _logits(student, teacher)
-    number, row_weight = _weight("weight", weight, shape, student)
+    shape, student, teacher = logits_of(student, teacher)
+    number, row_weight = weight_of("weight", weight, shape, student)
     rows = student.shape[0]
     batch = rows if len(shape) == 2 else shape[0] if len(shape) > 1 else 1
     numbers = scalars.of_divergence(temperature, "forward", 0.5, number, bool(scale_by_t2), reduction, batch, rows)
