@@ -1,6 +1,6 @@
 """The relations family in plain PyTorch: the definition that every kernel is tested against (METHODS §5).
 
-Differentiable any number of times, in the student and the teacher.
+Differentiable any number of times, in the student and the teacher. Sums over pairs and triples are in fp64.
 """
 
 from __future__ import annotations
@@ -12,27 +12,27 @@ from torch import Tensor
 
 def distance_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """Smooth-l1 between the distances of all pairs, each side's over their mean; [B, D_s] and [B, D_t] → []."""
-    total = F.smooth_l1_loss(_relative_distances(student), _relative_distances(teacher), reduction="sum")
-    return total / max(len(student) ** 2, 1)
+    return _sum_of_errors(_relative_distances(student), _relative_distances(teacher)) / max(len(student) ** 2, 1)
 
 
 def angle_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """Smooth-l1 between the cosines of all triangles' angles; [B, D_s] and [B, D_t] → []."""
     student, teacher = _wide(student), _wide(teacher)
-    total = student.new_zeros(())
+    total = student.new_zeros((), dtype=torch.float64)
     for i in range(len(student)):
-        total = total + F.smooth_l1_loss(_angles(student, i), _angles(teacher, i), reduction="sum")
+        total = total + _sum_of_errors(_angles(student, i), _angles(teacher, i))
     return total / max(len(student) ** 3, 1)
 
 
 def loss(student: Tensor, teacher: Tensor, distance_weight: float, angle_weight: float) -> Tensor:
     """The weighted sum of both; a weight of 0 leaves its part out."""
-    total = torch.zeros((), dtype=statistics_dtype(student.dtype), device=student.device)
-    if distance_weight != 0:
-        total = total + distance_weight * distance_loss(student, teacher)
-    if angle_weight != 0:
-        total = total + angle_weight * angle_loss(student, teacher)
-    return total
+    with torch.autocast(student.device.type, enabled=False):
+        total = 0.0 * (_wide(student).sum() + _wide(teacher).sum()).double()  # has a graph, whatever is left out
+        if distance_weight != 0:
+            total = total + distance_weight * distance_loss(student, teacher)
+        if angle_weight != 0:
+            total = total + angle_weight * angle_loss(student, teacher)
+    return total.to(statistics_dtype(student.dtype))
 
 
 def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -41,7 +41,11 @@ def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def _wide(rows: Tensor) -> Tensor:
-    return rows.to(statistics_dtype(rows.dtype))
+    return rows.to(statistics_dtype(rows.dtype)).contiguous()
+
+
+def _sum_of_errors(student: Tensor, teacher: Tensor) -> Tensor:
+    return F.smooth_l1_loss(student, teacher, reduction="none").sum(dtype=torch.float64)
 
 
 def _relative_distances(rows: Tensor) -> Tensor:
@@ -49,7 +53,8 @@ def _relative_distances(rows: Tensor) -> Tensor:
     rows = _wide(rows)
     distances, apart = _length(rows[:, None] - rows)
     count = apart.sum()
-    return distances / torch.where(count > 0, distances.sum() / count.clamp(min=1), 1.0)
+    mean = distances.sum(dtype=torch.float64) / count.clamp(min=1)
+    return distances / torch.where(count > 0, mean, 1.0).to(rows.dtype)
 
 
 def _angles(rows: Tensor, i: int) -> Tensor:
