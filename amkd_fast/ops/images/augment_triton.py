@@ -242,7 +242,7 @@ def launch_joint_augment(
     with on(pixels):
         images_joint_augment_kernel[(images,)](
             out, work, tables, pixels, rows, seeds, seed, threshold, operations, fill,
-            C=channels, H=height, W=width, N=n, num_warps=n // 256,
+            C=channels, H=height, W=width, N=n, num_warps=n // 128,
             enable_fp_fusion=False,  # product and sum are each rounded, as they are everywhere else
         )  # fmt: skip
     return out

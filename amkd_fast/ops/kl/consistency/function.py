@@ -28,8 +28,10 @@ def compute(
         student, teacher, augmented_student, augmented_teacher, temperature
     )
     factor = row_scale / max(len(clean), 1)
-    clean, augmented = factor * clean.sum(), factor * (confidence * augmented).sum()
-    return 0.5 * (clean + augmented), clean.detach(), augmented.detach(), confidence.detach()
+    # In fp64, as the operators add their rows up.
+    means = [factor * rows.sum(dtype=torch.float64) for rows in (clean, confidence * augmented)]
+    total, *means = (mean.to(clean.dtype) for mean in (0.5 * (means[0] + means[1]), *means))
+    return total, means[0].detach(), means[1].detach(), confidence.detach()
 
 
 def parts(stats: Tensor, rows: int) -> tuple[Tensor, Tensor, Tensor]:

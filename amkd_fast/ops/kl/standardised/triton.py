@@ -191,7 +191,7 @@ def launch_forward(student, teacher, weight, temperature, factor, per_row):
             *tensors, weight, loss, stats, parts, rows, classes // w, *(row_stride(x) // w for x in tensors),
             1.0 / (math.log(2.0) * temperature), factor,
             **plan, WIDTH=w, PER_ROW=per_row, ALONE=parts is None,
-            num_warps=warps(plan["R"] * plan["N"], student.dtype),
+            num_warps=warps(2 * plan["R"] * plan["N"], student.dtype),  # both sides stay in registers
         )  # fmt: skip
         if parts is not None:
             kl_rows_total_kernel[(1,)](parts, loss, None, programs, P=MOST_PROGRAMS, COUNT=1, num_warps=8)
