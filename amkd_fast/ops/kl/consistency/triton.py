@@ -119,7 +119,8 @@ def kl_consistency_rows_kernel(
         clean += factor * _finish_view((sum_s, sum_t, cross), max_s, max_t, stats, row, rows)
         second = factor * _finish_view((sum_s2, sum_t2, cross2), max_s2, max_t2, stats + 4 * rows, row, rows)
         augmented += tl.where(row < rows, confidence * second, 0.0)
-    first, second = tl.sum(clean, 0), tl.sum(augmented, 0)
+    # In fp64: the total is one number, and none of its digits is lost here.
+    first, second = tl.sum(clean.to(tl.float64), 0), tl.sum(augmented.to(tl.float64), 0)
     if ALONE:
         tl.store(stats + 9 * rows, first)
         tl.store(stats + 9 * rows + 1, second)
@@ -178,7 +179,7 @@ def launch_forward(student, teacher, augmented_student, augmented_teacher, tempe
     total, stats = student.new_empty((), dtype=dtype), student.new_empty(FIELDS * rows + TAIL, dtype=dtype)
     plan = forward_plan(rows, classes, student.dtype, len(tensors))
     programs = plan.pop("programs")
-    parts = None if programs == 1 else student.new_empty(TAIL * programs, dtype=dtype)
+    parts = None if programs == 1 else student.new_empty(TAIL * programs, dtype=torch.float64)
     w = width(tensors)
     with on(student):
         kl_consistency_rows_kernel[(programs,)](
