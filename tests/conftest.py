@@ -20,23 +20,39 @@ def pytest_generate_tests(metafunc):
     if "backend" not in metafunc.fixturenames:
         return
     only = metafunc.config.getoption("--backend")
-    names = [name for name in backends.BACKENDS if only in (None, name)]
+    names = [only] if only else [name for name in backends.BACKENDS if name not in missing()]
     metafunc.parametrize("backend", names, indirect=True)
 
 
+def missing() -> dict[str, str]:
+    """The backends that run no operation here, with their reasons."""
+    reasons = {name: {of[name] for of in backends.available().values()} for name in backends.BACKENDS}
+    return {name: "; ".join(sorted(found)) for name, found in reasons.items() if "" not in found}
+
+
+def pytest_report_header(config):
+    return [f"not run here: backend {name}, {reason}" for name, reason in missing().items()]
+
+
 def pytest_collection_modifyitems(config, items):
-    only = config.getoption("--backend")
-    if only is None:
-        return
-    chosen = [item for item in items if "backend" in getattr(item, "fixturenames", ())]
-    config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
-    items[:] = chosen
+    left = [item for item in items if not wanted(item, config.getoption("--backend"))]
+    config.hook.pytest_deselected(items=left)
+    items[:] = [item for item in items if item not in set(left)]
+
+
+def wanted(item, only: str | None) -> bool:
+    """With `--backend` alone what uses one; and of the reference, which takes one way at any size, few plans."""
+    parameters = (getattr(item, "callspec", None) and item.callspec.params) or {}
+    if parameters.get("backend") == "reference" and parameters.get("number", 0) > 1:
+        return False
+    return only is None or "backend" in getattr(item, "fixturenames", ())
 
 
 @pytest.fixture
 def backend(request):
     """Run the test's calls on one backend, or skip it with the reason that this machine gives."""
-    name, op = request.param, getattr(request.module, "OPERATION", "kl")
+    operation = getattr(request.node, "callspec", None) and request.node.callspec.params.get("operation")
+    name, op = request.param, operation.family if operation else getattr(request.module, "OPERATION", "kl")
     reason = backends.available()[op][name]
     if reason:
         pytest.skip(f"backend {name}: {reason}")
