@@ -6,7 +6,14 @@ that on every SIMD level, and `gpu/sanitize.py` runs the plans under compute-san
 
 from __future__ import annotations
 
-from cases import kl
+from cases import attack, images, kl, relations, segments, triplet
 from cases.operation import Operation
 
-OPERATIONS: tuple[Operation, ...] = (*kl.OPERATIONS,)
+OPERATIONS: tuple[Operation, ...] = (
+    *kl.OPERATIONS,
+    *relations.OPERATIONS,
+    *segments.OPERATIONS,
+    *triplet.OPERATIONS,
+    *attack.OPERATIONS,
+    *images.OPERATIONS,
+)

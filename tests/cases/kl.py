@@ -1,6 +1,6 @@
 """The KL family: what a user would write today, in eager PyTorch, and the cases of its operations.
 
-In fp64 the eager form is the truth that every backend is compared with; in the narrow dtypes it is the accuracy to beat.
+In fp64 the eager form is the truth that every backend is compared with, in the narrow dtypes the accuracy to beat.
 """
 
 from __future__ import annotations

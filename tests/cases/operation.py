@@ -21,6 +21,8 @@ class Plan(NamedTuple):
     name: str
     shape: Any
     options: Mapping[str, Any] = {}
+    dtypes: tuple[torch.dtype, ...] | None = None  # those that take this way, where it is not all of the operation's
+    offset: int = 0  # numbers by which tensors begin beside an aligned address
 
 
 class Refusal(NamedTuple):
@@ -59,13 +61,19 @@ class Operation:
     exact: bool = False
     compare: Callable[..., None] | None = None  # compare(operation, plan, found, tensors) where errors are not of norms
     options: Mapping[str, Any] = field(default_factory=dict)
-    gradients: tuple[str, ...] = ()  # tensors whose gradients the kernels compute
-    others: tuple[str, ...] = ()  # tensors with gradients that the reference computes
+    gradients: tuple[str, ...] = ()  # tensors, of those that are drawn, whose gradients the kernels compute
+    others: tuple[str, ...] = ()  # tensors whose gradients the reference computes
     dtypes: tuple[torch.dtype, ...] = DTYPES
     floors: Mapping[torch.dtype, float] = field(default_factory=lambda: {torch.float64: 1e-13})
+    ties: float = 0.0  # share of whole numbers in the outputs that rounding may decide otherwise
+    rounding_selects: bool = False  # what has a gradient: gradients are compared in fp64 alone
+    draws: int = 16  # over which the error of a result of few numbers is taken
     strided: tuple[str, ...] = ()  # tensors that may have any strides
     saves: int | None = None  # numbers a row that may be kept for the backward pass beside the inputs
     rows: Mapping[str, Any] | None = None  # options under which every output has one number a row of its own
+    atomics: bool = False  # a GPU adds up in any order, but for torch.use_deterministic_algorithms
+    waits: bool = False  # values decide how long its outputs are: it waits for them, and compiles into no full graph
+    looks: tuple[str, ...] = ()  # backends that look at values on a CPU, where that is no waiting
     masks: bool = False  # classes whose logits are −inf everywhere are as if absent
     module: Callable[..., object] | None = None  # module(tensors, options): the outputs of the nn.Module
     refusals: tuple[Refusal, ...] = ()
@@ -82,7 +90,7 @@ class Operation:
         call: Callable | None = None,
     ) -> Found:
         """Outputs and gradients, on the device of the tensors; the upstream gradients differ from output to output."""
-        needed = self.gradients if needed is None else needed
+        needed = tuple(n for n in (self.gradients if needed is None else needed) if n in tensors)
         given = {n: x.detach().requires_grad_(n in needed) for n, x in tensors.items()}
         outputs = flat((call or self.call)(**given, **{**self.options, **(options or {})}))
         with_graph = [x for x in outputs if x.requires_grad]
@@ -132,7 +140,12 @@ def normal(seed: int, *shape: int) -> Tensor:
 
 
 def relative_error(value: Tensor, truth: Tensor) -> float:
-    """‖value − truth‖ / ‖truth‖ in fp64; NaN anywhere is no match; of a truth of zeros, the error itself."""
+    """‖value − truth‖ / ‖truth‖ in fp64; NaN anywhere is no match; of a truth of zeros, the error itself.
+
+    Of whole numbers the share that differs.
+    """
+    if not truth.is_floating_point():
+        return (value.cpu() != truth.cpu()).double().mean().nan_to_num().item()
     value, truth = value.detach().double().cpu(), truth.detach().double().cpu()
     size = truth.norm()
     return ((value - truth).norm() / (size if size > 0 else 1.0)).item()
@@ -145,18 +158,18 @@ def poison(dtype: torch.dtype) -> float | int:
     return {torch.bool: 1, torch.uint8: 173}.get(dtype, 1 << 30)
 
 
-def guarded(x: Tensor, pad: int = 0) -> Tensor:
-    """The same values and layout in memory that is poisoned around them, and for `pad` > 0 between rows too.
+def guarded(x: Tensor, pad: int = 0, offset: int = 0) -> Tensor:
+    """The same values and layout in memory that is poisoned around them, and for `pad` > 0 between rows of a matrix.
 
-    Without `pad` the first element keeps the alignment of a new tensor, so that vector loads are taken as they would.
+    Without `pad` the first element is aligned as that of a new tensor is, so that vector loads are taken as they would;
+    or it stands `offset` elements behind.
     """
-    if pad and x.dim() > 1:
+    if pad and x.dim() == 2:
         home = x.new_full((*x.shape[:-2], x.shape[-2] + 2, x.shape[-1] + pad), poison(x.dtype))
         inside = home[..., 1:-1, : x.shape[-1]]
     else:
         around = 64
         home = x.new_full((x.numel() + 2 * around,), poison(x.dtype))
-        dense = x.is_contiguous() or (x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last))
-        strides = x.stride() if dense else torch.empty(x.shape, device="meta").stride()
-        inside = home.as_strided(x.shape, strides, around)
+        strides = torch.empty_like(x, device="meta").stride()  # those of x where it has no gaps
+        inside = home.as_strided(x.shape, strides, around + offset)
     return inside.copy_(x)
