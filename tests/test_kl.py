@@ -182,6 +182,13 @@ def test_ignored_labels_and_parts_for_logging(backend, device, labels_dtype):
     assert not loss.kl.requires_grad
 
 
+def test_module_of_the_distillation_loss(backend, device):
+    student, teacher = (x.to(device) for x in kl.logits((6, 9)))
+    labels, options = torch.arange(6, device=device), {"temperature": 2.0, "ce_weight": 0.3, "kl_weight": 0.5}
+    found = af.DistillationLoss(**options)(student, teacher, labels)
+    assert all(map(torch.equal, found, af.distillation_loss(student, teacher, labels, **options)))
+
+
 @pytest.mark.parametrize("loss", ["distillation_loss", "dkd_loss"])
 @pytest.mark.parametrize("label", [4, 50, -1])
 def test_label_out_of_range(backend, device, loss, label):

@@ -244,7 +244,6 @@ DISTILLATION = Operation(
     floors=FLOORS,
     strided=("student", "teacher"),
     saves=10,
-    module=lambda x, o: af.DistillationLoss(**o)(x["student"], x["teacher"], x["labels"]),
     refusals=(
         *of_pairs(af.distillation_loss),
         Refusal("labels.shape=(4,)", ValueError, lambda: af.distillation_loss(S, S, torch.zeros(4).long())),

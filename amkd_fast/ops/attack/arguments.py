@@ -111,7 +111,7 @@ def check_per_sample(name: str, value: object, x: Tensor) -> None:
         checks.same_device(x=x, **{name: value})
     elif isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} is a {type(value).__name__}: must be a number or a tensor [B]")
-    elif math.isnan(value) or (name == "step_size" and math.isinf(value)):
+    elif value != value or (name == "step_size" and abs(value) == math.inf):  # as a compiler can trace
         raise ValueError(f"{name}={value!r}: must be {'finite' if name == 'step_size' else 'no NaN'}")
 
 
@@ -123,7 +123,7 @@ def check_bound(name: str, value: object, x: Tensor) -> None:
     elif value is not None:
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise TypeError(f"{name} is a {type(value).__name__}: must be a number, a tensor [C] or None")
-        if math.isnan(value):
+        if value != value:  # as a compiler can trace
             raise ValueError(f"{name}={value!r}: must be no NaN")
 
 
