@@ -338,6 +338,21 @@ def test_objective_of_poisoned_and_tied_rows(loss):
                 assert torch.equal(got[3], want[3])
 
 
+@by_dtype
+@pytest.mark.parametrize("k", [3, 8, 21])
+def test_a_nan_is_found_in_every_dtype_and_place(dtype, k):
+    logits = draw(k, k, dtype=dtype) + torch.diag(torch.full((k,), math.nan, dtype=dtype))
+    labels = (torch.arange(k) + 1) % k
+    for loss in ("ce", "boundary", "dlr"):
+        value, gradient, prediction, active = attack_objective(logits, labels, loss=loss)
+        assert value.isnan().all()
+        assert not gradient.any()
+        assert torch.equal(prediction, torch.arange(k))
+        assert not active.any()
+    assert torch.equal(draw_targets(logits, labels, seed=3), torch.arange(k))
+    assert not select_boundary_bases(logits, logits, labels, k, seed=3).valid.any()
+
+
 def test_logits_may_have_any_strides():
     logits = draw(6, 20)[:, ::2]
     labels = torch.arange(6)
