@@ -48,7 +48,7 @@ UNCONFIRMED = {
 try:
     from amkd_fast import _C
 
-    _BUILD: dict[str, object] | None = _C.build_info()
+    _BUILD: dict[str, object] | None = _C.build_info()  # a ValueError where AMKD_FAST_SIMD cannot be had
     _BUILD_MISSING = ""
 except ImportError as error:
     _BUILD = None

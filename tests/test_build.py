@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import os
+import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -18,16 +20,36 @@ ROOT = Path(__file__).resolve().parent.parent
 NATIVE = pytest.mark.skipif(backends.build_info() is None, reason="the extension is not built")
 
 
-def python(code: str, **environment: str) -> str:
-    result = subprocess.run(
+LEVELS = ("baseline", "avx2", "avx512")
+by_level = pytest.mark.parametrize("level", LEVELS)
+
+
+def run_python(code: str, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,
         text=True,
         cwd=ROOT,
         env={**os.environ, "TRITON_INTERPRET": "0", **environment},
     )
+
+
+def python(code: str, **environment: str) -> str:
+    result = run_python(code, **environment)
     assert result.returncode == 0, result.stderr
     return result.stdout.strip()
+
+
+def failure(code: str, **environment: str) -> str:
+    """The last line that the code dies with, by an exception and not by a signal."""
+    result = run_python(code, **environment)
+    assert result.returncode == 1, result
+    return result.stderr.strip().splitlines()[-1]
+
+
+def skip_unless_usable(level: str) -> None:
+    if level not in backends.build_info()["simd_usable"]:
+        pytest.skip(f"this machine has no {level}")
 
 
 # ---- import ---------------------------------------------------------------------------------------------------------
@@ -73,6 +95,34 @@ def test_report_names_every_backend_and_a_reason_for_each_gap():
         assert all(reason in text for reason in reasons.values())
 
 
+@NATIVE
+@pytest.mark.parametrize("level", ["avx", "AVX2", "baseline ", ""])
+def test_a_misspelt_simd_level_is_an_error(level):
+    said = failure("import amkd_fast", AMKD_FAST_SIMD=level)
+    assert said == f"ValueError: AMKD_FAST_SIMD='{level}': must be 'baseline', 'avx2' or 'avx512'"
+
+
+@NATIVE
+def test_a_simd_level_that_this_cpu_lacks_is_an_error():
+    usable = backends.build_info()["simd_usable"]
+    for level in LEVELS[len(usable) :]:
+        said = failure("import amkd_fast", AMKD_FAST_SIMD=level)
+        assert said == f"ValueError: AMKD_FAST_SIMD='{level}': must be at most '{usable[-1]}' on this CPU"
+    for level in usable:
+        assert (
+            python("from amkd_fast import backends as b; print(b.build_info()['simd'])", AMKD_FAST_SIMD=level) == level
+        )
+
+
+@NATIVE
+@pytest.mark.skipif(platform.machine() != "x86_64" or not Path("/proc/cpuinfo").exists(), reason="reads /proc/cpuinfo")
+def test_usable_simd_levels_are_those_of_the_cpu():
+    flags = set(re.search(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)[1].split())
+    needed = {"baseline": set(), "avx2": {"avx2", "fma", "f16c"}}
+    needed["avx512"] = needed["avx2"] | {"avx512f", "avx512bw", "avx512dq", "avx512vl"}
+    assert backends.build_info()["simd_usable"] == [level for level in LEVELS if needed[level] <= flags]
+
+
 @pytest.mark.parametrize("name", ["gpu", ""])
 def test_unknown_backend_is_refused(name):
     with (
@@ -114,9 +164,10 @@ def test_links_neither_cuda_nor_python_bindings_of_torch():
 
 
 @NATIVE
-@pytest.mark.parametrize("level", ["baseline", "avx2", "avx512"])
+@by_level
 def test_every_simd_level_computes_the_same(level):
     """Each level in a process of its own, against fp64, over dtypes, divergences and awkward widths."""
+    skip_unless_usable(level)
     code = """
 import torch, amkd_fast as af
 print(af.backends.build_info()["simd"])
@@ -140,15 +191,15 @@ for dtype, unit in ((torch.float32, 1e-6), (torch.float64, 1e-13), (torch.float1
 print(worst)
 """
     used, worst = python(code, AMKD_FAST_SIMD=level).splitlines()
-    if used != level:
-        pytest.skip(f"this machine has no {level}")
+    assert used == level
     assert float(worst) < 1.0
 
 
 @NATIVE
-@pytest.mark.parametrize("level", ["baseline", "avx2", "avx512"])
+@by_level
 def test_every_simd_level_makes_the_same_images(level):
     """Bit for bit: no level may fuse a product and a sum, or round other halves."""
+    skip_unless_usable(level)
     code = """
 import torch, amkd_fast as af
 print(af.backends.build_info()["simd"])
@@ -168,8 +219,7 @@ for shape in ((3, 32, 32), (3, 7, 5), (1, 5, 33), (5, 3, 17)):
 print(equal)
 """
     used, equal = python(code, AMKD_FAST_SIMD=level).splitlines()
-    if used != level:
-        pytest.skip(f"this machine has no {level}")
+    assert used == level
     assert equal == "True"
 
 
