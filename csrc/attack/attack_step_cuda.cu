@@ -16,9 +16,8 @@ namespace {
 bool has_clusters(const void* kernel, int32_t device) {
   int supported = 0;
   cudaFuncAttributes attributes{};
-  cudaError_t error = cudaDeviceGetAttribute(&supported, cudaDevAttrClusterLaunch, device);
-  if (error == cudaSuccess && supported != 0) error = cudaFuncGetAttributes(&attributes, kernel);
-  STD_TORCH_CHECK(error == cudaSuccess, "amkd_fast: no attributes of attack step_kernel: ", cudaGetErrorString(error));
+  check(cudaDeviceGetAttribute(&supported, cudaDevAttrClusterLaunch, device), "asking for clusters");
+  if (supported != 0) check(cudaFuncGetAttributes(&attributes, kernel), "asking for attack step_kernel");
   return supported != 0 && attributes.ptxVersion >= 90;
 }
 
@@ -82,8 +81,7 @@ void launch(const StepArguments& call, int32_t device, cudaStream_t stream) {
   config.stream = stream;
   config.attrs = &cluster;
   config.numAttrs = plan.ranks > 1 ? 1 : 0;
-  const cudaError_t error = cudaLaunchKernelEx(&config, plan.held ? holding : streaming, step);
-  STD_TORCH_CHECK(error == cudaSuccess, "amkd_fast: launching attack step_kernel failed: ", cudaGetErrorString(error));
+  check(cudaLaunchKernelEx(&config, plan.held ? holding : streaming, step), "launching attack step_kernel");
 }
 
 void step(const Tensor& out, const Tensor& x, const Tensor& grad, const std::optional<Tensor>& x0,

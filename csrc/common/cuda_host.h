@@ -23,6 +23,13 @@ inline cudaStream_t current_stream(int32_t device) {
   return static_cast<cudaStream_t>(stream);
 }
 
+// The runtime keeps an error that it has returned as its last one: left there, the next launch would be blamed for it.
+inline void check(cudaError_t error, const char* what) {
+  if (error == cudaSuccess) return;
+  (void)cudaGetLastError();
+  STD_TORCH_CHECK(false, "amkd_fast: ", what, " failed: ", cudaGetErrorString(error));
+}
+
 inline void check_launch(const char* kernel) {
   const cudaError_t error = cudaGetLastError();
   STD_TORCH_CHECK(error == cudaSuccess, "amkd_fast: launching ", kernel, " failed: ", cudaGetErrorString(error));
@@ -30,9 +37,7 @@ inline void check_launch(const char* kernel) {
 
 inline int multiprocessors(int32_t device) {
   int count = 0;
-  const cudaError_t error = cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device);
-  STD_TORCH_CHECK(error == cudaSuccess, "amkd_fast: no properties of CUDA device ", device, ": ",
-                  cudaGetErrorString(error));
+  check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device), "asking for the multiprocessors");
   return count;
 }
 

@@ -91,8 +91,7 @@ std::tuple<Tensor, Tensor> loss(const Tensor& student, const Tensor& teacher, do
   const cudaStream_t stream = current_stream(student.get_device_index());
   if (call.count == 0) {
     const size_t bytes = call.statistics == ScalarType::Double ? sizeof(double) : sizeof(float);
-    const cudaError_t error = cudaMemsetAsync(loss.mutable_data_ptr(), 0, bytes, stream);
-    STD_TORCH_CHECK(error == cudaSuccess, "amkd_fast: relations_loss: ", cudaGetErrorString(error));
+    check(cudaMemsetAsync(loss.mutable_data_ptr(), 0, bytes, stream), "relations_loss");
     return {loss, grad};
   }
   dispatch(call.type, "student",

@@ -109,10 +109,8 @@ std::tuple<Tensor, Tensor> terms(const Tensor& anchor, const std::optional<Tenso
     const Tensor totals = new_empty(anchor, {int64_t{kTotals} * plan.blocks}, ScalarType::Double);
     terms.block_totals = data_of<double>(totals);
     void* arguments[] = {&terms};
-    const cudaError_t error =
-        cudaLaunchCooperativeKernel(terms_kernel<Scalar>, dim3(plan.blocks), dim3(kThreads), arguments, 0, stream);
-    STD_TORCH_CHECK(error == cudaSuccess,
-                    "amkd_fast: launching triplet terms_kernel failed: ", cudaGetErrorString(error));
+    check(cudaLaunchCooperativeKernel(terms_kernel<Scalar>, dim3(plan.blocks), dim3(kThreads), arguments, 0, stream),
+          "launching triplet terms_kernel");
   });
   return {loss, stats};
 }
