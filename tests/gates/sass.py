@@ -114,6 +114,8 @@ def read_figures(code: list[tuple[int, str]], usage: dict[str, int], shared: int
 def disassemble(cubins: Iterable[bytes], target: str) -> list[list[tuple[int, str]]]:
     """The code of every cubin, all by one process: starting the disassembler takes longer than compiling a kernel."""
     codes = [_machine_code(cubin) for cubin in cubins]
+    if not codes:
+        return []
     with tempfile.NamedTemporaryFile(suffix=".bin") as file:
         file.write(b"".join(codes))
         file.flush()
