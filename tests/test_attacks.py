@@ -102,9 +102,8 @@ def eager_boundary(net, images, base, target, *, steps, eta, power, score, lower
 
 
 @pytest.mark.parametrize("preset", ["official", "zoo"])
-@pytest.mark.parametrize("compact", [False, True])
 @pytest.mark.parametrize("seed", range(3))
-def test_public_presets_equal_the_eager_loop(preset, compact, seed):
+def test_public_presets_equal_the_eager_loop(preset, seed):
     # float64: in float32 a batch and a single image round differently, and a ReLU at its kink makes 1e-3 of that
     net, images = make_net(seed).double(), make_images(12, seed + 10)[0].double()
     base = copy.deepcopy(net).eval()(images).argmax(1)
@@ -124,13 +123,14 @@ def test_public_presets_equal_the_eager_loop(preset, compact, seed):
         upper=2.5,
     )
     view = frozen(net, fold_batchnorm=False, channels_last=False)
-    got = BoundaryAttack(view, preset=preset, compact=compact, **options)(images, target=target)
     assert len(set(want[3].tolist())) > 3
-    torch.testing.assert_close(got.images, want[0], rtol=0, atol=1e-9)
-    torch.testing.assert_close(got.logits, want[1], rtol=0, atol=1e-9)
-    assert torch.equal(got.status, want[2])
-    assert torch.equal(got.steps, want[3])
-    assert got.accepted.all()
+    for compact in (False, True):
+        got = BoundaryAttack(view, preset=preset, compact=compact, **options)(images, target=target)
+        torch.testing.assert_close(got.images, want[0], rtol=0, atol=1e-9)
+        torch.testing.assert_close(got.logits, want[1], rtol=0, atol=1e-9)
+        assert torch.equal(got.status, want[2])
+        assert torch.equal(got.steps, want[3])
+        assert got.accepted.all()
     folded = BoundaryAttack(net, preset=preset, **options)(images, target=target)
     torch.testing.assert_close(folded.images, want[0], rtol=0, atol=1e-8)
     assert torch.equal(folded.status, want[2])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import os
 import platform
 import re
@@ -55,16 +56,44 @@ def skip_unless_usable(level: str) -> None:
 # ---- import ---------------------------------------------------------------------------------------------------------
 
 
-def test_import_is_lean():
-    loaded = python("import sys, amkd_fast; print(*sys.modules)").split()
+IMPORTS = """
+import sys, time, torch
+before, start = set(sys.modules), time.process_time()
+import amkd_fast
+print(time.process_time() - start)
+print(*sys.modules.keys() - before)
+import amkd_fast.losses, amkd_fast.distill.adapters, amkd_fast.distill.cli, amkd_fast.distill.methods
+import amkd_fast.distill.networks
+print(*sys.modules)
+"""
+# What only some users have, and what takes long: packages of the extra, frameworks that the adapters are for.
+EXTRA = {"lightning", "matplotlib", "sklearn", "torchmetrics", "rich", "PIL"}
+FRAMEWORKS = {"timm", "torchvision", "torchdistill", "mdistiller", "transformers"}
+
+
+@pytest.fixture(scope="module")
+def imported():
+    """Seconds that the import adds to torch's; modules that it adds; all of them, with the libraries' parts."""
+    seconds, own, everything = python(IMPORTS).splitlines()
+    return float(seconds), set(own.split()), set(everything.split())
+
+
+def test_import_is_lean(imported):
+    _, loaded, _ = imported
     assert "amkd_fast.ops.kl" in loaded
-    heavy = {"triton", "lightning", "matplotlib", "sklearn", "PIL", "torch._dynamo", "torch.fx.experimental"}
-    assert not heavy & set(loaded) - set(python("import sys, torch; print(*sys.modules)").split())
+    heavy = {"triton", "torch._dynamo", "torch.fx.experimental"}
+    assert not (heavy | EXTRA | FRAMEWORKS) & loaded
 
 
-def test_import_adds_less_than_300_ms():
-    code = "import time, torch; start = time.process_time(); import amkd_fast; print(time.process_time() - start)"
-    assert min(float(python(code)) for _ in range(3)) < 0.3
+def test_import_adds_less_than_300_ms(imported):
+    repeated = (float(python(IMPORTS).split()[0]) for _ in range(2))  # where the first was on a busy machine
+    assert any(seconds < 0.3 for seconds in itertools.chain(imported[:1], repeated))
+
+
+def test_the_library_imports_no_trainer_and_no_framework(imported):
+    _, _, loaded = imported
+    assert {"amkd_fast.distill.adapters", "amkd_fast.distill.cli", "amkd_fast.distill.networks"} <= loaded
+    assert not (EXTRA | FRAMEWORKS) & loaded
 
 
 def test_without_the_extension_auto_falls_back_once_and_a_name_raises():
@@ -163,14 +192,10 @@ def test_links_neither_cuda_nor_python_bindings_of_torch():
     ]
 
 
-@NATIVE
-@by_level
-def test_every_simd_level_computes_the_same(level):
-    """Each level in a process of its own, against fp64, over dtypes, divergences and awkward widths."""
-    skip_unless_usable(level)
-    code = """
+SIMD = """
 import torch, amkd_fast as af
 print(af.backends.build_info()["simd"])
+# The KL family against fp64, over dtypes, divergences and awkward widths.
 worst = 0.0
 for dtype, unit in ((torch.float32, 1e-6), (torch.float64, 1e-13), (torch.float16, 2e-3), (torch.bfloat16, 1.6e-2)):
     for divergence in ("forward", "reverse", "js"):
@@ -189,20 +214,7 @@ for dtype, unit in ((torch.float32, 1e-6), (torch.float64, 1e-13), (torch.float1
             worst = max(worst, ((value - exact).abs() / (exact.abs() + 1e-3) / exact_unit).item())
             worst = max(worst, ((grad - exact_grad).abs().max() / (exact_grad.abs().max() + 1e-3) / unit).item())
 print(worst)
-"""
-    used, worst = python(code, AMKD_FAST_SIMD=level).splitlines()
-    assert used == level
-    assert float(worst) < 1.0
-
-
-@NATIVE
-@by_level
-def test_every_simd_level_makes_the_same_images(level):
-    """Bit for bit: no level may fuse a product and a sum, or round other halves."""
-    skip_unless_usable(level)
-    code = """
-import torch, amkd_fast as af
-print(af.backends.build_info()["simd"])
+# Images, bit for bit: no level may fuse a product and a sum, or round other halves.
 equal = True
 for shape in ((3, 32, 32), (3, 7, 5), (1, 5, 33), (5, 3, 17)):
     pixels = torch.randint(0, 256, (40, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -218,9 +230,25 @@ for shape in ((3, 32, 32), (3, 7, 5), (1, 5, 33), (5, 3, 17)):
             equal &= torch.equal(*batches)
 print(equal)
 """
-    used, equal = python(code, AMKD_FAST_SIMD=level).splitlines()
-    assert used == level
-    assert equal == "True"
+
+
+@pytest.fixture(scope="module", params=["baseline", "avx2", "avx512"])
+def simd(request):
+    """What a process of that level found."""
+    skip_unless_usable(request.param)
+    used, worst, equal = python(SIMD, AMKD_FAST_SIMD=request.param).splitlines()
+    assert used == request.param
+    return float(worst), equal
+
+
+@NATIVE
+def test_every_simd_level_computes_the_same(simd):
+    assert simd[0] < 1.0
+
+
+@NATIVE
+def test_every_simd_level_makes_the_same_images(simd):
+    assert simd[1] == "True"
 
 
 # ---- building -------------------------------------------------------------------------------------------------------
@@ -268,11 +296,15 @@ def test_missing_compiler_leaves_everything_out_with_auto_alone(tmp_path):
         assert "no C++ compiler" in result.stderr
 
 
+# Not even what other tests are writing meanwhile.
+NO_SOURCES = (".*", "__pycache__", "build", "runs", "*.so", "*.egg-info")
+
+
 @pytest.mark.parametrize("isolation", [True, False], ids=["isolated", "not_isolated"])
 def test_wheel_without_the_extension(tmp_path, isolation):
     """Pure wheels build fast and take the same road through the build backend as the others."""
     source = tmp_path / "source"
-    shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(".git", ".venv", "build", "runs", "*.so", "*.egg-info"))
+    shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(*NO_SOURCES))
     command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(tmp_path), str(source)]
     if not isolation:
         command.insert(5, "--no-build-isolation")
