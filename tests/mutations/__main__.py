@@ -1,0 +1,135 @@
+"""Puts one fault after the other into a copy of the project and tells which test catches it.
+
+    python -m tests.mutations [--only NAME] [--tree PATH] [--json FILE]
+
+A test that caught a fault is run once more without it: where it fails then, too, the catch is void.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import shlex
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+from . import trial
+from .mutants import MUTANTS, Mutant
+from .selection import Run, Stage, runs_of, stages_of
+from .tree import Tree, Unbuildable
+
+CAUGHT = ("caught", "crash", "timeout")
+
+
+def main() -> int:
+    options = _options()
+    chosen = [mutant for mutant in MUTANTS if not options.only or mutant.name in options.only]
+    if missing := set(options.only or ()) - {mutant.name for mutant in chosen}:
+        raise SystemExit(f"--only: there is no {', '.join(sorted(missing))}")
+    found = _read(options.json) if options.resume else {}
+    through = shlex.split(options.through)
+    with tempfile.TemporaryDirectory() as scratch:
+        tree = Tree(options.tree.resolve(), options.work or Path(scratch) / "tree", through)
+        runs = runs_of(tree.root)
+        if any(mutant.kind == "cpu" and mutant.name not in found for mutant in chosen):
+            tree.build()
+            tree.keep()
+        end = time.monotonic() + options.seconds
+        for mutant in chosen:
+            if mutant.name not in found and time.monotonic() < end:
+                found[mutant.name] = _try(tree, runs, mutant, through, options.limit)
+                _write(options.json, found)
+                print(_line(found[mutant.name]), flush=True)
+        _verify(tree, runs, found, through, options.limit)
+        _write(options.json, found)
+    _tell(found)
+    return 0 if all(entry["outcome"] in CAUGHT for entry in found.values()) else 1
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.mutations", description=__doc__)
+    parser.add_argument("--only", action="append", metavar="NAME", help="try this mutant alone; may be repeated")
+    parser.add_argument("--tree", type=Path, default=Path(), metavar="PATH", help="the project; it is not changed")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="where the outcomes go, mutant by mutant")
+    parser.add_argument("--resume", action="store_true", help="leave out the mutants that FILE has")
+    parser.add_argument("--for", type=float, default=math.inf, metavar="S", dest="seconds", help="begin none later")
+    parser.add_argument("--work", type=Path, metavar="PATH", help="keep the copy, and what it is built into, for later")
+    parser.add_argument("--limit", type=float, default=300.0, metavar="S", help="a test that takes longer hangs")
+    parser.add_argument("--through", default="", metavar="COMMAND", help='what runs builds and tests, as "nice -n 5"')
+    options = parser.parse_args()
+    if options.resume and options.json is None:
+        parser.error("--resume: needs --json")
+    return options
+
+
+def _try(tree: Tree, runs: list[Run], mutant: Mutant, through: list[str], limit: float) -> dict:
+    start = time.monotonic()
+    entry = {**mutant._asdict(), "kind": mutant.kind, "outcome": "missed", "test": "", "stage": "", "passed": 0}
+    try:
+        with tree.mutated(mutant):
+            for stage in stages_of(tree.root, runs, mutant.family, mutant.kind):
+                outcome = trial.run(tree, stage, through, limit)
+                entry["passed"] += outcome.passed
+                if outcome.verdict != "passed":
+                    entry |= {"outcome": outcome.verdict, "test": outcome.test, "stage": stage.name}
+                    entry |= {"words": outcome.words} if outcome.words else {}
+                    break
+            else:
+                if entry["passed"] == 0:  # skipped or deselected: then nothing can be said
+                    entry["outcome"] = "error"
+    except Unbuildable as error:
+        entry |= {"outcome": "error", "words": str(error)}
+    return {**entry, "seconds": round(time.monotonic() - start, 1)}
+
+
+def _verify(tree: Tree, runs: list[Run], found: dict[str, dict], through: list[str], limit: float) -> None:
+    """Void the catches of tests that fail on the pristine tree as well."""
+    for interpreted in (False, True):
+        entries = [
+            entry
+            for entry in found.values()
+            if entry["outcome"] in CAUGHT and not entry.get("verified") and (entry["kind"] == "triton") == interpreted
+        ]
+        options = next((run.options for run in runs if run.interpreted == interpreted), ())
+        tests = tuple(sorted({entry["test"] for entry in entries}))
+        if not tests:
+            continue
+        outcome = trial.run(tree, Stage("pristine", tests, "", options, interpreted), through, limit, stop=False)
+        for entry in entries:
+            entry["verified"] = outcome.verdict in ("passed", "caught") and entry["test"] not in outcome.failed
+            if not entry["verified"]:
+                entry |= {"outcome": "error", "words": f"fails on the pristine tree, too: {outcome}"}
+
+
+def _read(path: Path) -> dict[str, dict]:
+    entries = json.loads(path.read_text())["mutants"] if path.is_file() else []
+    return {entry["name"]: entry for entry in entries}
+
+
+def _write(path: Path | None, found: dict[str, dict]) -> None:
+    if path is not None:
+        counts = dict(Counter(entry["outcome"] for entry in found.values()))
+        path.write_text(json.dumps({"counts": counts, "mutants": list(found.values())}, indent=1) + "\n")
+
+
+def _line(entry: dict) -> str:
+    seconds, said = f"{entry['seconds']:.1f} s", entry["test"] or entry["harm"]
+    return f"{entry['outcome'].upper():8} {seconds:>8}  {entry['name']:36} {said}"
+
+
+def _tell(found: dict[str, dict]) -> None:
+    print()
+    for entry in sorted(found.values(), key=lambda entry: entry["outcome"] in CAUGHT):
+        print(_line(entry))
+        if entry["outcome"] == "error":
+            print(entry.get("words", "no test ran"))
+    caught = sum(entry["outcome"] in CAUGHT for entry in found.values())
+    print(f"\n{caught} of {len(found)} caught")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

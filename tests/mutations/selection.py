@@ -1,0 +1,145 @@
+"""Which tests answer for a family, among those that `make test` runs: what is not run there catches nothing."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+CONTRACT = "tests/test_contract.py"  # operations of all families by a table, where there is one
+LEVELS = ("tests/test_build.py", "tests/test_simd_levels.py", "tests/test_levels.py")
+
+
+class Family(NamedTuple):
+    """Test files by what follows `test_` in their names, and words that the names of table-driven tests hold."""
+
+    files: tuple[str, ...]
+    words: tuple[str, ...] = ()
+    neighbours: tuple[str, ...] = ()  # families that run the same code
+    users: tuple[str, ...] = ()  # files of what is built on it
+
+
+_LOSSES = ("losses", "methods", "training")
+_ATTACKS = ("attacks", "capture", "similarity", "robustness", "methods", "parity", "training")
+FAMILIES = {
+    "kl": Family(
+        ("kl",), ("kl", "distillation", "soft_cross"), ("decoupled", "consistency", "standardised"), _LOSSES
+    ),
+    "decoupled": Family(("decoupled",), ("decoupled", "dkd"), (), _LOSSES),
+    "consistency": Family(("consistency",), ("consistency",), ("standardised",), _LOSSES),
+    "standardised": Family(("standardised",), ("standardised",), (), _LOSSES),
+    "triplet": Family(
+        ("triplet", "triplet_kernels"), ("triplet", "nearest"), ("triplet_ranks",),
+        ("memory", "metric_learning", "losses", "losses_ranks"),
+    ),
+    "triplet_ranks": Family(("triplet_ranks", "losses_ranks")),
+    "attack": Family(("attack", "attack_kernels"), ("attack", "objective", "bases", "draw"), ("particles",), _ATTACKS),
+    "particles": Family(("particles",), ("svgd", "particle"), (), _ATTACKS),
+    "images": Family(("images",), ("crop", "image"), (), ("data", "training")),
+    "augment": Family(("augment",), ("augment",), (), ("data", "training")),
+    "segments": Family(("segments",), ("segment",), (), _LOSSES),
+    "relations": Family(("relations",), ("relation",), (), _LOSSES),
+    "attacks": Family(_ATTACKS[:-3], (), ("particles",), _ATTACKS[-3:]),
+    "losses": Family(("losses", "losses_ranks"), (), (), ("methods", "training")),
+    "memory": Family(("memory",), (), (), ("losses", "metric_learning")),
+    # What all families share: the shortest files come first.
+    "threads": Family(
+        ("segments", "relations", "consistency", "standardised", "decoupled", "kl"), ("threads",),
+        ("augment", "particles", "attack", "triplet"), _LOSSES,
+    ),
+    "dtypes": Family(
+        ("segments", "consistency", "standardised", "decoupled", "kl"), (),
+        ("particles", "attack", "images"), _LOSSES,
+    ),
+}  # fmt: skip
+
+
+class Run(NamedTuple):
+    """One pytest of `make test`."""
+
+    files: tuple[str, ...]
+    expression: str  # of -k
+    options: tuple[str, ...]
+    interpreted: bool
+
+
+class Stage(NamedTuple):
+    """One pytest of ours."""
+
+    name: str
+    files: tuple[str, ...]
+    expression: str
+    options: tuple[str, ...]
+    interpreted: bool
+
+    def arguments(self) -> list[str]:
+        return [*self.files, *self.options, *(("-k", self.expression) if self.expression else ())]
+
+
+def runs_of(tree: Path) -> list[Run]:
+    """What `make test` runs in a tree, whether or not it would build something first."""
+    command = ["make", "-n", "-s", "-C", str(tree), "test", f"PYTHON={sys.executable}"]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.replace("\\\n", " ").splitlines()
+    found = [_run(tree, line) for line in lines if " -m pytest " in line]
+    if not found:
+        raise SystemExit("`make -n test` names no pytest: there is nothing to judge")
+    return found
+
+
+def _run(tree: Path, line: str) -> Run:
+    before, after = line.split(" -m pytest ", 1)
+    words, files, options, expression = shlex.split(after), [], [], ""
+    while words:
+        word = words.pop(0)
+        if word == "-k":
+            expression = words.pop(0)
+        elif word in ("-n", "--numprocesses", "--dist"):
+            words.pop(0)  # one process, whose test can be named when it hangs
+        elif word in ("-x", "-q", "-v"):
+            pass  # ours
+        elif word.startswith("-"):
+            options.append(word)
+            if word in ("--backend", "-m", "-p", "-o", "--ignore"):
+                options.append(words.pop(0))
+        elif (tree / word).is_dir():
+            files += sorted(str(path.relative_to(tree)) for path in (tree / word).glob("test_*.py"))
+        else:
+            files.append(word)
+    return Run(tuple(files), expression, tuple(options), "TRITON_INTERPRET=1" in before)
+
+
+def stages_of(tree: Path, runs: list[Run], family: str, kind: str) -> list[Stage]:
+    """The tests for a mutant, in the order that finds it soonest: its family's, its neighbours', the users'."""
+    its = FAMILIES[family]
+    own = _paths(its.files)
+    near = [path for name in its.neighbours for path in _paths(FAMILIES[name].files)]
+    users = _paths(its.users)
+    levels = [path for path in LEVELS if (tree / path).is_file()] if kind == "cpu" else []
+    words = " or ".join(its.words)
+    stages = []
+    for run in runs:
+        if run.interpreted != (kind == "triton"):
+            continue
+        if CONTRACT in run.files and words:
+            both = f"({run.expression}) and ({words})" if run.expression else words
+            stages.append(Stage("family", (CONTRACT,), both, run.options, run.interpreted))
+        groups = (
+            ("family", own, ""),
+            ("levels", levels, "simd or level"),
+            ("neighbours", near, ""),
+            ("users", users, ""),
+        )
+        seen = set()
+        for name, wanted, expression in groups:
+            files = tuple(path for path in dict.fromkeys(wanted) if path in run.files and path not in seen)
+            seen.update(files)
+            if files:
+                stages.append(Stage(name, files, run.expression or expression, run.options, run.interpreted))
+    order = ("family", "levels", "neighbours", "users")
+    return sorted(stages, key=lambda stage: order.index(stage.name))
+
+
+def _paths(names: tuple[str, ...]) -> list[str]:
+    return [f"tests/test_{name}.py" for name in names]
