@@ -2,7 +2,8 @@
 
     python -m tests.mutations [--only NAME] [--tree PATH] [--json FILE]
 
-A test that caught a fault is run once more without it: where it fails then, too, the catch is void.
+A test that caught a fault is run once more without it. Where it fails then, too, the catch is void: the test is set
+aside, which the outcomes name, and the fault meets the others.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def main() -> int:
     chosen = [mutant for mutant in MUTANTS if not options.only or mutant.name in options.only]
     if missing := set(options.only or ()) - {mutant.name for mutant in chosen}:
         raise SystemExit(f"--only: there is no {', '.join(sorted(missing))}")
-    found = _read(options.json) if options.resume else {}
+    found, unsound = _read(options.json) if options.resume else ({}, [])
     through = shlex.split(options.through)
     with tempfile.TemporaryDirectory() as scratch:
         tree = Tree(options.tree.resolve(), options.work or Path(scratch) / "tree", through)
@@ -39,13 +40,16 @@ def main() -> int:
             tree.build()
             tree.keep()
         end = time.monotonic() + options.seconds
-        for mutant in chosen:
-            if mutant.name not in found and time.monotonic() < end:
-                found[mutant.name] = _try(tree, runs, mutant, through, options.limit)
-                _write(options.json, found)
-                print(_line(found[mutant.name]), flush=True)
-        _verify(tree, runs, found, through, options.limit)
-        _write(options.json, found)
+        wanted = [mutant for mutant in chosen if mutant.name not in found]
+        while wanted:
+            for mutant in wanted:
+                if time.monotonic() < end:
+                    found[mutant.name] = _try(tree, runs, mutant, unsound, through, options.limit)
+                    _write(options.json, found, unsound)
+                    print(_line(found[mutant.name]), flush=True)
+            void = _verify(tree, runs, found, unsound, through, options.limit)
+            wanted = [mutant for mutant in chosen if mutant.name in void]
+            _write(options.json, found, unsound)
     _tell(found)
     return 0 if all(entry["outcome"] in CAUGHT for entry in found.values()) else 1
 
@@ -66,13 +70,14 @@ def _options() -> argparse.Namespace:
     return options
 
 
-def _try(tree: Tree, runs: list[Run], mutant: Mutant, through: list[str], limit: float) -> dict:
+def _try(tree: Tree, runs: list[Run], mutant: Mutant, unsound: list[str], through: list[str], limit: float) -> dict:
     start = time.monotonic()
     entry = {**mutant._asdict(), "kind": mutant.kind, "outcome": "missed", "test": "", "stage": "", "passed": 0}
     try:
         with tree.mutated(mutant):
             for stage in stages_of(tree.root, runs, mutant.family, mutant.kind):
-                outcome = trial.run(tree, stage, through, limit)
+                aside = tuple(f"--deselect={test}" for test in unsound)
+                outcome = trial.run(tree, stage._replace(options=stage.options + aside), through, limit)
                 entry["passed"] += outcome.passed
                 if outcome.verdict != "passed":
                     entry |= {"outcome": outcome.verdict, "test": outcome.test, "stage": stage.name}
@@ -86,8 +91,11 @@ def _try(tree: Tree, runs: list[Run], mutant: Mutant, through: list[str], limit:
     return {**entry, "seconds": round(time.monotonic() - start, 1)}
 
 
-def _verify(tree: Tree, runs: list[Run], found: dict[str, dict], through: list[str], limit: float) -> None:
-    """Void the catches of tests that fail on the pristine tree as well."""
+def _verify(
+    tree: Tree, runs: list[Run], found: dict[str, dict], unsound: list[str], through: list[str], limit: float
+) -> set[str]:
+    """Take back the catches of tests that fail on the pristine tree as well; the names of their mutants."""
+    void = set()
     for interpreted in (False, True):
         entries = [
             entry
@@ -95,25 +103,32 @@ def _verify(tree: Tree, runs: list[Run], found: dict[str, dict], through: list[s
             if entry["outcome"] in CAUGHT and not entry.get("verified") and (entry["kind"] == "triton") == interpreted
         ]
         options = next((run.options for run in runs if run.interpreted == interpreted), ())
-        tests = tuple(sorted({entry["test"] for entry in entries}))
-        if not tests:
-            continue
-        outcome = trial.run(tree, Stage("pristine", tests, "", options, interpreted), through, limit, stop=False)
+        pending = {entry["test"] for entry in entries} - set(unsound)
+        while pending:
+            stage = Stage("pristine", tuple(sorted(pending)), "", options, interpreted)
+            outcome = trial.run(tree, stage, through, limit, stop=False)
+            if outcome.verdict == "error":
+                raise SystemExit(outcome.words)
+            unsound += sorted({*outcome.failed, outcome.test} & pending)
+            pending = pending - set(unsound) if outcome.verdict in ("crash", "timeout") else set()
         for entry in entries:
-            entry["verified"] = outcome.verdict in ("passed", "caught") and entry["test"] not in outcome.failed
+            entry["verified"] = entry["test"] not in unsound
             if not entry["verified"]:
-                entry |= {"outcome": "error", "words": f"fails on the pristine tree, too: {outcome}"}
+                void.add(entry["name"])
+                del found[entry["name"]]
+    return void
 
 
-def _read(path: Path) -> dict[str, dict]:
-    entries = json.loads(path.read_text())["mutants"] if path.is_file() else []
-    return {entry["name"]: entry for entry in entries}
+def _read(path: Path) -> tuple[dict[str, dict], list[str]]:
+    kept = json.loads(path.read_text()) if path.is_file() else {"mutants": [], "unsound": []}
+    return {entry["name"]: entry for entry in kept["mutants"]}, kept.get("unsound", [])
 
 
-def _write(path: Path | None, found: dict[str, dict]) -> None:
+def _write(path: Path | None, found: dict[str, dict], unsound: list[str]) -> None:
     if path is not None:
         counts = dict(Counter(entry["outcome"] for entry in found.values()))
-        path.write_text(json.dumps({"counts": counts, "mutants": list(found.values())}, indent=1) + "\n")
+        kept = {"counts": counts, "unsound": unsound, "mutants": list(found.values())}
+        path.write_text(json.dumps(kept, indent=1) + "\n")
 
 
 def _line(entry: dict) -> str:

@@ -31,7 +31,7 @@ FAMILIES = {
     "consistency": Family(("consistency",), ("consistency",), ("standardised",), _LOSSES),
     "standardised": Family(("standardised",), ("standardised",), (), _LOSSES),
     "triplet": Family(
-        ("triplet", "triplet_kernels"), ("triplet", "nearest"), ("triplet_ranks",),
+        ("triplet", "triplet_kernels"), ("triplet", "nearest", "mine"), ("triplet_ranks",),
         ("memory", "metric_learning", "losses", "losses_ranks"),
     ),
     "triplet_ranks": Family(("triplet_ranks", "losses_ranks")),
@@ -40,7 +40,7 @@ FAMILIES = {
     "images": Family(("images",), ("crop", "image"), (), ("data", "training")),
     "augment": Family(("augment",), ("augment",), (), ("data", "training")),
     "segments": Family(("segments",), ("segment",), (), _LOSSES),
-    "relations": Family(("relations",), ("relation",), (), _LOSSES),
+    "relations": Family(("relations",), ("relation", "rkd"), (), _LOSSES),
     "attacks": Family(_ATTACKS[:-3], (), ("particles",), _ATTACKS[-3:]),
     "losses": Family(("losses", "losses_ranks"), (), (), ("methods", "training")),
     "memory": Family(("memory",), (), (), ("losses", "metric_learning")),
@@ -50,7 +50,7 @@ FAMILIES = {
         ("augment", "particles", "attack", "triplet"), _LOSSES,
     ),
     "dtypes": Family(
-        ("segments", "consistency", "standardised", "decoupled", "kl"), (),
+        ("segments", "consistency", "standardised", "decoupled", "kl"), ("bfloat16",),
         ("particles", "attack", "images"), _LOSSES,
     ),
 }  # fmt: skip
