@@ -21,7 +21,7 @@ def test_names_are_unique():
 
 
 def test_every_family_has_tests_that_make_test_runs():
-    runs = runs_of(ROOT)
+    runs = runs_of(ROOT, ["test"])
     for family, kind in {(mutant.family, mutant.kind) for mutant in MUTANTS}:
         assert family in FAMILIES
         assert stages_of(ROOT, runs, family, kind), (family, kind)

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from . import trial
 from .mutants import MUTANTS, Mutant
-from .selection import Run, Stage, runs_of, stages_of
+from .selection import STAGES, Run, Stage, runs_of, stages_of
 from .tree import Tree, Unbuildable
 
 CAUGHT = ("caught", "crash", "timeout")
@@ -35,7 +35,7 @@ def main() -> int:
     through = shlex.split(options.through)
     with tempfile.TemporaryDirectory() as scratch:
         tree = Tree(options.tree.resolve(), options.work or Path(scratch) / "tree", through)
-        runs = runs_of(tree.root)
+        runs = runs_of(tree.root, options.targets)
         if any(mutant.kind == "cpu" and mutant.name not in found for mutant in chosen):
             tree.build()
             tree.keep()
@@ -44,7 +44,7 @@ def main() -> int:
         while wanted:
             for mutant in wanted:
                 if time.monotonic() < end:
-                    found[mutant.name] = _try(tree, runs, mutant, unsound, through, options.limit)
+                    found[mutant.name] = _try(tree, runs, mutant, unsound, through, options)
                     _write(options.json, found, unsound)
                     print(_line(found[mutant.name]), flush=True)
             void = _verify(tree, runs, found, unsound, through, options.limit)
@@ -60,6 +60,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--tree", type=Path, default=Path(), metavar="PATH", help="the project; it is not changed")
     parser.add_argument("--json", type=Path, metavar="FILE", help="where the outcomes go, mutant by mutant")
     parser.add_argument("--resume", action="store_true", help="leave out the mutants that FILE has")
+    parser.add_argument("--targets", nargs="+", default=["test"], metavar="NAME", help="of make, which CI runs")
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES, help="leave tests out, to be quick")
     parser.add_argument("--for", type=float, default=math.inf, metavar="S", dest="seconds", help="begin none later")
     parser.add_argument("--work", type=Path, metavar="PATH", help="keep the copy, and what it is built into, for later")
     parser.add_argument("--limit", type=float, default=300.0, metavar="S", help="a test that takes longer hangs")
@@ -70,17 +72,22 @@ def _options() -> argparse.Namespace:
     return options
 
 
-def _try(tree: Tree, runs: list[Run], mutant: Mutant, unsound: list[str], through: list[str], limit: float) -> dict:
+def _try(
+    tree: Tree, runs: list[Run], mutant: Mutant, unsound: list[str], through: list[str], options: argparse.Namespace
+) -> dict:
     start = time.monotonic()
-    entry = {**mutant._asdict(), "kind": mutant.kind, "outcome": "missed", "test": "", "stage": "", "passed": 0}
+    entry = {**mutant._asdict(), "kind": mutant.kind, "outcome": "missed", "test": "", "stages": [], "passed": 0}
     try:
         with tree.mutated(mutant):
             for stage in stages_of(tree.root, runs, mutant.family, mutant.kind):
+                if stage.name not in options.stages:
+                    continue
+                entry["stages"].append(stage.name)
                 aside = tuple(f"--deselect={test}" for test in unsound)
-                outcome = trial.run(tree, stage._replace(options=stage.options + aside), through, limit)
+                outcome = trial.run(tree, stage._replace(options=stage.options + aside), through, options.limit)
                 entry["passed"] += outcome.passed
                 if outcome.verdict != "passed":
-                    entry |= {"outcome": outcome.verdict, "test": outcome.test, "stage": stage.name}
+                    entry |= {"outcome": outcome.verdict, "test": outcome.test, "level": stage.level}
                     entry |= {"words": outcome.words} if outcome.words else {}
                     break
             else:
@@ -95,17 +102,17 @@ def _verify(
     tree: Tree, runs: list[Run], found: dict[str, dict], unsound: list[str], through: list[str], limit: float
 ) -> set[str]:
     """Take back the catches of tests that fail on the pristine tree as well; the names of their mutants."""
-    void = set()
-    for interpreted in (False, True):
+    void, caught = set(), [entry for entry in found.values() if entry["outcome"] in CAUGHT]
+    for where in {(entry["kind"] == "triton", entry.get("level", "")) for entry in caught}:
         entries = [
             entry
-            for entry in found.values()
-            if entry["outcome"] in CAUGHT and not entry.get("verified") and (entry["kind"] == "triton") == interpreted
+            for entry in caught
+            if not entry.get("verified") and (entry["kind"] == "triton", entry.get("level", "")) == where
         ]
-        options = next((run.options for run in runs if run.interpreted == interpreted), ())
+        options = next((run.options for run in runs if run.interpreted == where[0]), ())
         pending = {entry["test"] for entry in entries} - set(unsound)
         while pending:
-            stage = Stage("pristine", tuple(sorted(pending)), "", options, interpreted)
+            stage = Stage("pristine", tuple(sorted(pending)), "", options, *where)
             outcome = trial.run(tree, stage, through, limit, stop=False)
             if outcome.verdict == "error":
                 raise SystemExit(outcome.words)

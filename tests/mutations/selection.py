@@ -1,7 +1,8 @@
-"""Which tests answer for a family, among those that `make test` runs: what is not run there catches nothing."""
+"""Which tests answer for a family, among those that make runs in CI: what is not run there catches nothing."""
 
 from __future__ import annotations
 
+import re
 import shlex
 import subprocess
 import sys
@@ -9,7 +10,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 CONTRACT = "tests/test_contract.py"  # operations of all families by a table, where there is one
-LEVELS = ("tests/test_build.py", "tests/test_simd_levels.py", "tests/test_levels.py")
+LEVELS = ("tests/test_build.py",)  # some of its tests start a process for each SIMD level
+_PYTEST = re.compile(r"(.*) -m (pytest|tests\.levels)(?: (.*))?$")
+STAGES = ("family", "levels", "neighbours", "users")
 
 
 class Family(NamedTuple):
@@ -60,12 +63,13 @@ FAMILIES = {
 
 
 class Run(NamedTuple):
-    """One pytest of `make test`."""
+    """One pytest of the targets of make."""
 
     files: tuple[str, ...]
     expression: str  # of -k
     options: tuple[str, ...]
-    interpreted: bool
+    interpreted: bool  # by Triton's interpreter
+    by_level: bool  # once for each SIMD level
 
 
 class Stage(NamedTuple):
@@ -75,25 +79,32 @@ class Stage(NamedTuple):
     files: tuple[str, ...]
     expression: str
     options: tuple[str, ...]
-    interpreted: bool
+    interpreted: bool = False
+    level: str = ""  # the CPU's best
 
     def arguments(self) -> list[str]:
         return [*self.files, *self.options, *(("-k", self.expression) if self.expression else ())]
 
+    def environment(self) -> dict[str, str]:
+        interpreter = {"TRITON_INTERPRET": "1"} if self.interpreted else {}
+        return interpreter | ({"AMKD_FAST_SIMD": self.level} if self.level else {})
 
-def runs_of(tree: Path) -> list[Run]:
-    """What `make test` runs in a tree, whether or not it would build something first."""
-    command = ["make", "-n", "-s", "-C", str(tree), "test", f"PYTHON={sys.executable}"]
+
+def runs_of(tree: Path, targets: list[str]) -> list[Run]:
+    """What make runs in a tree, whether or not it would build something first."""
+    command = ["make", "-n", "-s", "-C", str(tree), *targets, f"PYTHON={sys.executable}"]
     lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.replace("\\\n", " ").splitlines()
-    found = [_run(tree, line) for line in lines if " -m pytest " in line]
+    found = [_run(tree, *match.groups("")) for line in lines if (match := _PYTEST.match(line))]
     if not found:
-        raise SystemExit("`make -n test` names no pytest: there is nothing to judge")
+        raise SystemExit(f"`make -n {' '.join(targets)}` names no pytest: there is nothing to judge")
     return found
 
 
-def _run(tree: Path, line: str) -> Run:
-    before, after = line.split(" -m pytest ", 1)
+def _run(tree: Path, before: str, module: str, after: str) -> Run:
     words, files, options, expression = shlex.split(after), [], [], ""
+    by_level = module == "tests.levels"
+    if by_level and not words:
+        words = ["--backend", "cpu", "tests"]
     while words:
         word = words.pop(0)
         if word == "-k":
@@ -110,7 +121,7 @@ def _run(tree: Path, line: str) -> Run:
             files += sorted(str(path.relative_to(tree)) for path in (tree / word).glob("test_*.py"))
         else:
             files.append(word)
-    return Run(tuple(files), expression, tuple(options), "TRITON_INTERPRET=1" in before)
+    return Run(tuple(files), expression, tuple(options), "TRITON_INTERPRET=1" in before, by_level)
 
 
 def stages_of(tree: Path, runs: list[Run], family: str, kind: str) -> list[Stage]:
@@ -119,29 +130,29 @@ def stages_of(tree: Path, runs: list[Run], family: str, kind: str) -> list[Stage
     own = _paths(its.files)
     near = [path for name in its.neighbours for path in _paths(FAMILIES[name].files)]
     users = _paths(its.users)
-    levels = [path for path in LEVELS if (tree / path).is_file()] if kind == "cpu" else []
+    levels = [path for path in LEVELS if (tree / path).is_file()]
     words = " or ".join(its.words)
     stages = []
     for run in runs:
-        if run.interpreted != (kind == "triton"):
+        if run.interpreted != (kind == "triton") or (run.by_level and kind != "cpu"):
             continue
+        groups = [("family", own, ""), ("neighbours", near, ""), ("users", users, "")]
+        if run.by_level:
+            groups = [("levels", own, "")]
+        elif kind == "cpu":
+            groups.insert(1, ("levels", levels, "simd"))
+        found, seen = [], set()
         if CONTRACT in run.files and words:
             both = f"({run.expression}) and ({words})" if run.expression else words
-            stages.append(Stage("family", (CONTRACT,), both, run.options, run.interpreted))
-        groups = (
-            ("family", own, ""),
-            ("levels", levels, "simd or level"),
-            ("neighbours", near, ""),
-            ("users", users, ""),
-        )
-        seen = set()
+            found.append(Stage(groups[0][0], (CONTRACT,), both, run.options, run.interpreted))
         for name, wanted, expression in groups:
             files = tuple(path for path in dict.fromkeys(wanted) if path in run.files and path not in seen)
             seen.update(files)
             if files:
-                stages.append(Stage(name, files, run.expression or expression, run.options, run.interpreted))
-    order = ("family", "levels", "neighbours", "users")
-    return sorted(stages, key=lambda stage: order.index(stage.name))
+                found.append(Stage(name, files, run.expression or expression, run.options, run.interpreted))
+        of_levels = ("baseline", "avx2") if run.by_level else ("",)  # the best one has its turn without being asked
+        stages += [stage._replace(level=level) for level in of_levels for stage in found]
+    return sorted(stages, key=lambda stage: STAGES.index(stage.name))
 
 
 def _paths(names: tuple[str, ...]) -> list[str]:

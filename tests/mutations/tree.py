@@ -78,7 +78,7 @@ class Tree:
                     shutil.copy2(binary, self.root / "amkd_fast")
             shutil.rmtree(self.root / ".hypothesis", ignore_errors=True)  # its failing examples
 
-    def environment(self, interpreted: bool = False) -> dict[str, str]:
+    def environment(self) -> dict[str, str]:
         """Of builds and tests. Bytecode is not kept: it is told from a mutant's by the second."""
         own = {"PYTHONPATH": str(self.root), "PYTHONDONTWRITEBYTECODE": "1", "PYTHONUNBUFFERED": "1"}
-        return {**os.environ, **own, **({"TRITON_INTERPRET": "1"} if interpreted else {})}
+        return {**os.environ, **own}

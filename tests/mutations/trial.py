@@ -33,7 +33,7 @@ def run(tree: Tree, stage: Stage, through: list[str], limit: float, *, stop: boo
     command = [*through, sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider"]
     command += ["-o", "console_output_style=classic", "--tb=line", *(["-x"] if stop else []), *stage.arguments()]
     process = subprocess.Popen(
-        command, cwd=tree.root, env=tree.environment(stage.interpreted), stdout=subprocess.PIPE,
+        command, cwd=tree.root, env=tree.environment() | stage.environment(), stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, start_new_session=True,
     )  # fmt: skip
     text, timed_out = "", False
