@@ -35,6 +35,8 @@ class Tree:
             name = str(path.relative_to(self.root))
             if path.is_file() and name not in wanted and not name.startswith("build/") and not path.match(BUILT):
                 path.unlink()
+        if not any(self.root.glob(BUILT)):  # does for all faults but those in what it is built from
+            wanted |= {str(path.relative_to(source)) for path in source.glob(BUILT)}
         for name in wanted:
             to = self.root / name
             if not to.is_file() or to.read_bytes() != (source / name).read_bytes():
