@@ -12,7 +12,7 @@ from typing import NamedTuple
 CONTRACT = "tests/test_contract.py"  # operations of all families by a table, where there is one
 LEVELS = ("tests/test_build.py",)  # some of its tests start a process for each SIMD level
 _PYTEST = re.compile(r"(.*) -m (pytest|tests\.levels)(?: (.*))?$")
-STAGES = ("family", "levels", "neighbours", "users")
+STAGES = ("kernel", "family", "levels", "neighbours", "users")
 
 
 class Family(NamedTuple):
@@ -125,7 +125,10 @@ def _run(tree: Path, before: str, module: str, after: str) -> Run:
 
 
 def stages_of(tree: Path, runs: list[Run], family: str, kind: str) -> list[Stage]:
-    """The tests for a mutant, in the order that finds it soonest: its family's, its neighbours', the users'."""
+    """The tests for a mutant, in the order that finds it soonest: its family's, its neighbours', the users'.
+
+    What is compiled meets those of the CPU backend first, which are among the family's.
+    """
     its = FAMILIES[family]
     own = _paths(its.files)
     near = [path for name in its.neighbours for path in _paths(FAMILIES[name].files)]
@@ -142,9 +145,15 @@ def stages_of(tree: Path, runs: list[Run], family: str, kind: str) -> list[Stage
         elif kind == "cpu":
             groups.insert(1, ("levels", levels, "simd"))
         found, seen = [], set()
+        contract = ()
         if CONTRACT in run.files and words:
             both = f"({run.expression}) and ({words})" if run.expression else words
-            found.append(Stage(groups[0][0], (CONTRACT,), both, run.options, run.interpreted))
+            contract = (Stage(groups[0][0], (CONTRACT,), both, run.options, run.interpreted),)
+        if kind == "cpu" and not run.by_level:
+            files, cpu = tuple(path for path in own if path in run.files), (*run.options, "--backend", "cpu")
+            found += [stage._replace(name="kernel", options=cpu) for stage in contract]
+            found += [Stage("kernel", files, run.expression, cpu)] if files else []
+        found += contract
         for name, wanted, expression in groups:
             files = tuple(path for path in dict.fromkeys(wanted) if path in run.files and path not in seen)
             seen.update(files)
