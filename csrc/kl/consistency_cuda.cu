@@ -57,7 +57,7 @@ void launch_forward(const Arguments& call, const Tensor& total, const Tensor& st
 std::tuple<Tensor, Tensor> forward(const Tensor& student, const Tensor& teacher, const Tensor& augmented_student,
                                    const Tensor& augmented_teacher, double temperature, double row_scale) {
   const int32_t device = student.get_device_index();
-  const torch::stable::accelerator::DeviceGuard guard(device);
+  const DeviceGuard guard(device);
   const Arguments call(student, teacher, augmented_student, augmented_teacher, temperature, row_scale);
   STD_TORCH_CHECK(call.classes <= kMaxClasses, "student: more than 2^30 classes");
   if (call.rows == 0) {  // every mean over no rows is 0
@@ -76,7 +76,7 @@ std::tuple<Tensor, Tensor> backward(const Tensor& grad_total, const Tensor& stud
                                     const Tensor& augmented_student, const Tensor& augmented_teacher,
                                     const Tensor& stats, double temperature, double row_scale) {
   const int32_t device = student.get_device_index();
-  const torch::stable::accelerator::DeviceGuard guard(device);
+  const DeviceGuard guard(device);
   const Arguments call(student, teacher, augmented_student, augmented_teacher, temperature, row_scale);
   STD_TORCH_CHECK(call.classes <= kMaxClasses, "student: more than 2^30 classes");
   call.check(grad_total, stats);

@@ -81,7 +81,7 @@ void launch(const Arguments& call, const Tensor& loss, const Tensor& grad, bool 
 
 std::tuple<Tensor, Tensor> loss(const Tensor& student, const Tensor& teacher, double distance_weight,
                                 double angle_weight, bool with_gradient) {
-  const torch::stable::accelerator::DeviceGuard guard(student.get_device_index());
+  const DeviceGuard guard(student.get_device_index());
   const Arguments call(student, teacher, distance_weight, angle_weight);
   STD_TORCH_CHECK(call.count < kMostRows, "student: must have less than 2^19 rows");
   STD_TORCH_CHECK(std::max(call.student.size(1), call.teacher.size(1)) < std::numeric_limits<int32_t>::max() - kTile,
