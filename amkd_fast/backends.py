@@ -32,8 +32,8 @@ WRITTEN = {
     "relations": ("reference", "cpu", "triton", "cuda"),
 }
 
-# What has compiled and has never run on a GPU is not for users who did not ask for it: ``auto`` passes it over, a call
-# by name gets it. By family, or by the function where the others of its family are confirmed.
+# What has run in the emulator of the tests alone, never on a GPU, is not for users who did not ask for it: ``auto``
+# passes it over, a call by name gets it. By family, or by the function where the others of its family are confirmed.
 UNCONFIRMED = {
     "triplet": ("cuda",),
     "attack": ("cuda",),
@@ -60,14 +60,19 @@ except ImportError as error:
 # Triton reads this variable once, when it is imported, so a later change would not be honest.
 INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
 
+# The project's own tests run the CUDA kernels on CPU tensors: tests/emulator puts them in the CPU kernels' place.
+EMULATED = os.environ.get("AMKD_FAST_EMULATE", "")
+
 # Why a backend could run nowhere in this process. Plain data, so that torch.compile can trace `select`.
 _UNUSABLE = {
     "reference": "",
-    "cpu": _BUILD_MISSING,
+    "cpu": "the emulated CUDA kernels are in its place (AMKD_FAST_EMULATE)" if EMULATED else _BUILD_MISSING,
     "triton": "" if importlib.util.find_spec("triton") else "triton is not installed",
     "cuda": _BUILD_MISSING or ("" if _BUILD["cuda"] else "the extension was built without CUDA kernels"),
 }
-_AUTO = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
+if EMULATED:
+    _UNUSABLE["cuda"] = "AMKD_FAST_EMULATE is set, but the emulated kernels are not loaded: tests/emulator does that"
+_AUTO = {"cpu": ("reference",) if EMULATED else ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
 
 _forced = "auto"
 _last: dict[str, str] = {}
@@ -170,6 +175,8 @@ def _select_auto(op: str, device: str, size: int, function: str) -> str:
 def _serves(name: str, device: str) -> bool:
     if name == "triton":
         return device == "cuda" or (device == "cpu" and INTERPRETING)
+    if name == "cuda" and EMULATED and device == "cpu":
+        return True
     return name == device or name == "reference"
 
 
@@ -180,8 +187,10 @@ def _unusable(op: str, name: str) -> str:
 def _absent(op: str, name: str) -> str:
     """The reason why a backend cannot run on this machine, empty when it can."""
     reason = _unusable(op, name)
-    if reason or name in ("reference", "cpu") or torch.cuda.is_available() or (name == "triton" and INTERPRETING):
+    if reason or name in ("reference", "cpu") or torch.cuda.is_available():
         return reason
+    if (name == "triton" and INTERPRETING) or (name == "cuda" and EMULATED):
+        return ""
     return "no CUDA device"
 
 

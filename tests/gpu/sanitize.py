@@ -27,6 +27,7 @@ from tests.gpu import (
     sanitize_segments,
     sanitize_triplet,
 )
+from tests.gpu.device import DEVICE
 
 FAMILIES = (
     sanitize_decoupled,
@@ -66,15 +67,15 @@ def check(shape: tuple[int, int], dtype: torch.dtype, divergence: int, *, labels
     from amkd_fast.ops.kl import native
 
     rows, classes = shape
-    generator = torch.Generator("cuda").manual_seed(rows + classes)
+    generator = torch.Generator(DEVICE).manual_seed(rows + classes)
 
     def draw(*size: int) -> torch.Tensor:
-        return torch.randn(*size, device="cuda", generator=generator)
+        return torch.randn(*size, device=DEVICE, generator=generator)
 
     student, teacher = (inside_nan((3 * draw(rows, classes)).to(dtype), pad) for _ in range(2))
     stat = torch.float64 if dtype == torch.float64 else torch.float32
     weight = (draw(rows).abs() + 0.5).to(stat)
-    targets = torch.randint(0, classes, (rows,), device="cuda", generator=generator) if labels else None
+    targets = torch.randint(0, classes, (rows,), device=DEVICE, generator=generator) if labels else None
     if labels:
         targets[::3] = -100
     inputs = (student, teacher, weight, targets, weight if labels else None)

@@ -12,8 +12,8 @@ from torch import Tensor
 from amkd_fast.ops.attack import bases, objective, particles_reference, steps
 from amkd_fast.ops.attack import operators as attack_operators
 from amkd_fast.ops.attack.operators import LOSSES, Step
+from tests.gpu.device import DEVICE
 
-DEVICE = "cuda"
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3, torch.float64: 1e-11}
 RULES = ("linf", "l2", "l1", "unit", "newton")
 SEED = 7

@@ -9,8 +9,7 @@ import torch
 
 from amkd_fast.ops.images import augment_operators as operators
 from amkd_fast.ops.images import augment_reference as reference
-
-DEVICE = "cuda"
+from tests.gpu.device import DEVICE
 
 
 class Case(NamedTuple):

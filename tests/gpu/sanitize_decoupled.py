@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 
 from amkd_fast.ops.kl.decoupled import function
+from tests.gpu.device import DEVICE
 
 # One block; edges alone; several blocks; a block a row, aligned and not; large blocks; a gradient split over blocks.
 SHAPES = {
@@ -46,10 +47,10 @@ def check(case: Case) -> str:
 
     rows, classes = SHAPES[case.plan]
     draws = torch.Generator().manual_seed(rows + classes)
-    pair = (3 * torch.randn(2, rows, classes, generator=draws)).to("cuda", case.dtype)
+    pair = (3 * torch.randn(2, rows, classes, generator=draws)).to(DEVICE, case.dtype)
     labels = torch.randint(classes, (rows,), generator=draws, dtype=torch.int32 if case.per_row else torch.int64)
     stat = torch.float64 if case.dtype == torch.float64 else torch.float32
-    weight = (torch.rand(rows, generator=draws) + 0.5).to("cuda", stat)
+    weight = (torch.rand(rows, generator=draws) + 0.5).to(DEVICE, stat)
     inputs = (*(inside_nan(x, case.pad) for x in pair), labels.cuda(), None if case.per_row else weight)
     scalars = function.Scalars(2.0, 4.0, 32.0, 1.0 / rows, case.per_row)
     loss, stats = native.forward_op(*inputs, *scalars)

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 
 from amkd_fast.ops.images import operators, reference
+from tests.gpu.device import DEVICE
 
-DEVICE = "cuda"
 SCALE, SEED = 0.0157, 7
 
 

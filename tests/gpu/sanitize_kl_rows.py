@@ -14,8 +14,8 @@ from torch import Tensor
 
 from amkd_fast.ops.kl.consistency import function as consistency
 from amkd_fast.ops.kl.standardised import function as standardised
+from tests.gpu.device import DEVICE
 
-DEVICE = "cuda"
 # One block; edges alone; several blocks; a block a row, aligned and not; large blocks, whose gradient several share.
 SHAPES = {
     "one block": (128, 100),

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from amkd_fast.ops.relations import reference
+from tests.gpu.device import DEVICE
 
-DEVICE = "cuda"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 WEIGHTS = ((25.0, 50.0), (0.0, 1e3), (1e3, 0.0))  # large, so that no gradient is subnormal
 

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import torch
 
 from amkd_fast.ops.segments import reference
+from tests.gpu.device import DEVICE
 
-DEVICE = "cuda"
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3, torch.float64: 1e-11}
 
 

@@ -13,8 +13,9 @@ from amkd_fast.ops.triplet import selection
 from amkd_fast.ops.triplet.arguments import Rows
 from amkd_fast.ops.triplet.distances import DISTANCES, pairwise
 from amkd_fast.ops.triplet.reference import REDUCTIONS
+from tests.gpu.device import DEVICE
 
-DEVICE, BACKEND = "cuda", "cuda"
+BACKEND = "cuda"
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3, torch.float64: 1e-11}
 
 
