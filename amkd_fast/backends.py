@@ -8,6 +8,7 @@ backend that was asked for by name never falls back: it raises.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import warnings
@@ -140,6 +141,8 @@ def select(op: str, device: str, size: int, only_reference: str = "", function: 
     Raises:
         RuntimeError: A backend was asked for by name that cannot run here, not on this device or not this call.
     """
+    if device == "cuda" and not torch.compiler.is_compiling():
+        _ask_driver()
     if only_reference and _forced not in ("auto", "reference"):
         raise RuntimeError(f"backend {_forced!r} was asked for by name, but for {op!r}: {only_reference}")
     if only_reference:
@@ -148,6 +151,22 @@ def select(op: str, device: str, size: int, only_reference: str = "", function: 
         name = _select_auto(op, device, size, function or op) if _forced == "auto" else _select_named(op, device)
     _last[op] = name
     return name
+
+
+@functools.cache
+def _ask_driver() -> None:
+    """Count the CUDA kernels out where the driver is too old for them; once CUDA is in use, as asking may start it."""
+    built = "" if _BUILD is None else str(_BUILD["cuda"])
+    ask = getattr(torch._C, "_cuda_getDriverVersion", None)  # a CUDA build of torch has it
+    if built and ask is not None and not EMULATED:
+        _UNUSABLE["cuda"] = _too_old(built, ask())
+
+
+def _too_old(built: str, driver: int) -> str:
+    """Why a driver for CUDA ``driver`` (12040 is 12.4) refuses a runtime of CUDA ``built``; empty if it does not."""
+    if driver // 1000 >= int(built.split(".")[0]):  # drivers serve every minor version of their major one
+        return ""
+    return f"it needs a driver for CUDA {built}, and this one is for CUDA {driver // 1000}.{driver % 1000 // 10}"
 
 
 def _select_named(op: str, device: str) -> str:
@@ -186,6 +205,8 @@ def _unusable(op: str, name: str) -> str:
 
 def _absent(op: str, name: str) -> str:
     """The reason why a backend cannot run on this machine, empty when it can."""
+    if name == "cuda" and torch.cuda.is_available():
+        _ask_driver()
     reason = _unusable(op, name)
     if reason or name in ("reference", "cpu") or torch.cuda.is_available():
         return reason

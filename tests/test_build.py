@@ -233,3 +233,9 @@ def test_wheel_without_the_extension(tmp_path, isolation):
     (wheel,) = tmp_path.glob("amkd_fast-*.whl")
     with zipfile.ZipFile(wheel) as archive:
         assert "amkd_fast/distill/report/page.html.jinja" in archive.namelist()
+
+
+def test_a_driver_of_an_older_major_version_is_the_reason():
+    assert [backends._too_old("13.0", driver) for driver in (13000, 13020, 14000)] == [""] * 3
+    assert backends._too_old("13.0", 12040) == "it needs a driver for CUDA 13.0, and this one is for CUDA 12.4"
+    assert backends._too_old("12.6", 12020) == ""
