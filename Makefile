@@ -21,14 +21,12 @@ PY := .venv/bin/python
 READY := .venv/.installed
 endif
 NATIVE := $(shell find csrc -type f)
-# Of the triplet family what covers every kernel and mode: all of it takes Triton's interpreter half an hour.
-INTERPRETED = "(mined and reference) or (gradients_equal and explicit and False-False) or ties or strides or low_precision"
-# Of the attack family's kernels the same: what compares numbers takes the interpreter long.
-ATTACKED = "layout or momentum or eps_zero or poisoned or any_strides or equal_rows or extreme or fakes"
+# Two processes of one thread each: tests about threads set their number themselves.
+TESTS = OMP_NUM_THREADS=1 $(PY) -m pytest -n 2
 CLANG_FORMAT = "$$($(PY) -c 'import sys; print(sys.prefix)')/bin/clang-format"
 PIP = $(PY) -m pip install -q --disable-pip-version-check
 
-.PHONY: all demo test lint format gates bench bench-groups gpu clean
+.PHONY: all demo test gates levels emulated check lint format bench bench-groups gpu clean
 
 all: build/.built
 
@@ -41,7 +39,7 @@ all: build/.built
 
 # Nothing is installed into an interpreter that brings its own torch; what it lacks is named.
 build/.complete:
-	@$(PY) -c "import hypothesis, lightning, matplotlib, ninja, pybind11, pytest, pytest_benchmark, rich, sklearn" || \
+	@$(PY) -c "import hypothesis, lightning, matplotlib, ninja, pybind11, pytest, pytest_benchmark, rich, sklearn, xdist" || \
 	  { echo 'install what is missing: $(PY) -m pip install -e ".[train,dev]" --no-build-isolation' >&2; exit 2; }
 	mkdir -p build && touch $@
 
@@ -54,16 +52,23 @@ build/.built: $(READY) setup.py $(NATIVE)
 demo: build/.built
 	$(PY) -m amkd_fast.distill compare --output $(DEMO) --overwrite
 
+# What a change can break. The operations' contract goes test by test to the processes, the rest file by file, as files
+# share what they prepare. Then the Triton kernels, in Triton's interpreter.
 test: build/.built
-	$(PY) -m pytest tests
-	TRITON_INTERPRET=1 $(PY) -m pytest tests/test_kl.py --backend triton
-	TRITON_INTERPRET=1 $(PY) -m pytest tests/test_triplet.py --backend triton -k $(INTERPRETED)
-	TRITON_INTERPRET=1 $(PY) -m pytest tests/test_attack.py --backend triton
-	TRITON_INTERPRET=1 $(PY) -m pytest tests/test_attack_kernels.py --backend triton -k $(ATTACKED)
-	TRITON_INTERPRET=1 $(PY) -m pytest tests/test_images.py --backend triton
-	TRITON_INTERPRET=1 $(PY) -m pytest tests/test_augment.py tests/test_segments.py tests/test_relations.py --backend triton
-	TRITON_INTERPRET=1 $(PY) -m pytest tests/test_decoupled.py tests/test_consistency.py --backend triton
-	TRITON_INTERPRET=1 $(PY) -m pytest tests/test_standardised.py tests/test_particles.py --backend triton
+	$(TESTS) tests/test_contract.py
+	$(TESTS) --dist loadfile tests --ignore tests/test_contract.py --ignore tests/emulator
+	TRITON_INTERPRET=1 $(TESTS) tests/test_contract.py --backend triton -m kernels
+
+# The GPU kernels ahead of time; FRESH=1 compiles also those that the ledgers of tests/gates hold.
+gates: build/.built
+	$(PY) -m tests.gates $(if $(FRESH),--fresh)
+
+# The operations on every SIMD level that this CPU has, ours and torch's own.
+levels: build/.built
+	OMP_NUM_THREADS=1 $(PY) -m tests.levels -n 2 --backend cpu tests --ignore tests/emulator
+
+# Everything; with `make lint` and a CUDA build it is what must hold on main.
+check: test gates levels
 
 lint: build/.built
 	$(PY) -m ruff check .
@@ -74,9 +79,6 @@ format:
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 	$(CLANG_FORMAT) -i $(NATIVE)
-
-gates: build/.built
-	$(PY) -m pytest tests/test_gates_triton.py tests/test_gates_cuda.py
 
 # The whole CPU report: every comparison, the plots' points, the crossovers, the counters; then tables, pages, plots.
 # AMKD_BENCH_CIFAR and AMKD_BENCH_TEACHER (benchmarks/README.md) name the images and network of the whole attacks.

@@ -30,6 +30,9 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).resolve().parent
 TORCH_TARGET_VERSION = "0x020B000000000000"  # 2.11
 RELEASE_ARCHS = "8.0 9.0a 10.0a 12.0+PTX"
+# The machine code of a CUDA source depends on these and on nvcc: tests/gates reads them by name.
+COMMON_FLAGS = ["-O3", "-std=c++17"]
+NVCC_FLAGS = ["-Werror", "all-warnings", "--threads", "0"]
 # gcc warns about the self-initialised variables of its own AVX-512 header.
 GCC_HEADER_NOISE = ["-Wno-uninitialized", "-Wno-maybe-uninitialized"]
 SIMD_FLAGS = {
@@ -124,7 +127,13 @@ def nvcc_targets(archs: str) -> list[str]:
 
 
 class NinjaBuild(build_ext):
-    """build_ext that writes a build.ninja for the extension and runs it."""
+    """build_ext that writes a build.ninja for the extension and runs it, all of it or, by --targets, what is named."""
+
+    user_options = [*build_ext.user_options, ("targets=", None, "what ninja is to make (default: the extension)")]  # noqa: RUF012
+
+    def initialize_options(self) -> None:
+        super().initialize_options()
+        self.targets = ""
 
     def build_extension(self, ext: Extension) -> None:
         plan: Plan = ext.plan
@@ -137,7 +146,7 @@ class NinjaBuild(build_ext):
         (folder / "build.ninja").write_text(self.ninja_file(plan, target))
         print(f"amkd_fast build {plan.decision}", file=sys.stderr)
         jobs = ["-j", os.environ["MAX_JOBS"]] if "MAX_JOBS" in os.environ else []
-        subprocess.run([*ninja_command(), "-C", str(folder), *jobs], check=True)
+        subprocess.run([*ninja_command(), "-C", str(folder), *jobs, *self.targets.split()], check=True)
 
     def ninja_file(self, plan: Plan, target: Path) -> str:
         import pybind11
@@ -147,7 +156,7 @@ class NinjaBuild(build_ext):
         levels = list(SIMD_FLAGS) if x86 else ["baseline"]
         archs = (os.environ.get("TORCH_CUDA_ARCH_LIST") or visible_archs() or RELEASE_ARCHS) if plan.cuda else ""
         cuda_version = nvcc_version(plan.nvcc) if plan.cuda else ""
-        common = ["-O3", "-std=c++17", *(["-DAMKD_X86"] if x86 else [])]
+        common = [*COMMON_FLAGS, *(["-DAMKD_X86"] if x86 else [])]
         torch_flags = [f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}", *(["-DUSE_CUDA"] if plan.cuda else [])]
         torch_flags += ["-isystem", str(plan.torch / "include")]
         info = {
@@ -167,9 +176,11 @@ class NinjaBuild(build_ext):
         lines += ["rule cxx", "  command = $cxx -MMD -MF $out.d $cxxflags $flags -c $in -o $out", "  depfile = $out.d"]
         lines += ["  deps = gcc", "rule link", "  command = $cxx -shared -o $out $in $libs"]
         if plan.cuda:
-            nvcc_flags = [*common, *torch_flags, "-Xcompiler", "-fPIC,-fvisibility=hidden"]
-            nvcc_flags += ["-Werror", "all-warnings", "--threads", "0"]
-            nvcc_flags += ["-ccbin", plan.compiler[0], *nvcc_targets(archs)]
+            host_flags = ["-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
+            host_flags += [flag for flag in warnings if flag.startswith("-W") and "," not in flag]  # nvcc splits there
+            nvcc_flags = [*common, *torch_flags, "-Xcompiler", ",".join(host_flags), *NVCC_FLAGS]
+            # Its version, so that another nvcc in the same place compiles anew.
+            nvcc_flags += [f"-DAMKD_NVCC={cuda_version}", "-ccbin", plan.compiler[0], *nvcc_targets(archs)]
             lines += [f"nvcc = {plan.nvcc}", f"nvccflags = {join(nvcc_flags)}", "rule nvcc"]
             lines += ["  command = $nvcc -MD -MF $out.d $nvccflags -c $in -o $out"]
             lines += ["  depfile = $out.d", "  deps = gcc"]

@@ -8,6 +8,7 @@ backend that was asked for by name never falls back: it raises.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import warnings
@@ -32,8 +33,8 @@ WRITTEN = {
     "relations": ("reference", "cpu", "triton", "cuda"),
 }
 
-# What has compiled and has never run on a GPU is not for users who did not ask for it: ``auto`` passes it over, a call
-# by name gets it. By family, or by the function where the others of its family are confirmed.
+# What has run in the emulator of the tests alone, never on a GPU, is not for users who did not ask for it: ``auto``
+# passes it over, a call by name gets it. By family, or by the function where the others of its family are confirmed.
 UNCONFIRMED = {
     "triplet": ("cuda",),
     "attack": ("cuda",),
@@ -48,7 +49,7 @@ UNCONFIRMED = {
 try:
     from amkd_fast import _C
 
-    _BUILD: dict[str, object] | None = _C.build_info()
+    _BUILD: dict[str, object] | None = _C.build_info()  # a ValueError where AMKD_FAST_SIMD cannot be had
     _BUILD_MISSING = ""
 except ImportError as error:
     _BUILD = None
@@ -60,14 +61,19 @@ except ImportError as error:
 # Triton reads this variable once, when it is imported, so a later change would not be honest.
 INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
 
+# The project's own tests run the CUDA kernels on CPU tensors: tests/emulator puts them in the CPU kernels' place.
+EMULATED = os.environ.get("AMKD_FAST_EMULATE", "")
+
 # Why a backend could run nowhere in this process. Plain data, so that torch.compile can trace `select`.
 _UNUSABLE = {
     "reference": "",
-    "cpu": _BUILD_MISSING,
+    "cpu": "the emulated CUDA kernels are in its place (AMKD_FAST_EMULATE)" if EMULATED else _BUILD_MISSING,
     "triton": "" if importlib.util.find_spec("triton") else "triton is not installed",
     "cuda": _BUILD_MISSING or ("" if _BUILD["cuda"] else "the extension was built without CUDA kernels"),
 }
-_AUTO = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
+if EMULATED:
+    _UNUSABLE["cuda"] = "AMKD_FAST_EMULATE is set, but the emulated kernels are not loaded: tests/emulator does that"
+_AUTO = {"cpu": ("reference",) if EMULATED else ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
 
 _forced = "auto"
 _last: dict[str, str] = {}
@@ -135,6 +141,8 @@ def select(op: str, device: str, size: int, only_reference: str = "", function: 
     Raises:
         RuntimeError: A backend was asked for by name that cannot run here, not on this device or not this call.
     """
+    if device == "cuda" and not torch.compiler.is_compiling():
+        _ask_driver()
     if only_reference and _forced not in ("auto", "reference"):
         raise RuntimeError(f"backend {_forced!r} was asked for by name, but for {op!r}: {only_reference}")
     if only_reference:
@@ -143,6 +151,22 @@ def select(op: str, device: str, size: int, only_reference: str = "", function: 
         name = _select_auto(op, device, size, function or op) if _forced == "auto" else _select_named(op, device)
     _last[op] = name
     return name
+
+
+@functools.cache
+def _ask_driver() -> None:
+    """Count the CUDA kernels out where the driver is too old for them; once CUDA is in use, as asking may start it."""
+    built = "" if _BUILD is None else str(_BUILD["cuda"])
+    ask = getattr(torch._C, "_cuda_getDriverVersion", None)  # a CUDA build of torch has it
+    if built and ask is not None and not EMULATED:
+        _UNUSABLE["cuda"] = _too_old(built, ask())
+
+
+def _too_old(built: str, driver: int) -> str:
+    """Why a driver for CUDA ``driver`` (12040 is 12.4) refuses a runtime of CUDA ``built``; empty if it does not."""
+    if driver // 1000 >= int(built.split(".")[0]):  # drivers serve every minor version of their major one
+        return ""
+    return f"it needs a driver for CUDA {built}, and this one is for CUDA {driver // 1000}.{driver % 1000 // 10}"
 
 
 def _select_named(op: str, device: str) -> str:
@@ -170,6 +194,8 @@ def _select_auto(op: str, device: str, size: int, function: str) -> str:
 def _serves(name: str, device: str) -> bool:
     if name == "triton":
         return device == "cuda" or (device == "cpu" and INTERPRETING)
+    if name == "cuda" and EMULATED and device == "cpu":
+        return True
     return name == device or name == "reference"
 
 
@@ -179,9 +205,13 @@ def _unusable(op: str, name: str) -> str:
 
 def _absent(op: str, name: str) -> str:
     """The reason why a backend cannot run on this machine, empty when it can."""
+    if name == "cuda" and torch.cuda.is_available():
+        _ask_driver()
     reason = _unusable(op, name)
-    if reason or name in ("reference", "cpu") or torch.cuda.is_available() or (name == "triton" and INTERPRETING):
+    if reason or name in ("reference", "cpu") or torch.cuda.is_available():
         return reason
+    if (name == "triton" and INTERPRETING) or (name == "cuda" and EMULATED):
+        return ""
     return "no CUDA device"
 
 

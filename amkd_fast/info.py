@@ -39,7 +39,13 @@ def _build():
         return
     yield "extension", f"built against torch {build['torch']} with gcc {build['compiler']}"
     yield "decision", build["decision"]
-    yield "CPU kernels", f"{build['simd_compiled']}; in use: {build['simd']}"
+    yield (
+        "CPU kernels",
+        f"{build['simd_compiled']}; this CPU has {' '.join(build['simd_usable'])}; in use: {build['simd']}",
+    )
+    if backends.EMULATED:
+        yield "CUDA kernels", f"emulated on CPU tensors, for tests alone (AMKD_FAST_EMULATE={backends.EMULATED})"
+        return
     yield "CUDA kernels", f"nvcc {build['cuda']} for {build['cuda_archs']}" if build["cuda"] else "none"
 
 

@@ -14,7 +14,12 @@ PYBIND11_MODULE(_C, m) {
     info["torch"] = AMKD_TORCH_VERSION;
     info["compiler"] = __VERSION__;
     info["simd_compiled"] = AMKD_SIMD_LEVELS;
-    info["simd"] = amkd::name_of(amkd::cpu_level());
+    py::list levels;
+    for (auto level : {amkd::CpuLevel::kBaseline, amkd::CpuLevel::kAvx2, amkd::CpuLevel::kAvx512}) {
+      if (level <= amkd::best_cpu_level()) levels.append(amkd::name_of(level));
+    }
+    info["simd_usable"] = levels;
+    info["simd"] = amkd::name_of(amkd::cpu_level());  // an import would turn its error into an ImportError
     return info;
   });
 }

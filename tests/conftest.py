@@ -11,6 +11,11 @@ import torch
 
 from amkd_fast import backends
 
+if backends.EMULATED:
+    from tests.emulator.load import load
+
+    load()
+
 
 def pytest_addoption(parser):
     parser.addoption("--backend", choices=backends.BACKENDS, help="run only the tests of one backend")

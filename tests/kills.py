@@ -8,15 +8,13 @@ import json
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
+import processes
 import torch
 import yaml
 
-ROOT = Path(__file__).parents[1]
 RUN = [
     *("--method", "amkd", "--teacher-network", "small-2-1", "--student-network", "small-2-1", "--memory", "64"),
     *("--teacher-images", "256", "--student-images", "128", "--teacher-epochs", "40", "--epochs", "30"),
@@ -24,15 +22,24 @@ RUN = [
 ]
 
 
-def start(output: Path, *words: str) -> subprocess.Popen:
-    command = [sys.executable, "-W", "ignore", "-m", "amkd_fast.distill", "train", *words, "--output", str(output)]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+def start(output: Path, *words: str) -> processes.Command:
+    return processes.start(["train", *words, "--output", str(output)], output.with_name(output.name + ".errors"))
 
 
-def finish(process: subprocess.Popen) -> None:
-    _, errors = process.communicate()
-    if process.returncode != 0:
-        raise AssertionError(f"exit code {process.returncode}: {errors}")
+def wait_for(partial: Path, command: processes.Command) -> None:
+    """Until the training has a folder, or has ended."""
+    waiting = time.perf_counter()
+    while not partial.exists() and command.process.is_alive():
+        if time.perf_counter() > waiting + 300:
+            command.process.kill()
+            raise AssertionError("the training has not begun after 300 s")
+        time.sleep(0.002)
+
+
+def finish(command: processes.Command) -> None:
+    code, errors = command.wait()
+    if code != 0:
+        raise AssertionError(f"exit code {code}: {errors}")
 
 
 def check_whole(folder: Path) -> int:
@@ -77,40 +84,40 @@ def same(one: object, other: object) -> bool:
     return one == other
 
 
-def run(folder: Path, kills: int, chain: int, seed: int) -> list[str]:
-    """Kill ``kills`` times in all, ``chain`` times before a training may end; return what was interrupted."""
+def run(folder: Path, kills: int, chain: int, seed: int, *changed: str) -> list[str]:
+    """Kill ``kills`` times in all, ``chain`` times before a training may end; return what was interrupted.
+
+    The words ``changed`` come after those of :data:`RUN`.
+    """
     draws, told = random.Random(seed), []
+    command = start(folder / "straight", *RUN, *changed)
+    wait_for(folder / "straight.partial", command)
     begun = time.perf_counter()
-    finish(start(folder / "straight", *RUN))
+    finish(command)
     whole = time.perf_counter() - begun
     expected, done = outcome(folder / "straight"), 0
     while done < kills:
         output = folder / f"killed-{done}"
         partial = output.with_name(output.name + ".partial")
-        process, ended = start(output, *RUN), False
+        command, ended = start(output, *RUN, *changed), False
         for _ in range(min(chain, kills - done)):
-            waiting = time.perf_counter()
-            while not partial.exists() and process.poll() is None:
-                if time.perf_counter() > waiting + 300:
-                    process.kill()
-                    raise AssertionError("the training has not begun after 300 s")
-                time.sleep(0.002)
+            wait_for(partial, command)
             time.sleep(draws.uniform(0.0, whole / 2))
-            process.send_signal(signal.SIGKILL)
-            _, errors = process.communicate()
-            if process.returncode != -signal.SIGKILL:  # it had ended already
-                ended = process.returncode == 0
+            command.process.kill()
+            code, errors = command.wait()
+            if code != -signal.SIGKILL:  # it had ended already
+                ended = code == 0
                 if not ended:
-                    raise AssertionError(f"exit code {process.returncode}: {errors}")
+                    raise AssertionError(f"exit code {code}: {errors}")
                 break
             done += 1
             stage = "teacher" if (partial / "teacher").exists() else "student"
             told.append(f"{stage}, {check_whole(partial)} whole files" if partial.exists() else "at the end")
             if not partial.exists() and not output.exists():
                 raise AssertionError("nothing is left to resume")
-            process = start(output, "--resume")
+            command = start(output, "--resume")
         if not ended:
-            finish(process)
+            finish(command)
         check_whole(output)
         if partial.exists() or not same(outcome(output), expected):
             raise AssertionError(f"{output} differs from an uninterrupted run")

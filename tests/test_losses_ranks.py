@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import processes
 import pytest
 import torch
 import torch.distributed as dist
@@ -93,7 +94,7 @@ def work(rank, folder):
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(work, (str(folder),), nprocs=WORLD)
+    mp.start_processes(work, (str(folder),), nprocs=WORLD, start_method=processes.METHOD)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(WORLD)]
 
 

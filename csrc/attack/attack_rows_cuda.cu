@@ -38,7 +38,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> objective(const Tensor& logits_in, co
                                                      const std::optional<Tensor>& target_in, int64_t loss_in,
                                                      bool softmax, bool targeted) {
   const int32_t device = logits_in.get_device_index();
-  const torch::stable::accelerator::DeviceGuard guard(device);
+  const DeviceGuard guard(device);
   const Loss loss = static_cast<Loss>(loss_in);
   STD_TORCH_CHECK(loss_in >= 0 && loss_in <= 2, "loss: must be from 0 to 2");
   STD_TORCH_CHECK(!targeted || target_in.has_value(), "target: must be given where targeted");
@@ -83,7 +83,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> bases(const Tensor& student_in, const
                                                  const Tensor& labels_in, int64_t limit,
                                                  const std::optional<Tensor>& seeds, int64_t seed) {
   const int32_t device = teacher_in.get_device_index();
-  const torch::stable::accelerator::DeviceGuard guard(device);
+  const DeviceGuard guard(device);
   check_logits(student_in, "student", 2);
   check_logits(teacher_in, "teacher", 2);
   check_classes(teacher_in);
@@ -137,7 +137,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> bases(const Tensor& student_in, const
 Tensor draw(const Tensor& logits_in, const Tensor& base_in, const std::optional<Tensor>& rows_in,
             const std::optional<Tensor>& seeds, int64_t seed) {
   const int32_t device = logits_in.get_device_index();
-  const torch::stable::accelerator::DeviceGuard guard(device);
+  const DeviceGuard guard(device);
   check_logits(logits_in, "logits", 2);
   check_classes(logits_in);
   const Tensor logits = with_unit_columns(logits_in);

@@ -127,36 +127,36 @@ __device__ Candidate<StatOf<Scalar>> best_of(Crew& crew, const Rows<Scalar>& row
   return crew.agree(best, Best());
 }
 
-// Σ exp(z - highest)
+// Σ exp(z - highest) over the classes besides the best, whose own term is 1: next to it a confident row's would be
+// lost. NaN where the highest is infinite.
 template <class Scalar, class Stat = StatOf<Scalar>>
-__device__ Stat exponentials(Crew& crew, const Rows<Scalar>& rows, const Scalar* row, Stat highest) {
+__device__ Stat others(Crew& crew, const Rows<Scalar>& rows, const Scalar* row, const Candidate<Stat>& best) {
   Stat sum = 0;
-  each_column(rows, row, crew.lane(), crew.lanes(), [&](int, Stat z) { sum += exp_of(z - highest); });
+  each_column(rows, row, crew.lane(), crew.lanes(), [&](int column, Stat z) {
+    const Stat below = z - best.z;
+    sum += column == best.at ? below : exp_of(below);
+  });
   return crew.agree(sum, Plus());
 }
 
-// The gradient of a row: of its probabilities, and steps at up to five classes.
+// The gradient of a row: what up to five classes have, and of the others a share of exp(z - highest).
 template <class Stat>
 struct RowGradient {
   static constexpr int kSteps = 5;
-  enum class Form {
-    kSteps,        // the steps alone
-    kShifted,      // share · p + steps
-    kProportional  // p · (share + steps)
-  };
-  Form form = Form::kSteps;
-  Stat highest = 0, per_sum = 0;  // of the probabilities p
-  Stat share = 0;
+  bool shared = false;  // without it the others have none
+  Stat highest = 0, share = 0;
   int at[kSteps] = {kNoClass, kNoClass, kNoClass, kNoClass, kNoClass};
-  Stat step[kSteps] = {};
+  Stat step[kSteps] = {};  // of a class that is named twice, the sum
 
   __device__ Stat operator()(int column, Stat z) const {
     Stat steps = 0;
+    bool others = shared;
 #pragma unroll
-    for (int i = 0; i < kSteps; ++i) steps += column == at[i] ? step[i] : Stat(0);
-    if (form == Form::kSteps) return steps;
-    const Stat p = exp_of(z - highest) * per_sum;
-    return form == Form::kShifted ? share * p + steps : p * (share + steps);
+    for (int i = 0; i < kSteps; ++i) {
+      steps += column == at[i] ? step[i] : Stat(0);
+      others = others && column != at[i];
+    }
+    return others ? share * exp_of(z - highest) : steps;
   }
 
   // What is no step is finite wherever the value is.
@@ -170,27 +170,25 @@ struct RowGradient {
 
 // One row of attack_objective: its value, and the gradient.
 template <class Scalar, class Stat = StatOf<Scalar>>
-__device__ Stat evaluate(const Objective<Scalar>& call, Crew& crew, const Scalar* row, Stat highest, int label,
-                         int target, RowGradient<Stat>& gradient) {
-  using Form = typename RowGradient<Stat>::Form;
+__device__ Stat evaluate(const Objective<Scalar>& call, Crew& crew, const Scalar* row, const Candidate<Stat>& best,
+                         int label, int target, RowGradient<Stat>& gradient) {
   const Rows<Scalar>& rows = call.logits;
   const auto z = [&](int column) { return widen(row[column]); };
   const auto step = [&](int i, int column, Stat by) {
     gradient.at[i] = column;
     gradient.step[i] = by;
   };
-  if (call.loss != Loss::kBoundary ? call.loss == Loss::kCrossEntropy : call.softmax) {
-    gradient.highest = highest;
-    gradient.per_sum = exponentials(crew, rows, row, highest);  // its inverse, below
-  }
+  gradient.shared = call.loss != Loss::kBoundary ? call.loss == Loss::kCrossEntropy : call.softmax;
+  gradient.highest = best.z;
+  const Stat rest = gradient.shared ? others(crew, rows, row, best) : Stat(0), per_sum = Stat(1) / (Stat(1) + rest);
+  const auto p = [&](int column) { return rounded_product(exp_of(z(column) - best.z), per_sum); };
+  const auto not_p = [&](int column) { return column == best.at ? rest * per_sum : Stat(1) - p(column); };
   if (call.loss == Loss::kCrossEntropy) {
     const int wanted = call.targeted ? target : label;
-    const Stat sign = call.targeted ? Stat(-1) : Stat(1), sum = gradient.per_sum;
-    gradient.form = Form::kShifted;
-    gradient.per_sum = Stat(1) / sum;
-    gradient.share = sign;
-    step(0, wanted, -sign);
-    return sign * (log_of(sum) - (z(wanted) - highest));
+    const Stat sign = call.targeted ? Stat(-1) : Stat(1);
+    gradient.share = sign * per_sum;
+    step(0, wanted, -sign * not_p(wanted));
+    return sign * (log1p_of(rest) - (z(wanted) - best.z));
   }
 
   int rival = target;
@@ -198,13 +196,16 @@ __device__ Stat evaluate(const Objective<Scalar>& call, Crew& crew, const Scalar
     rival = best_of(crew, rows, row, [&](const Candidate<Stat>& other) { return other.at != label; }).at;
   }
   if (call.loss == Loss::kBoundary) {
-    step(0, rival, Stat(1));
-    step(1, label, Stat(-1));
-    if (!call.softmax) return z(rival) - z(label);
-    gradient.form = Form::kProportional;
-    gradient.per_sum = Stat(1) / gradient.per_sum;
-    const Stat value = exp_of(z(rival) - highest) * gradient.per_sum - exp_of(z(label) - highest) * gradient.per_sum;
-    gradient.share = -value;
+    if (!call.softmax) {
+      step(0, rival, Stat(1));
+      step(1, label, Stat(-1));
+      return z(rival) - z(label);
+    }
+    const Stat up = p(rival), down = p(label), value = up - down;
+    gradient.share = -value * per_sum;
+    // p · (±1 - value) for the two
+    step(0, rival, rival == label ? Stat(0) : up * (not_p(rival) + down));
+    step(1, label, rival == label ? Stat(0) : -down * (not_p(label) + up));
     return value;
   }
 
@@ -256,7 +257,7 @@ __global__ void __launch_bounds__(kRowThreads, 3) objective_kernel(const __grid_
 
   const Candidate<Stat> best = best_of(crew, call.logits, row, [](const Candidate<Stat>&) { return true; });
   RowGradient<Stat> gradient;
-  const Stat value = evaluate(call, crew, row, best.z, in_range ? static_cast<int>(label) : 0,
+  const Stat value = evaluate(call, crew, row, best, in_range ? static_cast<int>(label) : 0,
                               in_range ? static_cast<int>(target) : 0, gradient);
   if (!inside) return;
   const bool known = in_range && !is_nan(best.z);
@@ -353,8 +354,8 @@ __device__ void find_key(const Bases<Scalar>& call, Crew& crew, int64_t i) {
   const int64_t label = call.labels[i];
   Stat key = -1;
   if (of_student.at == label && of_teacher.at == label) {
-    const Stat per_student = Stat(1) / exponentials(crew, call.student, student, of_student.z);
-    const Stat per_teacher = Stat(1) / exponentials(crew, call.teacher, teacher, of_teacher.z);
+    const Stat per_student = Stat(1) / (Stat(1) + others(crew, call.student, student, of_student));
+    const Stat per_teacher = Stat(1) / (Stat(1) + others(crew, call.teacher, teacher, of_teacher));
     Stat sum = 0;
     for (int column = crew.lane(); column < call.teacher.classes; column += crew.lanes()) {
       const Stat difference = rounded_product(exp_of(widen(teacher[column]) - of_teacher.z), per_teacher) -

@@ -16,10 +16,19 @@ namespace {
 bool has_clusters(const void* kernel, int32_t device) {
   int supported = 0;
   cudaFuncAttributes attributes{};
-  cudaError_t error = cudaDeviceGetAttribute(&supported, cudaDevAttrClusterLaunch, device);
-  if (error == cudaSuccess && supported != 0) error = cudaFuncGetAttributes(&attributes, kernel);
-  STD_TORCH_CHECK(error == cudaSuccess, "amkd_fast: no attributes of attack step_kernel: ", cudaGetErrorString(error));
+  check(cudaDeviceGetAttribute(&supported, cudaDevAttrClusterLaunch, device), "asking for clusters");
+  if (supported != 0) check(cudaFuncGetAttributes(&attributes, kernel), "asking for attack step_kernel");
   return supported != 0 && attributes.ptxVersion >= 90;
+}
+
+// Whether a cluster of this launch finds a place: a part of a device (MIG) may not have as many multiprocessors
+// together.
+template <class Kernel>
+bool fit(Kernel kernel, const cudaLaunchConfig_t& config) {
+  int clusters = 0;
+  const cudaError_t error = cudaOccupancyMaxActiveClusters(&clusters, kernel, &config);
+  (void)cudaGetLastError();  // a size that the device does not have is no error
+  return error == cudaSuccess && clusters > 0;
 }
 
 bool is_aligned(const void* image) { return reinterpret_cast<uintptr_t>(image) % 16 == 0; }
@@ -65,25 +74,28 @@ void launch(const StepArguments& call, int32_t device, cudaStream_t stream) {
   const auto holding = by_l1 ? step_kernel<Scalar, true, true> : step_kernel<Scalar, true, false>;
   const int most_threads = by_l1 ? kMostStepThreads<true> : kMostStepThreads<false>;
   const bool large = call.size > int64_t{most_threads} * kValues<Scalar>;
-  const StepPlan plan = plan_step(call.samples, call.size, Vector<Scalar>::kWidth, kValues<Scalar>, most_threads,
-                                  large && has_clusters(reinterpret_cast<const void*>(streaming), device));
-  STD_TORCH_CHECK(plan.blocks <= kMostBlocks, "x: too many samples for one launch");
-  step.lanes = plan.lanes;
-  step.ranks = plan.ranks;
-  step.share = plan.share;
-
   cudaLaunchAttribute cluster{};
   cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim.x = static_cast<unsigned>(plan.ranks);
-  cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
   cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(plan.blocks));
-  config.blockDim = dim3(static_cast<unsigned>(plan.threads));
   config.stream = stream;
   config.attrs = &cluster;
-  config.numAttrs = plan.ranks > 1 ? 1 : 0;
-  const cudaError_t error = cudaLaunchKernelEx(&config, plan.held ? holding : streaming, step);
-  STD_TORCH_CHECK(error == cudaSuccess, "amkd_fast: launching attack step_kernel failed: ", cudaGetErrorString(error));
+  const auto prepare = [&](bool clusters) {
+    const StepPlan plan =
+        plan_step(call.samples, call.size, Vector<Scalar>::kWidth, kValues<Scalar>, most_threads, clusters);
+    STD_TORCH_CHECK(plan.blocks <= kMostBlocks, "x: too many samples for one launch");
+    step.lanes = plan.lanes;
+    step.ranks = plan.ranks;
+    step.share = plan.share;
+    cluster.val.clusterDim.x = static_cast<unsigned>(plan.ranks);
+    cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
+    config.gridDim = dim3(static_cast<unsigned>(plan.blocks));
+    config.blockDim = dim3(static_cast<unsigned>(plan.threads));
+    config.numAttrs = plan.ranks > 1 ? 1 : 0;
+    return plan.held ? holding : streaming;
+  };
+  auto kernel = prepare(large && has_clusters(reinterpret_cast<const void*>(streaming), device));
+  if (step.ranks > 1 && !fit(kernel, config)) kernel = prepare(false);
+  check(cudaLaunchKernelEx(&config, kernel, step), "launching attack step_kernel");
 }
 
 void step(const Tensor& out, const Tensor& x, const Tensor& grad, const std::optional<Tensor>& x0,
@@ -92,7 +104,7 @@ void step(const Tensor& out, const Tensor& x, const Tensor& grad, const std::opt
           const std::optional<Tensor>& uppers, const std::optional<Tensor>& active, int64_t rule, double step_size,
           double radius, double lower, double upper, double decay, bool project, int64_t top) {
   const int32_t device = x.get_device_index();
-  const torch::stable::accelerator::DeviceGuard guard(device);
+  const DeviceGuard guard(device);
   const StepArguments call(out, x, grad, x0, step_sizes, radii, gap, velocity, lowers, uppers, active,
                            {static_cast<Rule>(rule), step_size, radius, lower, upper, decay, project, top});
   if (call.samples == 0 || call.size == 0) return;

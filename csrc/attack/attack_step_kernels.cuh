@@ -334,14 +334,18 @@ class Mover {
     }
     if (call_.rule == Rule::kLinf) return true;
     by_sign_ = false;
-    if (!is_moderate(peak)) {
-      level_ = leveller(peak);
-      found.sum = sum_of(Need::kGradient, [&](Stat g) { return g * level_ * (g * level_); });
+    const bool newton = call_.rule == Rule::kNewton, moderate = is_moderate(peak);
+    if (newton || !moderate) level_ = leveller(peak);
+    found.sum = moderate ? found.sum * (level_ * level_)
+                         : sum_of(Need::kGradient, [&](Stat g) { return g * level_ * (g * level_); });
+    if (!newton) {
+      inverse_ = Stat(1) / root_of(found.sum);
+      return true;
     }
-    inverse_ = Stat(1) / root_of(found.sum);
-    if (call_.rule != Rule::kNewton) return true;
-    // reach / |g|: no product here is larger than reach / peak but by rounding.
-    amount_ = clamped(amount_ * inverse_ * level_, largest_of(Stat()));
+    // reach / |g|² · g with one rounding for the quotient. Two powers of two bring the peak into [1, 2), also one that
+    // is subnormal: then no number here is larger than reach / peak but by rounding.
+    inverse_ = leveller(peak * level_);
+    amount_ = clamped(reach_ / (found.sum * (inverse_ * inverse_)) * level_ * inverse_, largest_of(Stat()));
     return is_finite(reach_ / peak);
   }
 
@@ -525,7 +529,8 @@ class Mover {
   Slice held_;
   bool accelerated_ = false;
   Stat reach_, radius_;
-  // The step: `amount_` times the sign of what is not below `least_`, or times g · level_ · inverse_, of length 1.
+  // The step: `amount_` times the sign of what is not below `least_`, or times g · level_ · inverse_: of length 1, but
+  // for a Newton step.
   bool by_sign_ = true;
   Magnitude least_ = 1;
   Stat amount_ = 0, level_ = 1, inverse_ = 1;

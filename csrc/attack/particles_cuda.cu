@@ -56,7 +56,7 @@ void svgd(const Tensor& out, const Tensor& particles, const Tensor& grad, const 
           const std::optional<Tensor>& lowers, const std::optional<Tensor>& uppers, double step_size, double radius,
           double lower, double upper, double bandwidth) {
   const int32_t device = particles.get_device_index();
-  const torch::stable::accelerator::DeviceGuard guard(device);
+  const DeviceGuard guard(device);
   const ParticleArguments given(out, particles, grad, x0, step_sizes, radii, lowers, uppers, step_size, radius, lower,
                                 upper, bandwidth);
   if (given.samples == 0 || given.size == 0) return;

@@ -93,7 +93,7 @@ template <class Scalar>
 __global__ void __launch_bounds__(kParticleThreads, 2) weights_kernel(ParticleCall<Scalar> call) {
   using Stat = StatOf<Scalar>;
   constexpr int kWarps = kParticleThreads / kWarp;
-  extern __shared__ unsigned char shared[];
+  extern __shared__ __align__(16) unsigned char shared[];
   Stat* const square = reinterpret_cast<Stat*>(shared);  // [count, count]
   __shared__ int usable[kMostParticles], members[kMostParticles];
   __shared__ int found;

@@ -38,7 +38,7 @@ inline bool is_finite(double v) { return v - v == 0.0; }
 
 template <class T>
 double at(const T* row, int64_t k) {
-  return max_lanes(load_some(row + k, 1, nothing<T>()));
+  return load_some(row + k, 1, nothing<T>())[0];
 }
 template <>
 double at<double>(const double* row, int64_t k) {
@@ -79,14 +79,27 @@ Top<T> top_of(const T* row, int64_t classes) {
   return {poisoned ? at(row, k) : most, k};
 }
 
-// Σ exp(z - peak) for a peak that is the row's.
+// A vector that begins at class k, with `value` in the lane of class `at`.
+template <class V>
+AMKD_INLINE V with(V v, int64_t k, int64_t at, double value) {
+  if (at < k || at >= k + lanes<V>) return v;
+  if constexpr (lanes<V> == 1) {
+    return value;
+  } else {
+    v[at - k] = static_cast<float>(value);
+    return v;
+  }
+}
+
+// Σ exp(z - peak) over the classes besides the top, whose own term is 1: next to it a confident row's would be lost.
+// NaN where the peak is infinite.
 template <class T>
-double exponentials(const T* row, int64_t classes, double peak) {
+double others(const T* row, int64_t classes, const Top<T>& top) {
   using V = Vector<T>;
   V sum{};
-  const V shift = splat<V>(peak);
-  sweep(row, classes, [&](int64_t, V v, int64_t) { sum += exp_nonpositive(v - shift); });
-  return sum_lanes(sum);
+  const V shift = splat<V>(top.peak);
+  sweep(row, classes, [&](int64_t k, V v, int64_t) { sum += with(exp_nonpositive(v - shift), k, top.at, 0.0); });
+  return sum_lanes(sum) + (top.peak - top.peak);
 }
 
 // The highest class besides `label`, the lowest index among equals; NaN wins as in torch.argmax.
@@ -162,23 +175,17 @@ class Row {
     finite_ = !is_nan(sum_lanes(poison));
   }
 
-  // `amount` in the lane of `index`, 0 in the others, for the vector that begins at k.
-  AMKD_INLINE static V only(int64_t index, int64_t k, double amount) {
-    if (index < k || index >= k + lanes<V>) return V{};
-    if constexpr (lanes<V> == 1) {
-      return amount;
-    } else {
-      V v{};
-      v[index - k] = static_cast<float>(amount);
-      return v;
-    }
-  }
+  AMKD_INLINE static V only(int64_t index, int64_t k, double amount) { return with(V{}, k, index, amount); }
+
+  // A class's probability, and 1 minus it. `rest` is the sum of the others.
+  double p(int64_t k, double rest) const { return ::exp(at(row_, k) - top_.peak) / (1 + rest); }
+  double not_p(int64_t k, double rest) const { return k == top_.at ? rest / (1 + rest) : 1 - p(k, rest); }
 
   double cross_entropy(int64_t label, double sign) {
-    const double sum = exponentials(row_, o_.classes, top_.peak);
-    const V shift = splat<V>(top_.peak), share = splat<V>(sign / sum);
-    fill([&](V v, int64_t k) { return exp_nonpositive(v - shift) * share - only(label, k, sign); });
-    return sign * (log(sum) - (at(row_, label) - top_.peak));
+    const double rest = others(row_, o_.classes, top_), at_label = -sign * not_p(label, rest);
+    const V shift = splat<V>(top_.peak), share = splat<V>(sign / (1 + rest));
+    fill([&](V v, int64_t k) { return with(exp_nonpositive(v - shift) * share, k, label, at_label); });
+    return sign * (::log1p(rest) - (at(row_, label) - top_.peak));
   }
 
   double of_logits(int64_t base, int64_t target) {
@@ -187,12 +194,14 @@ class Row {
   }
 
   double of_probabilities(int64_t base, int64_t target) {
-    const double per_sum = 1.0 / exponentials(row_, o_.classes, top_.peak);
-    const auto p = [&](int64_t k) { return ::exp(at(row_, k) - top_.peak) * per_sum; };
-    const double value = p(target) - p(base);
-    const V shift = splat<V>(top_.peak), share = splat<V>(per_sum), mean = splat<V>(value);
+    const double rest = others(row_, o_.classes, top_), up = p(target, rest), down = p(base, rest);
+    const double value = up - down;
+    // p · (±1 - value) for the two
+    const double at_target = target == base ? 0.0 : up * (not_p(target, rest) + down);
+    const double at_base = target == base ? 0.0 : -down * (not_p(base, rest) + up);
+    const V shift = splat<V>(top_.peak), share = splat<V>(-value / (1 + rest));
     fill([&](V v, int64_t k) {
-      return exp_nonpositive(v - shift) * share * (only(target, k, 1.0) - only(base, k, 1.0) - mean);
+      return with(with(exp_nonpositive(v - shift) * share, k, target, at_target), k, base, at_base);
     });
     return value;
   }
@@ -247,8 +256,8 @@ void disagreement(const Disagreement& d, int64_t first, int64_t last) {
     d.key[i] = -1.0;
     const int64_t label = d.labels[i];
     if (student_top.at != label || teacher_top.at != label) continue;
-    const V student_sum = splat<V>(exponentials(student, classes, student_top.peak));
-    const V teacher_sum = splat<V>(exponentials(teacher, classes, teacher_top.peak));
+    const V student_sum = splat<V>(1 + others(student, classes, student_top));
+    const V teacher_sum = splat<V>(1 + others(teacher, classes, teacher_top));
     const V student_shift = splat<V>(student_top.peak), teacher_shift = splat<V>(teacher_top.peak);
     V sum{};
     sweep(teacher, classes, [&](int64_t k, V t, int64_t count) {

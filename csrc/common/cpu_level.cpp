@@ -1,13 +1,27 @@
 #include "cpu_level.h"
 
 #include <cstdlib>
-#include <cstring>
-#include <initializer_list>
+#include <stdexcept>
+#include <string>
 
 namespace amkd {
 namespace {
 
-CpuLevel best_of_machine() {
+CpuLevel chosen() {
+  const char* variable = std::getenv("AMKD_FAST_SIMD");
+  if (variable == nullptr) return best_cpu_level();
+  const std::string wanted = variable, said = "AMKD_FAST_SIMD='" + wanted + "': must be ";
+  for (CpuLevel level : {CpuLevel::kBaseline, CpuLevel::kAvx2, CpuLevel::kAvx512}) {
+    if (wanted != name_of(level)) continue;
+    if (level <= best_cpu_level()) return level;
+    throw std::invalid_argument(said + "at most '" + name_of(best_cpu_level()) + "' on this CPU");
+  }
+  throw std::invalid_argument(said + "'baseline', 'avx2' or 'avx512'");
+}
+
+}  // namespace
+
+CpuLevel best_cpu_level() {
 #ifdef AMKD_X86
   __builtin_cpu_init();
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
@@ -18,18 +32,6 @@ CpuLevel best_of_machine() {
 #endif
   return CpuLevel::kBaseline;
 }
-
-CpuLevel chosen() {
-  const CpuLevel best = best_of_machine();
-  const char* wanted = std::getenv("AMKD_FAST_SIMD");
-  if (wanted == nullptr) return best;
-  for (CpuLevel level : {CpuLevel::kBaseline, CpuLevel::kAvx2, CpuLevel::kAvx512}) {
-    if (std::strcmp(wanted, name_of(level)) == 0 && level < best) return level;
-  }
-  return best;
-}
-
-}  // namespace
 
 CpuLevel cpu_level() {
   static const CpuLevel level = chosen();

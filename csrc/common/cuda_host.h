@@ -5,6 +5,10 @@
 #include <dlfcn.h>
 #include <torch/csrc/stable/accelerator.h>
 
+#include <map>
+#include <mutex>
+#include <optional>
+
 namespace amkd {
 
 // The stream of torch on a device. The symbol lives in a library that a CPU build of torch does not have, so it is
@@ -23,16 +27,50 @@ inline cudaStream_t current_stream(int32_t device) {
   return static_cast<cudaStream_t>(stream);
 }
 
+// The runtime keeps an error that it has returned as its last one: left there, the next launch would be blamed for it.
+inline void check(cudaError_t error, const char* what) {
+  if (error == cudaSuccess) return;
+  (void)cudaGetLastError();
+  STD_TORCH_CHECK(false, "amkd_fast: ", what, " failed: ", cudaGetErrorString(error));
+}
+
+// Makes a device current in torch's runtime and in this binary's own, which need not be the same.
+class DeviceGuard {
+ public:
+  explicit DeviceGuard(int32_t device) : guard_(device) { check(cudaSetDevice(device), "choosing a device"); }
+
+ private:
+  torch::stable::accelerator::DeviceGuard guard_;
+};
+
 inline void check_launch(const char* kernel) {
   const cudaError_t error = cudaGetLastError();
   STD_TORCH_CHECK(error == cudaSuccess, "amkd_fast: launching ", kernel, " failed: ", cudaGetErrorString(error));
 }
 
+// What a device answers once and for all, each of its answers in a variable of its own.
+class Answers {
+ public:
+  // ask() returns whether it is so, or nothing where that could not be found out: then it counts as no, this time.
+  template <class Ask>
+  bool of(int32_t device, Ask ask) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const auto found = known_.find(device);
+    if (found != known_.end()) return found->second;
+    const std::optional<bool> answer = ask();
+    (void)cudaGetLastError();  // a device without it is no error
+    if (answer.has_value()) known_[device] = *answer;
+    return answer.value_or(false);
+  }
+
+ private:
+  std::mutex mutex_;
+  std::map<int32_t, bool> known_;
+};
+
 inline int multiprocessors(int32_t device) {
   int count = 0;
-  const cudaError_t error = cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device);
-  STD_TORCH_CHECK(error == cudaSuccess, "amkd_fast: no properties of CUDA device ", device, ": ",
-                  cudaGetErrorString(error));
+  check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device), "asking for the multiprocessors");
   return count;
 }
 

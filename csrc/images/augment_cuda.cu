@@ -16,7 +16,7 @@ constexpr int64_t kMostShared = int64_t{40} << 10;  // of an image; with the tab
 Tensor joint_augment(const Tensor& pixels, const std::optional<Tensor>& rows, const std::optional<Tensor>& seeds,
                      int64_t threshold, int64_t operations, int64_t fill, int64_t seed) {
   const int32_t device = pixels.get_device_index();
-  const torch::stable::accelerator::DeviceGuard guard(device);
+  const DeviceGuard guard(device);
   Tensor out = torch::stable::empty_like(pixels);
   const JointAugmentArguments arguments(out, pixels, rows, seeds, threshold, operations, fill, seed);
   if (arguments.empty()) return out;

@@ -55,7 +55,7 @@ void launch(const CropFlipArguments& arguments, cudaStream_t stream) {
 void crop_flip(const Tensor& out, const Tensor& pixels, const std::optional<Tensor>& index, const Tensor& shift,
                const std::optional<Tensor>& seeds, double scale, int64_t pad, bool flip, int64_t seed) {
   const int32_t device = out.get_device_index();
-  const torch::stable::accelerator::DeviceGuard guard(device);
+  const DeviceGuard guard(device);
   const CropFlipArguments call(out, pixels, index, shift, seeds, scale, pad, flip, seed);
   if (call.samples == 0 || call.channels * call.height * call.width == 0) return;
   const cudaStream_t stream = current_stream(device);

@@ -29,7 +29,7 @@ Inputs<Scalar> inputs(const Arguments& call, int lanes) {
   in.numbers.exponent = static_cast<Stat>(kLog2E / call.temperature);
   in.numbers.inverse_temperature = static_cast<Stat>(1.0 / call.temperature);
   in.numbers.keep_teacher = 1;
-  in.factor = static_cast<Stat>(call.row_scale / static_cast<double>(call.rows));
+  in.factor = call.row_scale / static_cast<double>(call.rows);
   return in;
 }
 
@@ -44,8 +44,8 @@ void launch_forward(const Arguments& call, const Tensor& total, const Tensor& st
   forward.total = static_cast<Stat*>(total.mutable_data_ptr());
   forward.rows_per_block = plan.rows_per_block;
   const bool alone = plan.blocks == 1;
-  const Tensor totals = alone ? total : new_empty(total, {int64_t{kViews} * plan.blocks}, call.stat);
-  forward.block_totals = alone ? nullptr : static_cast<Stat*>(totals.mutable_data_ptr());
+  const Tensor totals = alone ? total : new_empty(total, {int64_t{kViews} * plan.blocks}, ScalarType::Double);
+  forward.block_totals = alone ? nullptr : static_cast<double*>(totals.mutable_data_ptr());
   consistency_forward_kernel<Scalar><<<plan.blocks, plan.threads, 0, stream>>>(forward);
   check_launch("kl consistency_forward_kernel");
   if (alone) return;
@@ -57,7 +57,7 @@ void launch_forward(const Arguments& call, const Tensor& total, const Tensor& st
 std::tuple<Tensor, Tensor> forward(const Tensor& student, const Tensor& teacher, const Tensor& augmented_student,
                                    const Tensor& augmented_teacher, double temperature, double row_scale) {
   const int32_t device = student.get_device_index();
-  const torch::stable::accelerator::DeviceGuard guard(device);
+  const DeviceGuard guard(device);
   const Arguments call(student, teacher, augmented_student, augmented_teacher, temperature, row_scale);
   STD_TORCH_CHECK(call.classes <= kMaxClasses, "student: more than 2^30 classes");
   if (call.rows == 0) {  // every mean over no rows is 0
@@ -76,7 +76,7 @@ std::tuple<Tensor, Tensor> backward(const Tensor& grad_total, const Tensor& stud
                                     const Tensor& augmented_student, const Tensor& augmented_teacher,
                                     const Tensor& stats, double temperature, double row_scale) {
   const int32_t device = student.get_device_index();
-  const torch::stable::accelerator::DeviceGuard guard(device);
+  const DeviceGuard guard(device);
   const Arguments call(student, teacher, augmented_student, augmented_teacher, temperature, row_scale);
   STD_TORCH_CHECK(call.classes <= kMaxClasses, "student: more than 2^30 classes");
   call.check(grad_total, stats);

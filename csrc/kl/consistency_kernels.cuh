@@ -19,7 +19,7 @@ struct Inputs {
   bool use_vectors;
   int lanes;
   Numbers<Stat> numbers;
-  Stat factor;  // row_scale / rows
+  double factor;  // row_scale / rows
 };
 
 template <class Scalar>
@@ -28,7 +28,7 @@ struct Forward {
   Inputs<Scalar> in;
   Stat* stats;
   Stat* total;
-  Stat* block_totals;  // [kViews, blocks], or null: the only block writes the results
+  double* block_totals;  // [kViews, blocks], or null: the only block writes the results
   int64_t rows_per_block;
 };
 
@@ -43,11 +43,11 @@ struct Backward {
 };
 
 template <class Stat>
-__device__ void finish_call(const Stat (&totals)[kViews], Stat* total, Stat* stats, int64_t rows) {
+__device__ void finish_call(const double (&totals)[kViews], Stat* total, Stat* stats, int64_t rows) {
   Stat* const tail = stats + kFields * rows;
-  tail[0] = totals[0];
-  tail[1] = totals[1];
-  *total = Stat(0.5) * (totals[0] + totals[1]);
+  tail[0] = static_cast<Stat>(totals[0]);
+  tail[1] = static_cast<Stat>(totals[1]);
+  *total = static_cast<Stat>(0.5 * (totals[0] + totals[1]));
 }
 
 // Σ a b, Σ a², Σ b² of the teachers' rows.
@@ -92,7 +92,8 @@ __global__ void __launch_bounds__(kMaxThreads<Scalar, Form::kTeacherWeighted>, 1
   const Team team{in.lanes};
   const int64_t first = blockIdx.x * call.rows_per_block;
   const int64_t last = min(first + call.rows_per_block, in.rows);
-  Stat totals[kViews] = {};
+  __shared__ double total_scratch[kViews][kWarp];
+  double totals[kViews] = {};  // one number of the call: none of its digits is lost here
 
   for (int64_t base = first; base < last; base += team.count()) {  // the same trips for the whole block: it reduces
     const int64_t row = base + team.index();
@@ -120,7 +121,7 @@ __global__ void __launch_bounds__(kMaxThreads<Scalar, Form::kTeacherWeighted>, 1
     totals[1] += in.factor * confidence * finish_view(stats + kViewFields * in.rows, in.rows, augmented, in.numbers);
   }
 
-  reduce_team(Team{static_cast<int>(blockDim.x)}, totals, Stat(0), scratch.mixture, Plus());
+  reduce_team(Team{static_cast<int>(blockDim.x)}, totals, 0.0, total_scratch, Plus());
   if (threadIdx.x != 0) return;
   if (call.block_totals == nullptr) return finish_call(totals, call.total, call.stats, in.rows);
   call.block_totals[blockIdx.x] = totals[0];
@@ -129,7 +130,7 @@ __global__ void __launch_bounds__(kMaxThreads<Scalar, Form::kTeacherWeighted>, 1
 
 template <class Stat>
 __global__ void __launch_bounds__(kReduceThreads)
-    consistency_total_kernel(const Stat* block_totals, int blocks, Stat* total, Stat* stats, int64_t rows) {
+    consistency_total_kernel(const double* block_totals, int blocks, Stat* total, Stat* stats, int64_t rows) {
   add_up_blocks<kViews>(block_totals, blocks, [&](const auto& totals) { finish_call(totals, total, stats, rows); });
 }
 
@@ -147,7 +148,8 @@ __global__ void __launch_bounds__(kBackwardThreads, kBackwardBlocks<Scalar>)
   if (row >= in.rows) return;
   const Stat* const stats = call.stats + view * kViewFields * in.rows + row;
   const Stat weight = view == 0 ? Stat(1) : call.stats[kConfidence * in.rows + row];
-  const Stat factor = Stat(0.5) * *call.grad_total * in.factor * weight * in.numbers.inverse_temperature;
+  const Stat factor =
+      Stat(0.5) * *call.grad_total * static_cast<Stat>(in.factor) * weight * in.numbers.inverse_temperature;
   const Probability<Stat> q{stats[kStudentMax * in.rows], exp_of(-stats[kStudentLogSum * in.rows]),
                             in.numbers.exponent};
   const Probability<Stat> p{stats[kTeacherMax * in.rows], exp_of(-stats[kTeacherLogSum * in.rows]),

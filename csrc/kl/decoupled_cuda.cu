@@ -63,7 +63,7 @@ std::tuple<Tensor, Tensor> forward(const Tensor& student, const Tensor& teacher,
                                    const std::optional<Tensor>& weight, double temperature, double target_factor,
                                    double other_factor, double factor, bool per_row) {
   const int32_t device = student.get_device_index();
-  const torch::stable::accelerator::DeviceGuard guard(device);
+  const DeviceGuard guard(device);
   const Arguments call(student, teacher, labels, weight, {temperature, target_factor, other_factor, factor, per_row});
   const Tensor stats = new_empty(student, {kFields * call.rows}, call.stat);
   if (call.rows == 0) {  // every mean over no rows is 0
@@ -81,7 +81,7 @@ Tensor backward(const Tensor& grad_loss, const Tensor& student, const Tensor& te
                 const std::optional<Tensor>& weight, const Tensor& stats, double temperature, double target_factor,
                 double other_factor, double factor, bool per_row) {
   const int32_t device = student.get_device_index();
-  const torch::stable::accelerator::DeviceGuard guard(device);
+  const DeviceGuard guard(device);
   const Arguments call(student, teacher, labels, weight, {temperature, target_factor, other_factor, factor, per_row});
   call.check(grad_loss, stats);
   const Tensor grad = new_empty(student, {call.rows, call.classes}, student.scalar_type());

@@ -41,9 +41,6 @@ struct Backward {
   int splits;  // blocks that share a row
 };
 
-__device__ inline float log1p_of(float x) { return log1pf(x); }
-__device__ inline double log1p_of(double x) { return log1p(x); }
-
 // The distribution of target against rest whose log-odds are d: probabilities and their logarithms.
 template <class Stat>
 struct Binary {

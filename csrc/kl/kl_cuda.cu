@@ -132,7 +132,7 @@ std::tuple<Tensor, Tensor> forward(const Tensor& student, const Tensor& teacher,
                                    double temperature, int64_t divergence, double beta, double row_scale,
                                    double kl_factor, double ce_factor, int64_t ignore_index, bool per_row) {
   const int32_t device = student.get_device_index();
-  const torch::stable::accelerator::DeviceGuard guard(device);
+  const DeviceGuard guard(device);
   const Arguments call(
       student, teacher, weight, labels, ce_weight,
       {temperature, static_cast<Divergence>(divergence), beta, row_scale, kl_factor, ce_factor, ignore_index, per_row});
@@ -155,7 +155,7 @@ Tensor backward(const Tensor& grad_loss, const Tensor& student, const Tensor& te
                 const std::optional<Tensor>& ce_weight, const Tensor& stats, double temperature, int64_t divergence,
                 double beta, double row_scale, double kl_factor, double ce_factor, int64_t ignore_index, bool per_row) {
   const int32_t device = student.get_device_index();
-  const torch::stable::accelerator::DeviceGuard guard(device);
+  const DeviceGuard guard(device);
   const Arguments call(
       student, teacher, weight, labels, ce_weight,
       {temperature, static_cast<Divergence>(divergence), beta, row_scale, kl_factor, ce_factor, ignore_index, per_row});

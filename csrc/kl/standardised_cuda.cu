@@ -56,7 +56,7 @@ void launch_forward(const Arguments& call, const Tensor& loss, const Tensor& sta
 std::tuple<Tensor, Tensor> forward(const Tensor& student, const Tensor& teacher, const std::optional<Tensor>& weight,
                                    double temperature, double factor, bool per_row) {
   const int32_t device = student.get_device_index();
-  const torch::stable::accelerator::DeviceGuard guard(device);
+  const DeviceGuard guard(device);
   const Arguments call(student, teacher, weight, {temperature, factor, per_row});
   STD_TORCH_CHECK(call.classes <= kMaxClasses, "student: more than 2^30 classes");
   if (call.rows == 0) {  // every sum over no rows is 0
@@ -75,7 +75,7 @@ Tensor backward(const Tensor& grad_loss, const Tensor& student, const Tensor& te
                 const std::optional<Tensor>& weight, const Tensor& stats, double temperature, double factor,
                 bool per_row) {
   const int32_t device = student.get_device_index();
-  const torch::stable::accelerator::DeviceGuard guard(device);
+  const DeviceGuard guard(device);
   const Arguments call(student, teacher, weight, {temperature, factor, per_row});
   STD_TORCH_CHECK(call.classes <= kMaxClasses, "student: more than 2^30 classes");
   call.check(grad_loss, stats);

@@ -81,7 +81,7 @@ void launch(const Arguments& call, const Tensor& loss, const Tensor& grad, bool 
 
 std::tuple<Tensor, Tensor> loss(const Tensor& student, const Tensor& teacher, double distance_weight,
                                 double angle_weight, bool with_gradient) {
-  const torch::stable::accelerator::DeviceGuard guard(student.get_device_index());
+  const DeviceGuard guard(student.get_device_index());
   const Arguments call(student, teacher, distance_weight, angle_weight);
   STD_TORCH_CHECK(call.count < kMostRows, "student: must have less than 2^19 rows");
   STD_TORCH_CHECK(std::max(call.student.size(1), call.teacher.size(1)) < std::numeric_limits<int32_t>::max() - kTile,
@@ -91,8 +91,7 @@ std::tuple<Tensor, Tensor> loss(const Tensor& student, const Tensor& teacher, do
   const cudaStream_t stream = current_stream(student.get_device_index());
   if (call.count == 0) {
     const size_t bytes = call.statistics == ScalarType::Double ? sizeof(double) : sizeof(float);
-    const cudaError_t error = cudaMemsetAsync(loss.mutable_data_ptr(), 0, bytes, stream);
-    STD_TORCH_CHECK(error == cudaSuccess, "amkd_fast: relations_loss: ", cudaGetErrorString(error));
+    check(cudaMemsetAsync(loss.mutable_data_ptr(), 0, bytes, stream), "relations_loss");
     return {loss, grad};
   }
   dispatch(call.type, "student",

@@ -82,7 +82,7 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> forward(std::vector<Tensor> stud
                                                         std::vector<double> factors, bool with_grads) {
   STD_TORCH_CHECK(!student.empty(), "student: must have a segment");
   const int32_t device = student[0].get_device_index();
-  const torch::stable::accelerator::DeviceGuard guard(device);
+  const DeviceGuard guard(device);
   const Arguments call(std::move(student), std::move(teacher), weights, std::move(factors));
   const Tensor& like = call.student[0];
   const Tensor loss = new_empty(like, {}, call.stat), means = new_empty(like, {call.count()}, call.stat);
@@ -109,7 +109,7 @@ std::vector<Tensor> backward(const Tensor& grad_loss, std::vector<Tensor> studen
                              const std::optional<Tensor>& weights, std::vector<double> factors) {
   STD_TORCH_CHECK(!student.empty(), "student: must have a segment");
   const int32_t device = student[0].get_device_index();
-  const torch::stable::accelerator::DeviceGuard guard(device);
+  const DeviceGuard guard(device);
   const Arguments call(std::move(student), std::move(teacher), weights, std::move(factors));
   STD_TORCH_CHECK(grad_loss.scalar_type() == call.stat, "grad_loss: wrong dtype");
   std::vector<Tensor> grads = call.new_grads();
@@ -120,7 +120,7 @@ std::vector<Tensor> backward(const Tensor& grad_loss, std::vector<Tensor> studen
 
 void scale(std::vector<Tensor> grads, const Tensor& grad_loss) {
   const int32_t device = grad_loss.get_device_index();
-  const torch::stable::accelerator::DeviceGuard guard(device);
+  const DeviceGuard guard(device);
   const void* factor = number_in(grad_loss, grad_loss);
   const cudaStream_t stream = current_stream(device);
   const auto set = [&](int64_t i) {

@@ -193,8 +193,8 @@ __global__ void __launch_bounds__(kThreads, kList && sizeof(ComputeOf<Scalar, kC
   };
   if constexpr (kCosine) {
     for (int r = warp * kRows; r < (warp + 1) * kRows; ++r) {
-      if (anchor_rows[r] < 0) continue;  // the whole warp
-      const double scale = scale_of(anchor_row(r), call.width, call.anchor.aligned, lane, kWarp);
+      const bool exists = anchor_rows[r] >= 0;  // the same for the whole warp
+      const double scale = exists ? scale_of(anchor_row(r), call.width, call.anchor.aligned, lane, kWarp) : 0.0;
       if (lane == 0) anchor_scales[r] = scale;
     }
     __syncthreads();
@@ -233,8 +233,9 @@ __global__ void __launch_bounds__(kThreads, kList && sizeof(ComputeOf<Scalar, kC
       labels[threadIdx.x] = call.candidates.reference_label(tile + threadIdx.x);
     }
     if constexpr (kCosine) {
-      for (int r = warp; r < kTileColumns && tile + r < end; r += kWarps) {
-        const double scale = scale_of(reference_row(r), call.width, call.reference.aligned, lane, kWarp);
+      for (int r = warp; r < kTileColumns; r += kWarps) {
+        const bool exists = tile + r < end;  // the same for the whole warp
+        const double scale = exists ? scale_of(reference_row(r), call.width, call.reference.aligned, lane, kWarp) : 0.0;
         if (lane == 0) reference_scales[r] = scale;
       }
       __syncthreads();

@@ -80,7 +80,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& product_in, const Tenso
                                            int64_t distance, double margin, bool semihard, bool fallback,
                                            bool soft_margin) {
   const int32_t device = anchor.get_device_index();
-  const torch::stable::accelerator::DeviceGuard guard(device);
+  const DeviceGuard guard(device);
   const Arguments call(product_in, anchor, reference, anchor_square, reference_square, positive_distance, used, labels,
                        reference_labels, exclude_labels, self_offset, distance, margin, semihard, fallback,
                        soft_margin);
@@ -114,7 +114,7 @@ Tensor backward(const Tensor& product, const Tensor& /*grad_anchor*/, const Tens
                 const std::optional<Tensor>& reference_labels, const std::optional<Tensor>& exclude_labels,
                 int64_t self_offset, int64_t distance, double margin, bool semihard, bool fallback, bool soft_margin) {
   const int32_t device = anchor.get_device_index();
-  const torch::stable::accelerator::DeviceGuard guard(device);
+  const DeviceGuard guard(device);
   const Arguments call(product, anchor, reference, anchor_square, reference_square, positive_distance, used, labels,
                        reference_labels, exclude_labels, self_offset, distance, margin, semihard, fallback,
                        soft_margin);

@@ -1,5 +1,4 @@
 // triplet_select on CUDA tensors: checks, outputs, and which kernels a size gets.
-#include <mutex>
 #include <optional>
 #include <tuple>
 
@@ -86,26 +85,25 @@ void launch_differences(const Call& call, SelectPlan plan, const int* work, cons
 }
 
 // Whether this binary has products_kernel for the device, and the kernel may use its shared memory. Only where it has a
-// body it has shared memory of its own. Asked once a device.
+// body it has shared memory of its own.
 template <class Scalar, int kParts>
 bool has_products(int32_t device) {
-  constexpr int kDevices = 64;
   constexpr size_t kLeastShared = 4096;  // the system's own kilobyte may be counted in
-  static std::mutex mutex;
-  static signed char known[kDevices] = {};
-  if (device < 0 || device >= kDevices) return false;
-  const std::lock_guard<std::mutex> lock(mutex);
-  if (known[device] == 0) {
+  static Answers answers;
+  return answers.of(device, []() -> std::optional<bool> {
     const auto kernel = products_kernel<Scalar, kParts>;
     cudaFuncAttributes attributes{};
-    const bool usable =
-        cudaFuncGetAttributes(&attributes, kernel) == cudaSuccess && attributes.sharedSizeBytes >= kLeastShared &&
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                             product_bytes(kParts, kTensorRowsBytes / (2 * 64 * kParts))) == cudaSuccess;
-    (void)cudaGetLastError();  // a device without it is no error
-    known[device] = usable ? 1 : -1;
-  }
-  return known[device] > 0;
+    cudaError_t error = cudaFuncGetAttributes(&attributes, kernel);
+    if (error == cudaSuccess && attributes.sharedSizeBytes < kLeastShared) return false;
+    if (error == cudaSuccess) {
+      error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                   product_bytes(kParts, kTensorRowsBytes / (2 * 64 * kParts)));
+    }
+    if (error == cudaSuccess) return true;
+    const bool lasting = error == cudaErrorInvalidValue || error == cudaErrorInvalidDeviceFunction ||
+                         error == cudaErrorNoKernelImageForDevice;
+    return lasting ? std::optional<bool>(false) : std::nullopt;
+  });
 }
 
 template <class Scalar, int kParts>
@@ -162,7 +160,7 @@ std::tuple<Tensor, Tensor> select(const Tensor& anchor, const std::optional<Tens
                                   int64_t k, bool find_positive) {
   Call call{};
   call.device = anchor.get_device_index();
-  const torch::stable::accelerator::DeviceGuard guard(call.device);
+  const DeviceGuard guard(call.device);
   call.anchor = rows_like(anchor, "anchor", anchor);
   call.reference = reference.has_value() ? rows_like(*reference, "reference", anchor) : call.anchor;
   const int64_t n = anchor.size(0), p = call.reference.size(0), width = anchor.size(1);

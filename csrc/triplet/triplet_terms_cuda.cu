@@ -84,7 +84,7 @@ std::tuple<Tensor, Tensor> terms(const Tensor& anchor, const std::optional<Tenso
                                  const Tensor& negative_index, const std::optional<Tensor>& weight, int64_t distance,
                                  double margin, bool soft_margin, bool swap, int64_t reduction) {
   const int32_t device = anchor.get_device_index();
-  const torch::stable::accelerator::DeviceGuard guard(device);
+  const DeviceGuard guard(device);
   const Arguments call(anchor, positive, reference, positive_index, negative_index, weight, distance, margin,
                        soft_margin, swap, reduction);
   const int64_t n = anchor.size(0);
@@ -101,18 +101,19 @@ std::tuple<Tensor, Tensor> terms(const Tensor& anchor, const std::optional<Tenso
     terms.stats = data_of<StatOf<Scalar>>(stats);
     const TermsPlan plan = plan_terms(n, terms.in.width, Vector<Scalar>::kWidth, sms);
     terms.lanes = plan.lanes;
-    if (plan.blocks == 1) {
-      terms_kernel<Scalar><<<1, kThreads, 0, stream>>>(terms);
-      check_launch("triplet terms_kernel");
-      return;
+    if (plan.blocks > 1) {
+      const Tensor totals = new_empty(anchor, {int64_t{kTotals} * plan.blocks}, ScalarType::Double);
+      terms.block_totals = data_of<double>(totals);
+      void* arguments[] = {&terms};
+      const cudaError_t error =
+          cudaLaunchCooperativeKernel(terms_kernel<Scalar>, dim3(plan.blocks), dim3(kThreads), arguments, 0, stream);
+      // A process may have a part of the device alone, by MPS or a green context: one block meets nobody.
+      if (error != cudaErrorCooperativeLaunchTooLarge) return check(error, "launching triplet terms_kernel");
+      (void)cudaGetLastError();
+      terms.block_totals = nullptr;
     }
-    const Tensor totals = new_empty(anchor, {int64_t{kTotals} * plan.blocks}, ScalarType::Double);
-    terms.block_totals = data_of<double>(totals);
-    void* arguments[] = {&terms};
-    const cudaError_t error =
-        cudaLaunchCooperativeKernel(terms_kernel<Scalar>, dim3(plan.blocks), dim3(kThreads), arguments, 0, stream);
-    STD_TORCH_CHECK(error == cudaSuccess,
-                    "amkd_fast: launching triplet terms_kernel failed: ", cudaGetErrorString(error));
+    terms_kernel<Scalar><<<1, kThreads, 0, stream>>>(terms);
+    check_launch("triplet terms_kernel");
   });
   return {loss, stats};
 }
@@ -135,7 +136,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_loss, const Tenso
                                             double margin, bool soft_margin, bool swap, int64_t reduction,
                                             bool deterministic) {
   const int32_t device = anchor.get_device_index();
-  const torch::stable::accelerator::DeviceGuard guard(device);
+  const DeviceGuard guard(device);
   const Arguments call(anchor, positive, reference, positive_index, negative_index, weight, distance, margin,
                        soft_margin, swap, reduction);
   const int64_t n = anchor.size(0), p = call.reference.size(0), width = anchor.size(1);

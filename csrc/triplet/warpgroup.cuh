@@ -41,8 +41,12 @@ __device__ inline void wait_for_copies() {
   asm volatile("cp.async.wait_all;\nfence.proxy.async.shared::cta;\n" ::: "memory");
 }
 
-// A barrier of the 128 threads of one warpgroup.
-__device__ inline void meet(int group) { asm volatile("bar.sync %0, 128;\n" ::"r"(group + 1) : "memory"); }
+// A barrier of the 128 threads of one warpgroup. It and the products behind it are .aligned: they want a warp that is
+// together again after its branches, which only __syncwarp promises.
+__device__ inline void meet(int group) {
+  __syncwarp();
+  asm volatile("bar.sync %0, 128;\n" ::"r"(group + 1) : "memory");
+}
 
 // A tile of rows of 64 two-byte elements: eight rows are 1024 bytes, one behind the other.
 __device__ inline uint64_t describe(uint32_t address) {

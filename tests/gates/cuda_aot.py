@@ -1,23 +1,27 @@
-"""Ahead-of-time gate of the CUDA C++ kernels, without a GPU: compile every csrc/**/*.cu without a warning, then read
-registers, stack and machine code of every kernel from the object.
-
-    python -m tests.gates.cuda_aot [--family kl]
+"""Ahead-of-time gate of the CUDA C++ kernels, without a GPU: registers, stack and machine code of every kernel of the
+objects that setup.py builds, which compiles every csrc/**/*.cu with warnings as errors.
 """
 
 from __future__ import annotations
 
-import argparse
-import importlib.util
+import ast
 import os
 import re
-import shutil
 import subprocess
-import tempfile
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+from . import fingerprints, sass
+from .ledger import FOLDER, Entry
+
+LEDGER = FOLDER / "cuda.jsonl"
 ROOT = Path(__file__).resolve().parents[2]
 ARCHITECTURES = ("80", "90a")
+ARCH_LIST = "8.0 9.0a"  # the same as TORCH_CUDA_ARCH_LIST has it
 # Kernels that read rows and so must load 16 bytes at a time, by family.
 WIDE = {
     "kl": (
@@ -58,104 +62,145 @@ WIDE_STORES = {"images": re.compile(r"crop_flip_kernel .*Lb1")}
 # Kernels of the tensor cores: on that architecture they multiply by warpgroups and copy 16 bytes at a time; elsewhere
 # they are empty.
 MATRIX = {("triplet", "90a"): ("products_kernel",)}
+# What setup.py says of the compilation that the machine code can depend on.
+SETTINGS = ("COMMON_FLAGS", "NVCC_FLAGS", "TORCH_TARGET_VERSION")
 
 
-class Kernel(NamedTuple):
-    """What the machine code of one kernel says."""
+class Source(NamedTuple):
+    """One file, which is compiled as a whole."""
 
     family: str
-    arch: str
-    name: str
-    registers: int
-    stack: int
-    shared: int
-    local_accesses: int
-    wide_loads: int
-    warpgroup_products: int = 0
-    wide_stores: int = 0
+    path: Path
 
     @property
-    def faults(self) -> list[str]:
-        """What the gate does not accept, in words."""
-        faults = []
-        if self.stack or self.local_accesses:
-            faults.append(f"{self.stack} bytes of stack, {self.local_accesses} local accesses: registers spill")
-        if self.name.startswith(WIDE.get(self.family, ())) and not self.wide_loads:
-            faults.append("no 16-byte load (LDG.E.128)")
-        stores = WIDE_STORES.get(self.family)
-        if stores and stores.match(self.name) and not self.wide_stores:
-            faults.append("no 16-byte store (STG.E.128)")
-        if self.name.startswith(MATRIX.get((self.family, self.arch), ("no name",))):
-            if not self.warpgroup_products:
-                faults.append("no product of a warpgroup (HGMMA)")
-            if not self.wide_loads:
-                faults.append("no 16-byte copy (LDGSTS.E.128)")
+    def name(self) -> str:
+        return self.path.relative_to(ROOT / "csrc").as_posix()
+
+    def key(self, of: dict[str, str]) -> str:
+        built = (fingerprints.of_cuda(self.path, ROOT / "csrc"), settings(), ARCHITECTURES)
+        return fingerprints.digest(self.name, built, sorted(of.items()))
+
+    def faults(self, entry: Entry) -> list[str]:
+        """What the gate does not accept in one kernel of this file, in words."""
+        kernel, faults = entry.name.partition(" ")[2], []
+        for arch, figures in entry.figures.items():
+            found = figures.spills
+            if kernel.startswith(WIDE.get(self.family, ())) and not figures.wide_loads + figures.wide_copies:
+                found.append("no 16-byte load (LDG.E.128)")
+            stores = WIDE_STORES.get(self.family)
+            if stores and stores.match(kernel) and not figures.wide_stores:
+                found.append("no 16-byte store (STG.E.128)")
+            if kernel.startswith(MATRIX.get((self.family, arch), ("no name",))):
+                if not figures.warpgroup_products:
+                    found.append("no product of a warpgroup (HGMMA)")
+                if not figures.wide_loads + figures.wide_copies:
+                    found.append("no 16-byte copy (LDGSTS.E.128)")
+            faults += [f"sm_{arch}: {fault}" for fault in found]
         return faults
 
 
-def missing() -> str:
-    """Why the gate cannot run here, empty when it can."""
-    if find_tool("nvcc") is None:
-        return "nvcc is not here"
-    return "" if find_tool("cuobjdump") else "cuobjdump is not here"
+def settings() -> dict[str, object]:
+    """The constants of setup.py, which cannot be imported."""
+    assigned = (node for node in ast.parse((ROOT / "setup.py").read_text()).body if isinstance(node, ast.Assign))
+    found = {node.targets[0].id: node.value for node in assigned if isinstance(node.targets[0], ast.Name)}
+    return {name: ast.literal_eval(found[name]) for name in SETTINGS}
 
 
-def find_tool(name: str) -> Path | None:
-    """A CUDA tool: of the toolkit (CUDA_HOME, PATH), else of Triton's wheel."""
-    folders = [Path(home) / "bin" for home in (os.environ.get("CUDA_HOME"), "/usr/local/cuda") if home]
-    if spec := importlib.util.find_spec("triton"):
-        folders.append(Path(spec.origin).parent / "backends" / "nvidia" / "bin")
-    on_path = shutil.which(name)
-    candidates = [folders[0] / name, *([Path(on_path)] if on_path else []), *(folder / name for folder in folders)]
-    return next((path for path in candidates if path.is_file()), None)
+def cannot_compile() -> str:
+    """Why the gate cannot compile here, empty when it can."""
+    return next((f"{tool} is not here" for tool in ("nvcc", "cuobjdump") if sass.find_tool(tool) is None), "")
 
 
-def sources() -> list[Path]:
-    return sorted((ROOT / "csrc").rglob("*.cu"))
+@cache
+def versions() -> dict[str, str]:
+    """Of the compiler and of the headers that are not in the fingerprints."""
+    import torch
+
+    release = re.search(r"release ([\d.]+)", sass.run_tool("nvcc", "--version"))[1]
+    return {"nvcc": release, "torch": torch.__version__.partition("+")[0]}
 
 
-def compile_source(source: Path, target: Path) -> None:
-    """Compile for every architecture, with every warning an error.
+def sources(families: Iterable[str]) -> list[Source]:
+    chosen = set(families)
+    found = (Source(path.parent.name, path) for path in sorted((ROOT / "csrc").rglob("*.cu")))
+    return [source for source in found if source.family in chosen]
 
-    Raises:
-        RuntimeError: The compiler's words.
-    """
-    torch = Path(importlib.util.find_spec("torch").origin).parent
-    command = [find_tool("nvcc"), "-c", source, "-o", target, "-O3", "-std=c++17", "-isystem", torch / "include"]
-    command += ["-DTORCH_TARGET_VERSION=0x020B000000000000", "-DUSE_CUDA"]
-    command += ["-Werror", "all-warnings", "-Xcompiler", "-fPIC,-Wall,-Wextra,-Werror", "--threads", "0"]
-    for arch in ARCHITECTURES:
-        command += ["-gencode", f"arch=compute_{arch},code=sm_{arch}"]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+
+FAMILIES = tuple(sorted({path.parent.name for path in (ROOT / "csrc").rglob("*.cu")}))
+
+
+def units(families: Iterable[str], of: dict[str, str] | None = None) -> dict[str, Source]:
+    """The sources by key, for the compiler that is here or for `of`."""
+    of = versions() if of is None else of
+    return {source.key(of): source for source in sources(families)}
+
+
+def compile_units(missing: dict[str, Source], jobs: int) -> Iterator[tuple[list[Entry], list[str]]]:
+    """(entries, errors) of every source. Ninja keeps what it compiled, also when this is interrupted."""
+    folder = build_folder()
+    names = {key: source.name.removesuffix(".cu").replace("/", "_") + ".o" for key, source in missing.items()}
+    command = [
+        sys.executable,
+        "setup.py",
+        "-q",
+        "build_ext",
+        "--build-temp",
+        folder,
+        "--targets",
+        " ".join(names.values()),
+    ]
+    environment = {
+        "AMKD_FAST_BUILD": "cuda",
+        "TORCH_CUDA_ARCH_LIST": ARCH_LIST,
+        "CXXFLAGS": "-Werror",
+        "MAX_JOBS": str(jobs),
+    }
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
     if done.returncode:
-        raise RuntimeError(f"{source.relative_to(ROOT)} does not compile:\n{done.stdout}{done.stderr}")
+        yield [], [f"the CUDA sources do not compile:\n{done.stdout}"]
+        return
+    for key, source in missing.items():
+        entries = inspect(key, source, folder / names[key])
+        lacking = set(ARCHITECTURES) - {arch for entry in entries for arch in entry.figures}
+        yield entries, [f"{source.name} has no kernel for sm_{arch}" for arch in sorted(lacking)]
 
 
-def inspect(family: str, binary: Path) -> list[Kernel]:
-    """Every kernel of an object, per architecture."""
-    tool = find_tool("cuobjdump")
+def build_folder() -> Path:
+    """Where the extension was built, if that was with the gate's architectures and warnings; else one of its own."""
+    targets = " ".join(f"-gencode arch=compute_{arch},code=sm_{arch}" for arch in ARCHITECTURES)
+    for path in sorted((ROOT / "build").glob("temp*/build.ninja")):
+        flags = re.search(r"^nvccflags = (.*)$", path.read_text(), re.MULTILINE)
+        if flags and flags[1].endswith(targets) and "-Werror" in flags[1].replace("-Werror all-warnings", ""):
+            return path.parent
+    return ROOT / "build" / "gates"
 
-    def dump(option: str) -> str:
-        return subprocess.run([tool, option, binary], capture_output=True, text=True, check=True).stdout
 
-    code = {}
-    for arch, text in _by_arch(dump("--dump-sass")):
-        for function in re.split(r"^\s*Function : ", text, flags=re.MULTILINE)[1:]:
-            symbol, _, body = function.partition("\n")
-            code[arch, symbol.strip()] = (
-                len(re.findall(r"\b(?:LDL|STL)\b", body)),
-                len(re.findall(r"\bLDG(?:STS)?\.E(?:\.\w+)*\.128\b", body)),
-                len(re.findall(r"\bHGMMA\b", body)),
-                len(re.findall(r"\bSTG\.E(?:\.\w+)*\.128\b", body)),
-            )
-    kernels = []
-    for arch, text in _by_arch(dump("--dump-resource-usage")):
-        for symbol, registers, stack, shared in re.findall(
-            r"Function (\S+?):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+)", text
-        ):
-            numbers = map(int, (registers, stack, shared))
-            kernels.append(Kernel(family, arch, readable(symbol), *numbers, *code[arch, symbol]))
-    return kernels
+def inspect(key: str, source: Source, binary: Path) -> list[Entry]:
+    """Every kernel of an object, with its figures for each architecture."""
+    code, arch = {}, ""
+    listing = sass.run_tool("cuobjdump", "--dump-sass", binary)
+    for part in re.split(r"^(?=arch = |\s*Function : )", listing, flags=re.MULTILINE):
+        first, _, body = part.partition("\n")
+        if first.startswith("arch = sm_"):
+            arch = first.removeprefix("arch = sm_").strip()
+        elif "Function : " in first:
+            code[arch, first.split()[-1]] = sass.instructions(body)
+    figures: dict[str, dict[str, sass.Figures]] = {}
+    for arch, symbol, usage in sorted(sass.resource_usage(binary), key=lambda found: found[:2]):
+        figures.setdefault(symbol, {})[arch] = sass.read_figures(code[arch, symbol], usage, usage["SHARED"])
+    entries, seen = [], Counter()
+    for symbol, by_arch in sorted(figures.items()):
+        name = f"{source.name} {readable(symbol)}"
+        seen[name] += 1
+        entries.append(Entry(key, source.family, name + (f" #{seen[name]}" if seen[name] > 1 else ""), by_arch))
+    return entries
 
 
 def readable(symbol: str) -> str:
@@ -164,41 +209,3 @@ def readable(symbol: str) -> str:
         return symbol
     arguments = re.sub(r"LNS\d*_\d*", "", match[2] or "")
     return f"{match[1]} {arguments}".strip()
-
-
-def _by_arch(text: str) -> list[tuple[str, str]]:
-    parts = re.split(r"^arch = sm_(\w+)$", text, flags=re.MULTILINE)
-    return list(zip(parts[1::2], parts[2::2], strict=True))
-
-
-def check(source: Path) -> list[Kernel]:
-    """Compile one source and read its kernels."""
-    with tempfile.TemporaryDirectory() as folder:
-        target = Path(folder) / "kernels.o"
-        compile_source(source, target)
-        return inspect(source.parent.name, target)
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--family", help="only this folder of csrc")
-    options = parser.parse_args()
-    if reason := missing():
-        print(f"cuda_aot: not run, {reason}")
-        return 0
-    faults = 0
-    for source in sources():
-        if options.family in (None, source.parent.name):
-            for kernel in check(source):
-                faults += len(kernel.faults)
-                print(
-                    f"{kernel.family:8} sm_{kernel.arch:4} {kernel.name:50} {kernel.registers:3} registers "
-                    f"{kernel.shared:5} B shared {kernel.wide_loads:2} wide loads {kernel.wide_stores:2} wide stores "
-                    f"{kernel.warpgroup_products:3} HGMMA  "
-                    f"{'; '.join(kernel.faults) or 'ok'}"
-                )
-    return 1 if faults else 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -42,17 +42,32 @@ def best_other(z: Tensor, labels: Tensor) -> Tensor:
 
 
 def _cross_entropy(z: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    log_p = z.log_softmax(1)
-    return -_at(log_p, labels), log_p.exp() - _hot(z, labels).to(z.dtype)
+    p, rest, left = _probabilities(z)
+    return rest.log1p() + (z.amax(1) - _at(z, labels)), torch.where(_hot(z, labels), -left, p)
 
 
 def _boundary(z: Tensor, base: Tensor, target: Tensor, score: str) -> tuple[Tensor, Tensor]:
-    pull = _hot(z, target).to(z.dtype) - _hot(z, base).to(z.dtype)  # [B, K]
+    to_target, to_base = _hot(z, target), _hot(z, base)  # [B, K]
     if score == "logits":
-        return _at(z, target) - _at(z, base), pull
-    p = z.softmax(1)
-    value = _at(p, target) - _at(p, base)
-    return value, p * (pull - value[:, None])
+        return _at(z, target) - _at(z, base), to_target.to(z.dtype) - to_base.to(z.dtype)
+    p, _, left = _probabilities(z)
+    up, down = _at(p, target)[:, None], _at(p, base)[:, None]  # [B, 1]
+    value = up - down
+    # p · (±1 − value) for the two, and what the rest of the classes have
+    gradient = torch.where(to_target, p * (left + down), torch.where(to_base, -p * (left + up), -p * value))
+    return value[:, 0], torch.where(to_target & to_base, 0.0, gradient)
+
+
+def _probabilities(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """p = σ(z) [B, K], Σ exp(z − max z) over the classes besides the highest [B], and 1 − p [B, K].
+
+    Where p is nearly 1, its rounding would leave few digits of 1 − p.
+    """
+    highest, peak = _hot(z, z.argmax(1)), z.amax(1, keepdim=True)
+    weight = (z - peak).exp()
+    rest = weight.masked_fill(highest, 0.0).sum(1, keepdim=True) + (peak - peak)  # [B, 1], NaN for an infinite peak
+    p = weight / (1 + rest)
+    return p, rest[:, 0], torch.where(highest, rest / (1 + rest), 1 - p)
 
 
 def _dlr(z: Tensor, labels: Tensor, rival: Tensor, targeted: bool) -> tuple[Tensor, Tensor]:

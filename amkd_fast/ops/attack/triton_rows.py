@@ -67,12 +67,24 @@ def _largest(logits, kept, end, a, b, c, ACC: tl.constexpr, N: tl.constexpr, WID
 
 
 @triton.jit
-def _exponential_sum(logits, kept, end, top, ACC: tl.constexpr, N: tl.constexpr, WIDTH: tl.constexpr):
-    """Σ exp(z − top) of rows [R]; NaN where the softmax is."""
+def _others(logits, kept, end, top, at, ACC: tl.constexpr, N: tl.constexpr, WIDTH: tl.constexpr):
+    """Σ exp(z − top) over the classes of rows [R] besides the top's, ``at``; NaN where the softmax is.
+
+    The top's own term is 1: next to it those of a confident row would be lost.
+    """
     total = tl.zeros([top.shape[0], N], ACC)
     for first in range(0, end, N):
-        total += tl.exp(_tile(logits, kept, first, ACC, N, WIDTH) - top[:, None])
-    return tl.sum(total, 1)
+        below = _tile(logits, kept, first, ACC, N, WIDTH) - top[:, None]
+        column = first + tl.arange(0, N)[None, :]
+        total += tl.where(column == at[:, None], 0.0, tl.exp(below))
+    return tl.sum(total, 1) + (top - top)
+
+
+@triton.jit
+def _log1p(x):
+    """log(1 + x) for x ≥ 0: of the rounded sum, and of what was rounded off."""
+    total = 1.0 + x
+    return tl.log(total) + (x - (total - 1.0)) / total
 
 
 @triton.jit
@@ -86,6 +98,14 @@ def _named(logits, classes_of, row, there, ACC: tl.constexpr, WIDTH: tl.constexp
 
 
 @triton.jit
+def _probability(z, top, rest, is_top):
+    """p of logits, and 1 − p, of which the rounding of a p close to 1 would leave few digits."""
+    total = 1.0 + rest
+    p = tl.exp(z - top) / total
+    return p, tl.where(is_top, rest / total, 1.0 - p)
+
+
+@triton.jit
 def _hot(column, index):
     """1 at a class, by column [R, N] and class [R]."""
     return tl.where(column == index[:, None], 1.0, 0.0)
@@ -94,11 +114,12 @@ def _hot(column, index):
 @triton.jit
 def _slope(z, column, figures, LOSS: tl.constexpr, SOFTMAX: tl.constexpr, TARGETED: tl.constexpr):
     """The gradient at columns [R, N] with logits z, before those of rows that are inert become 0."""
-    top, total, label, rival, value, width, places = figures
+    top, rest, label, rival, value, width, places, at_label, at_rival = figures
     if LOSS == CROSS_ENTROPY:
-        g = tl.exp(z - top[:, None]) / total[:, None] - _hot(column, label)
+        g = tl.exp(z - top[:, None]) / (1.0 + rest)[:, None]
         if TARGETED:
             g = -g
+        g = tl.where(column == label[:, None], at_label[:, None], g)
     else:
         g = _hot(column, rival) - _hot(column, label)
         if LOSS == DLR:
@@ -110,7 +131,9 @@ def _slope(z, column, figures, LOSS: tl.constexpr, SOFTMAX: tl.constexpr, TARGET
                 spread -= _hot(column, three)
             g = (g - value[:, None] * spread) / width[:, None]
         elif SOFTMAX:
-            g = tl.exp(z - top[:, None]) / total[:, None] * (g - value[:, None])
+            g = tl.exp(z - top[:, None]) / (1.0 + rest)[:, None] * -value[:, None]
+            g = tl.where(column == rival[:, None], at_rival[:, None], g)
+            g = tl.where(column == label[:, None], at_label[:, None], g)
     return g
 
 
@@ -143,20 +166,30 @@ def attack_objective_kernel(
     elif LOSS != CROSS_ENTROPY:
         z_target, target = _largest(z_rows, kept, end, label, label, label, ACC, N, WIDTH)
 
-    total = top
+    rest = top
     width = top
+    at_label = top
+    at_rival = top
     places = (first, first, first)
     wanted = label
     if LOSS == CROSS_ENTROPY:
         wanted, z_wanted = (target, z_target) if TARGETED else (label, z_label)
-        total = _exponential_sum(z_rows, kept, end, top, ACC, N, WIDTH)
-        found = tl.log(total) - (z_wanted - top)
+        rest = _others(z_rows, kept, end, top, first, ACC, N, WIDTH)
+        found = _log1p(rest) - (z_wanted - top)
+        _, left = _probability(z_wanted, top, rest, wanted == first)
+        at_label = -left
         if TARGETED:
             found = -found
+            at_label = left
     elif LOSS == BOUNDARY:
         if SOFTMAX:
-            total = _exponential_sum(z_rows, kept, end, top, ACC, N, WIDTH)
-            found = (tl.exp(z_target - top) - tl.exp(z_label - top)) / total
+            rest = _others(z_rows, kept, end, top, first, ACC, N, WIDTH)
+            up, not_up = _probability(z_target, top, rest, target == first)
+            down, not_down = _probability(z_label, top, rest, label == first)
+            found = up - down
+            # p · (±1 − value) for the two
+            at_rival = up * (not_up + down)
+            at_label = tl.where(label == target, 0.0, -down * (not_down + up))
         else:
             found = z_target - z_label
     else:
@@ -171,7 +204,7 @@ def attack_objective_kernel(
         places = (first, third, fourth)
     found += fault
     usable = tl.abs(found) < INF
-    figures = (top, total, wanted, target, found, width, places)
+    figures = (top, rest, wanted, target, found, width, places, at_label, at_rival)
     if LOSS == DLR:
         # The only gradient that can overflow where the value does not; it does at one of these.
         named = (label, target, first, places[1], places[2])
@@ -266,8 +299,8 @@ def _disagreement(
     nothing = tl.full([label.shape[0]], -1, tl.int32)
     top_s, first_s = _largest(student, kept_s, end, nothing, nothing, nothing, ACC, N, WIDTH)
     top_t, first_t = _largest(teacher, kept_t, end, nothing, nothing, nothing, ACC, N, WIDTH)
-    sum_s = _exponential_sum(student, kept_s, end, top_s, ACC, N, WIDTH)
-    sum_t = _exponential_sum(teacher, kept_t, end, top_t, ACC, N, WIDTH)
+    sum_s = 1.0 + _others(student, kept_s, end, top_s, first_s, ACC, N, WIDTH)
+    sum_t = 1.0 + _others(teacher, kept_t, end, top_t, first_t, ACC, N, WIDTH)
     total = tl.zeros([label.shape[0], N], ACC)
     for first in range(0, end, N):
         s = tl.exp(_tile(student, kept_s, first, ACC, N, WIDTH) - top_s[:, None]) / sum_s[:, None]

@@ -306,7 +306,8 @@ def _serving(rows: Rows, lacking: str = "", wide: bool = False) -> tuple[Operato
         from amkd_fast.ops.triplet import triton  # not at the top: importing amkd_fast does not import triton
 
         _OPERATORS["triton"] = triton.operators
-    return _OPERATORS[name], rows if rows.anchor.is_cuda and not wide else arguments.widened(rows)
+    on_gpu = rows.anchor.is_cuda or name == "cuda"  # also where tests emulate it
+    return _OPERATORS[name], rows if on_gpu and not wide else arguments.widened(rows)
 
 
 def _rule(

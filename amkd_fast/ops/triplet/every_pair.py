@@ -26,7 +26,7 @@ EXACT_WIDTH = 16
 class Centred(NamedTuple):
     """Rows whose expanded distances keep their digits: their common vector is subtracted; for cosine, on the sphere."""
 
-    rows: Tensor  # [N, D] fp32 or fp64; 0 where the row is not finite or has no direction
+    rows: Tensor  # [N, D]; 0 where the row is not finite or has no direction
     square: Tensor  # [N] squared lengths, NaN for such a row and for all narrow ones: their distances are not expanded
 
 
@@ -39,8 +39,11 @@ def loss(operators: Operators, rows: Rows, rule: Rule, weight: Tensor | None, re
     return specification.reduce(Terms(total, terms, active, triplets, *sums.unbind(1)), weight, reduction)
 
 
-def centred(rows: Rows, distance: str) -> tuple[Centred, Centred]:
-    """Anchor and reference rows about a vector that they have in common: the mean of some of the reference rows."""
+def centred(rows: Rows, distance: str, dtype: torch.dtype) -> tuple[Centred, Centred]:
+    """Anchor and reference rows about a vector that they have in common: the mean of some of the reference rows.
+
+    They are rounded to ``dtype`` behind the subtraction alone.
+    """
     sets = [rows.reference] if rows.is_batch else [rows.reference, rows.anchor]
     if distance == "cosine":
         # On the sphere in fp64: rounded to fp32 the rows would lose what they do not share. 0/0 becomes NaN.
@@ -51,7 +54,7 @@ def centred(rows: Rows, distance: str) -> tuple[Centred, Centred]:
     common = torch.where(usable, sample, 0.0).sum(0) / usable.sum().clamp(min=1)
     out = []
     for x in sets:
-        x = (x - common).to(rows.anchor.dtype)
+        x = (x.to(torch.promote_types(x.dtype, dtype)) - common).to(dtype)
         square = (x * x).sum(1)
         odd = ~(square < torch.inf)
         x = x.masked_fill_(odd[:, None], 0.0)
@@ -90,10 +93,10 @@ class EveryPair(torch.autograd.Function):
 
 def _grads(operators: Operators, rows: Rows, used: Tensor | None, rule: Rule, grad_total: Tensor):
     """The gradients of anchor, positive and reference; of the first and the last together where they are one."""
-    a, r = centred(rows, rule.distance)
+    # A pair's gradient is a difference of products that can be a thousand times its size: of rows that are not rounded.
+    a, r = centred(rows, rule.distance, torch.float64)
+    a_rows, r_rows = a.rows, r.rows
     grad_d_ap, grad_p = [], None
-    # A pair's gradient is a difference of products that can be a thousand times its size.
-    a_rows, r_rows = a.rows.double(), r.rows.double()
     grad_a, grad_r = a_rows.new_zeros(a_rows.shape), r_rows.new_zeros(r_rows.shape)
     column_sum = r_rows.new_zeros(r_rows.shape[0])
     for at, product, rest in _chunks(rows, used, rule):
@@ -118,7 +121,7 @@ def _grads(operators: Operators, rows: Rows, used: Tensor | None, rule: Rule, gr
 
 def _chunks(rows: Rows, used: Tensor | None, rule: Rule):
     """For some anchors at a time: where they are, their product with the reference, the operators' other arguments."""
-    a, r = centred(rows, rule.distance)
+    a, r = centred(rows, rule.distance, rows.anchor.dtype)
     d_ap = None if rows.positive is None else rowwise(rows.anchor, rows.positive, rule.distance)
     scalars = (
         DISTANCES.index(rule.distance),

@@ -420,7 +420,7 @@ def _by_product(rows, strides, self_offset, found, splits, span, excluded, share
     refused = anchor.new_empty(triton.cdiv(n, 64) * splits, dtype=torch.int32)
     is_exact = torch.get_float32_matmul_precision() == "highest"
     there = 0 if is_batch else n
-    # What keeps every architecture from spilling (tests/gates/triton_aot.py).
+    # What keeps every architecture from spilling (tests/gates).
     bound = {"maxnreg": 208} if is_exact else {}
     triplet_dot_kernel[(triton.cdiv(n, 64), splits)](
         centred[:n], centred[there:], square[:n], square[there:], *labels, refused, found[1], found[3],

@@ -66,7 +66,7 @@ def kl_consistency_rows_kernel(
 ):  # fmt: skip
     """Rows, R at a time: statistics, and the program's sums over both views."""
     ACC: tl.constexpr = stats.dtype.element_ty
-    scale, factor = tl.full([], scale, ACC), tl.full([], factor, ACC)
+    scale = tl.full([], scale, ACC)
     rows = rows.to(tl.int64)
     column = tl.arange(0, N)
     clean = tl.zeros([R], ACC)
@@ -116,11 +116,11 @@ def kl_consistency_rows_kernel(
         lengths = tl.sqrt(square) * tl.sqrt(square2)  # a NaN is no row without length
         confidence = 1.0 + tl.where(lengths == 0.0, 0.0, product / tl.where(lengths == 0.0, 1.0, lengths))
         tl.store(stats + 8 * rows + row, confidence, mask=row < rows)
-        clean += factor * _finish_view((sum_s, sum_t, cross), max_s, max_t, stats, row, rows)
-        second = factor * _finish_view((sum_s2, sum_t2, cross2), max_s2, max_t2, stats + 4 * rows, row, rows)
+        clean += _finish_view((sum_s, sum_t, cross), max_s, max_t, stats, row, rows)
+        second = _finish_view((sum_s2, sum_t2, cross2), max_s2, max_t2, stats + 4 * rows, row, rows)
         augmented += tl.where(row < rows, confidence * second, 0.0)
     # In fp64: the total is one number, and none of its digits is lost here.
-    first, second = tl.sum(clean.to(tl.float64), 0), tl.sum(augmented.to(tl.float64), 0)
+    first, second = factor * tl.sum(clean.to(tl.float64), 0), factor * tl.sum(augmented.to(tl.float64), 0)
     if ALONE:
         tl.store(stats + 9 * rows, first)
         tl.store(stats + 9 * rows + 1, second)
