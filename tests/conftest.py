@@ -56,8 +56,8 @@ def wanted(item, only: str | None) -> bool:
 @pytest.fixture
 def backend(request):
     """Run the test's calls on one backend, or skip it with the reason that this machine gives."""
-    operation = getattr(request.node, "callspec", None) and request.node.callspec.params.get("operation")
-    name, op = request.param, operation.family if operation else getattr(request.module, "OPERATION", "kl")
+    operation = request.node.callspec.params.get("operation")
+    name, op = request.param, getattr(operation, "family", None) or getattr(request.module, "OPERATION", "kl")
     reason = backends.available()[op][name]
     if reason:
         pytest.skip(f"backend {name}: {reason}")
