@@ -65,7 +65,7 @@ def steps(dry_run: bool = False) -> list[Step]:
         return Step(part, family, [*command, *(["--quick", "--only", small] if dry_run else [])], budget)
 
     def sanitized(tool: str, chosen: str) -> Step:
-        """Every plan of the table of cases; one allocation a tensor, as inside a cached block nothing is out of bounds."""
+        """Every plan of the table; one allocation a tensor, as inside a cached block nothing is out of bounds."""
         sanitizer = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
         checked = [sanitizer, "--error-exitcode", "9", "--print-limit", "20", "--tool", tool]
         pytest = [*python, "-m", "pytest", "tests/test_contract.py", "-q", "-p", "no:cacheprovider", "-k", chosen]
