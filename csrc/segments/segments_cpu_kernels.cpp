@@ -8,7 +8,8 @@ namespace {
 
 using namespace amkd::AMKD_SIMD;
 
-constexpr int kSums = 4;  // side by side, as one addition waits for the one before
+constexpr int kSums = 4;     // side by side, as one addition waits for the one before
+constexpr int kRounds = 64;  // of such additions, before their sums go to fp64: longer ones would lose digits
 
 template <class T, bool kGrad>
 double sweep_as(const Segment& segment, int64_t first, int64_t last, double slope) {
@@ -19,8 +20,14 @@ double sweep_as(const Segment& segment, int64_t first, int64_t last, double slop
   T* grad = static_cast<T*>(segment.grad);
   const V factor = splat<V>(slope);
   V sums[kSums] = {};
+  double total = 0.0;
   int64_t i = first;
-  for (; i + kSums * kStep <= last; i += kSums * kStep) {
+  for (int round = 0; i + kSums * kStep <= last; i += kSums * kStep) {
+    if (++round == kRounds) {
+      total += sum_lanes((sums[0] + sums[1]) + (sums[2] + sums[3]));
+      for (V& sum : sums) sum = V{};
+      round = 0;
+    }
     for (int k = 0; k < kSums; ++k) {
       const V difference = load(student + i + k * kStep) - load(teacher + i + k * kStep);
       sums[k] += difference * difference;
@@ -33,7 +40,7 @@ double sweep_as(const Segment& segment, int64_t first, int64_t last, double slop
     sums[0] += difference * difference;
     if constexpr (kGrad) store_some(grad + i, count, difference * factor);
   }
-  return sum_lanes((sums[0] + sums[1]) + (sums[2] + sums[3]));
+  return total + sum_lanes((sums[0] + sums[1]) + (sums[2] + sums[3]));
 }
 
 template <class T>
