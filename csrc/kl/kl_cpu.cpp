@@ -49,19 +49,19 @@ struct Call : Arguments {
     p.ce_weight = ce_weight;
   }
 
-  // How many threads share a row.
+  // Into how many ranges a row is split for the threads to share: the blocks in which one thread takes it too, so that
+  // the sums are the same for any number of threads.
   int64_t ranges_a_row() const {
     const int64_t threads = torch::stable::get_num_threads();
-    return rows < threads && classes > kSplit ? threads : 1;
+    return rows < threads && classes > kSplit ? (classes + kBlock - 1) / kBlock : 1;
   }
 
   template <class Body>
   void for_each_range(int64_t ranges, Body body) const {
-    const int64_t width = (classes + ranges - 1) / ranges;
-    share(rows * ranges, width, [&](int64_t first, int64_t last) {
+    share(rows * ranges, kBlock, [&](int64_t first, int64_t last) {
       for (int64_t i = first; i < last; ++i) {
-        const int64_t begin = i % ranges * width;
-        body(i / ranges, i % ranges, begin, std::min(begin + width, classes));
+        const int64_t begin = i % ranges * kBlock;
+        body(i / ranges, i % ranges, begin, std::min(begin + kBlock, classes));
       }
     });
   }

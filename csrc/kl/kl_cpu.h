@@ -9,6 +9,8 @@
 
 namespace amkd::kl {
 
+constexpr int64_t kBlock = 2048;  // classes that are summed apart; two networks' fp32 logits: 16 KiB
+
 struct Problem {
   Scalars scalars;
   double per_t;  // 1 / temperature

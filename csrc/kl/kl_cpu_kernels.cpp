@@ -10,8 +10,7 @@ using namespace amkd::AMKD_SIMD;
 namespace {
 
 constexpr double kInfinity = __builtin_huge_val();
-constexpr int64_t kShort = 32;    // classes of a row that shares its vectors with others
-constexpr int64_t kBlock = 2048;  // two networks' fp32 logits: 16 KiB
+constexpr int64_t kShort = 32;  // classes of a row that shares its vectors with others
 
 template <class T>
 struct ElementTraits;
