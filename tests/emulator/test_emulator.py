@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import platform
 import re
+import shutil
 import subprocess
 import sys
 from functools import lru_cache
@@ -12,9 +14,12 @@ from pathlib import Path
 import pytest
 
 from tests.emulator.__main__ import environment
-from tests.emulator.build import build
+from tests.emulator.build import build, compiler
 from tests.emulator.instructions import instructions
 from tests.emulator.translate import translate
+
+HAS_COMPILER = platform.machine() in ("x86_64", "AMD64") and shutil.which(compiler()[0]) is not None
+pytestmark = pytest.mark.skipif(not HAS_COMPILER, reason="the emulator needs g++ on x86-64")
 
 FAULTS = Path(__file__).resolve().parent / "faults"
 

@@ -43,6 +43,7 @@ struct Page {
   Byte bytes[kPageMask + 1];
 };
 std::unordered_map<uintptr_t, Page*> pages;
+constexpr size_t kMostPages = 4096;  // 400 MB
 uintptr_t last_number = 0;
 Page* last_page = nullptr;
 
@@ -228,7 +229,7 @@ void meet_warp(Warp& warp, unsigned lanes) {
 void new_launch() {
   first_record += static_cast<uint32_t>(records.size());
   records.clear();
-  if (first_record > kMostRecords) {  // the numbers are used up
+  if (first_record > kMostRecords || pages.size() > kMostPages) {  // what is in them is of earlier launches alone
     for (auto& page : pages) free(page.second);
     pages.clear();
     last_number = 0;
