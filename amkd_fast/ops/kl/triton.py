@@ -75,11 +75,22 @@ def _against_mixture(u, v, log2_ratio, log2_beta, log2_rest):
 
 
 @triton.jit
-def _mixture_sums(u, v, log2_ratio, log2_beta, log2_rest):
+def _slip(log2_beta, log2_rest, ACC: tl.constexpr):
+    """What the rounding of both logarithms takes from every log2(p/m), that of log2(q/m) included in a row's value.
+
+    All rows have it with the same sign, so that their mean would keep it.
+    """
+    of_beta = log2_beta - tl.full([], log2_beta, ACC).to(tl.float64)
+    of_rest = log2_rest - tl.full([], log2_rest, ACC).to(tl.float64)
+    return (of_beta + of_rest * tl.exp2(log2_rest - log2_beta)).to(ACC)
+
+
+@triton.jit
+def _mixture_sums(u, v, log2_ratio, log2_beta, log2_rest, slip):
     """Σ 2^v log2(p/m) and Σ 2^u log2(q/m) of a tile [R, N]."""
     e_s, e_t = tl.exp2(u), tl.exp2(v)
     student, teacher = _against_mixture(u, v, log2_ratio, log2_beta, log2_rest)
-    cross = tl.sum(e_t * tl.where(e_t > 0.0, teacher, 0.0), 1)
+    cross = tl.sum(e_t * tl.where(e_t > 0.0, teacher, 0.0), 1) - slip * tl.sum(e_t, 1)
     return cross, tl.sum(e_s * tl.where(e_s > 0.0, student, 0.0), 1)
 
 
@@ -178,6 +189,7 @@ def kl_rows_kernel(
     # Without the annotation a Python float would come as fp32, without `full` it would lift everything to fp64.
     scale, row_scale, kl_factor = tl.full([], scale, ACC), tl.full([], row_scale, ACC), tl.full([], kl_factor, ACC)
     ce_factor, beta = tl.full([], ce_factor, ACC), tl.full([], beta, ACC)
+    slip = _slip(log2_beta, log2_rest, ACC)
     log2_beta, log2_rest = tl.full([], log2_beta, ACC), tl.full([], log2_rest, ACC)
     rows = rows.to(tl.int64)
     column = tl.arange(0, N)
@@ -195,7 +207,7 @@ def kl_rows_kernel(
         u, v, max_s, sum_s, max_t, sum_t, cross, sum_one = _sweep(s, t, scale, DIVERGENCE, labels is not None)
         inner = tl.zeros_like(cross)
         if DIVERGENCE == JS:
-            cross, inner = _mixture_sums(u, v, tl.log2(sum_s / sum_t), log2_beta, log2_rest)
+            cross, inner = _mixture_sums(u, v, tl.log2(sum_s / sum_t), log2_beta, log2_rest, slip)
         a, b, c, d, e = _finish_rows(
             row, max_s, sum_s, max_t, sum_t, cross, inner, sum_one,
             student, student_stride, weight, labels, ce_weight, loss, stats,
@@ -272,6 +284,7 @@ def kl_chunk_mixture_kernel(
 ):  # fmt: skip
     """js, second sweep over N columns of one row: mixture[side, row, chunk]."""
     ACC: tl.constexpr = parts.dtype.element_ty
+    slip = _slip(log2_beta, log2_rest, ACC)
     scale, log2_beta, log2_rest = tl.full([], scale, ACC), tl.full([], log2_beta, ACC), tl.full([], log2_rest, ACC)
     rows = rows.to(tl.int64)
     row = (tl.program_id(0) // CHUNKS).to(tl.int64) + tl.arange(0, 1)  # [1]
@@ -280,7 +293,7 @@ def kl_chunk_mixture_kernel(
     t = _load(teacher, teacher_stride, row, column, classes, WIDTH, ACC)  # [1, N]
     max_s, sum_s, max_t, sum_t, _, _ = _merge(parts, row, rows, scale, CHUNKS, C, JS)
     u, v = (s - max_s[:, None]) * scale, (t - max_t[:, None]) * scale
-    cross, inner = _mixture_sums(u, v, tl.log2(sum_s / sum_t), log2_beta, log2_rest)
+    cross, inner = _mixture_sums(u, v, tl.log2(sum_s / sum_t), log2_beta, log2_rest, slip)
     here = mixture + row * CHUNKS + tl.program_id(0) % CHUNKS
     tl.store(here, cross)
     tl.store(here + rows * CHUNKS, inner)
