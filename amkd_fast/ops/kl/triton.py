@@ -90,7 +90,9 @@ def _mixture_sums(u, v, log2_ratio, log2_beta, log2_rest, slip):
     """Σ 2^v log2(p/m) and Σ 2^u log2(q/m) of a tile [R, N]."""
     e_s, e_t = tl.exp2(u), tl.exp2(v)
     student, teacher = _against_mixture(u, v, log2_ratio, log2_beta, log2_rest)
-    cross = tl.sum(e_t * tl.where(e_t > 0.0, teacher, 0.0), 1) - slip * tl.sum(e_t, 1)
+    cross = tl.sum(e_t * tl.where(e_t > 0.0, teacher, 0.0), 1)
+    if cross.dtype != tl.float64:  # where nothing was rounded
+        cross -= slip * tl.sum(e_t, 1)
     return cross, tl.sum(e_s * tl.where(e_s > 0.0, student, 0.0), 1)
 
 
