@@ -23,6 +23,7 @@ endif
 NATIVE := $(shell find csrc -type f)
 # Two processes of one thread each: tests about threads set their number themselves.
 TESTS = OMP_NUM_THREADS=1 $(PY) -m pytest -n 2
+INTERPRETED = tests/test_contract.py tests/test_triplet_corners.py tests/test_attack_corners.py
 CLANG_FORMAT = "$$($(PY) -c 'import sys; print(sys.prefix)')/bin/clang-format"
 PIP = $(PY) -m pip install -q --disable-pip-version-check
 
@@ -57,7 +58,7 @@ demo: build/.built
 test: build/.built
 	$(TESTS) tests/test_contract.py
 	$(TESTS) --dist loadfile tests --ignore tests/test_contract.py --ignore tests/emulator
-	TRITON_INTERPRET=1 $(TESTS) tests/test_contract.py --backend triton -m kernels
+	TRITON_INTERPRET=1 $(TESTS) $(INTERPRETED) --backend triton -m kernels
 
 # The GPU kernels ahead of time; FRESH=1 compiles also those that the ledgers of tests/gates hold.
 gates: build/.built

@@ -9,6 +9,7 @@ from amkd_fast.attacks import PGD, capture
 from amkd_fast.attacks.start import random_start
 
 OPERATION = "attack"
+pytestmark = pytest.mark.kernels
 
 
 @pytest.mark.parametrize(("step_size", "eps"), [(1e20, 8.0), (1e-20, 1e-19)])

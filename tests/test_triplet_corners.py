@@ -7,6 +7,7 @@ import amkd_fast as af
 from amkd_fast import backends
 
 OPERATION = "triplet"
+pytestmark = pytest.mark.kernels
 
 
 @pytest.mark.parametrize("k", [2, 3])
