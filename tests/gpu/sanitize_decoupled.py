@@ -51,7 +51,7 @@ def check(case: Case) -> str:
     labels = torch.randint(classes, (rows,), generator=draws, dtype=torch.int32 if case.per_row else torch.int64)
     stat = torch.float64 if case.dtype == torch.float64 else torch.float32
     weight = (torch.rand(rows, generator=draws) + 0.5).to(DEVICE, stat)
-    inputs = (*(inside_nan(x, case.pad) for x in pair), labels.cuda(), None if case.per_row else weight)
+    inputs = (*(inside_nan(x, case.pad) for x in pair), labels.to(DEVICE), None if case.per_row else weight)
     scalars = function.Scalars(2.0, 4.0, 32.0, 1.0 / rows, case.per_row)
     loss, stats = native.forward_op(*inputs, *scalars)
     grad = native.backward_op(torch.ones_like(loss), *inputs, stats, *scalars)

@@ -168,7 +168,7 @@ def operators():
     """Those of the compiled extension."""
     from amkd_fast.ops.triplet import native
 
-    return native.operators
+    return native.cuda
 
 
 def _select(case: Case, call: dict) -> tuple[Tensor, Tensor]:
