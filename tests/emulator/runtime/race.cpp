@@ -277,6 +277,8 @@ ACCESSES(8)
 ACCESSES(16)
 void __tsan_read_range(void* p, unsigned long n) { access(p, n, Kind::kRead, HERE); }
 void __tsan_write_range(void* p, unsigned long n) { access(p, n, Kind::kWrite, HERE); }
+void __tsan_vptr_update(void**, void*) {}
+void __tsan_vptr_read(void**) {}
 void __tsan_func_entry(void*) {}
 void __tsan_func_exit() {}
 void __tsan_init() {}
