@@ -212,7 +212,7 @@ def test_every_element_of_the_outputs_is_written(backend, device, operation):
     """Fresh memory holds NaN, or the largest integer, under deterministic algorithms."""
     with fresh_memory_poisoned():
         assert torch.empty_strided((4,), (1,), device=device).isnan().all()
-        for plan in plans_of(operation):
+        for plan in plans_of(operation, backend):
             found = operation.run(on(device, operation, plan), plan.options)
             for x in (*found.outputs, *found.gradients.values()):
                 least = torch.iinfo(x.dtype).max if x.dtype in (torch.int64, torch.int32) else None
