@@ -53,7 +53,6 @@ def plain_step(student, optimizer, teacher, images, labels, step, settings):
     alpha = 3 * (1 - epoch / settings.epochs) + 1
     beta = max(2 * (1 - 4 * epoch / (3 * settings.epochs)), 0)
     loss = F.cross_entropy(logits, labels) + alpha * soft_cross_entropy(logits, taught)
-    margin = math.inf
     if beta > 0:
         source, base, target = bases(logits.detach(), taught, labels, SEED * 1_000_003 + step)
         if len(source) >= 2:
@@ -146,7 +145,7 @@ def test_every_fp32_step_of_official_bss_is_the_plain_step(training, monkeypatch
     """From the state that each step begins with: over a training a rounding grows a hundredfold in fifteen steps.
 
     A step moves weights by lr times a momentum of gradients of about 5, some 40 roundings deep: 10⁻⁶. Where a rounding
-    decides (the sign of an activation in an attack, who goes on, who is chosen) a step is another one: one in thousands.
+    decides (an activation's sign in an attack, who goes on, who is chosen) a step is another one: one in thousands.
     """
     settings, data, teacher = training
     batches, plain_teacher = plain_batches(data, settings), copy.deepcopy(teacher.network).double()
