@@ -116,7 +116,7 @@ ALL = (
     plan("from differences", Rows(80, None, 24)),
     plan("of a bank", Rows(100, 200, 40, excluded=1), COSINE, **mean()),
     plan("chunks", Rows(2, 2100, 4000, 2), SQUARED, dtypes=DOUBLE),
-    plan("narrow, several blocks", Rows(132, 8000, 3, 400)),
+    plan("narrow, several blocks", Rows(132, 8000, 3, 400), dtypes=(torch.float32, torch.float64)),
     plan("explicit", Rows(70, 130, 24, excluded=2, explicit=True), SQUARED, **mean("mean_nonzero")),
     plan("soft, from differences", Rows(40, None, 24, shift=40), SQUARED),
     plan("soft, chunks", Rows(2, 2100, 4000, 2, weighted=False), dtypes=DOUBLE),
@@ -148,15 +148,14 @@ INTERPRETED = {
         plan("explicit", Rows(5, 7, 5, explicit=True, excluded=1), **SWAP),
         plan("among themselves", Rows(6, None, 4, 3), SQUARED, **mean()),
         plan("split", Rows(4, 300, 5, excluded=1, weighted=False), COSINE, swap=True, **mean("sum")),
-        plan("many elements", Rows(40, 50, 300, 3), COSINE, soft_margin=True, **mean("mean_nonzero")),
+        plan("many elements", Rows(16, 20, 700, 3), soft_margin=True, **mean("mean_nonzero")),
     ),
     "topk": (
         plan("lists", Rows(5, 12, 20, 3), k=3, swap=True),
-        plan("sorted, without labels", Rows(3, 60, 5, 0, explicit=True), k=40, **mean()),
-        plan("sorted", Rows(3, 60, 5, 3), k=40),
+        plan("sorted", Rows(2, 40, 5, 3), k=33),
     ),
     "semihard": (
-        plan("narrow", Rows(6, 9, 5, 3, excluded=1), **mean()),
+        plan("narrow", Rows(5, 9, 3, 3, excluded=1), **mean()),
         plan("fallback, explicit", Rows(5, 9, 20, 3, explicit=True, weighted=False), COSINE, **FALLBACK),
     ),
     "all": (
@@ -165,7 +164,11 @@ INTERPRETED = {
         plan("soft, explicit", Rows(5, 9, 20, 3, explicit=True)),
     ),
 }
-NEAREST_INTERPRETED = {"a few": (Rows(4, 9, 5, 3, mixed=True), {"k": 2}), "split": (Rows(4, 300, 5), {"k": 3})}
+NEAREST_INTERPRETED = {
+    "a few": (Rows(4, 9, 5, 3, mixed=True), {"k": 2}),
+    "split": (Rows(4, 300, 5), {"k": 3}),
+    "sorted": (Rows(2, 60, 5, 60), {"k": 33}),
+}
 MINED_INTERPRETED = {
     "not a number": (Rows(9, None, 16, 3, not_a_number=True), {}),
 }
@@ -284,13 +287,13 @@ OPERATIONS = (
     margin_loss(
         "semihard",
         SEMIHARD,
-        plan("small", Rows(6, 9, 5, 3, explicit=True), COSINE, **FALLBACK),
+        plan("small", Rows(4, 7, 17, 2, explicit=True), SQUARED, **FALLBACK),
         rounding_selects=True,
     ),
     margin_loss(
         "all",
         ALL,
-        plan("small", Rows(8, None, 5, 3), **mean()),
+        plan("small", Rows(5, None, 17, 2), **mean()),
     ),
     operation(
         "nearest_negatives",
