@@ -390,8 +390,7 @@ def launch_backward(
     is_batch, p = reference is None, n if reference is None else reference.shape[0]
     grad_positive = anchor.new_empty(0 if positive is None else n, d, dtype=stats.dtype)
     if 0 in (n, d):
-        grad_reference = anchor.new_zeros(0 if is_batch else p, d)
-        return anchor.new_zeros(n, d), grad_positive.to(anchor.dtype), grad_reference
+        return anchor.new_zeros(n, d), grad_positive.to(anchor.dtype), anchor.new_zeros(0 if is_batch else p, d)
     rows, strides, w = _sets(anchor, positive, reference)
     positive_index, negative_index, weight = contiguous(positive_index, negative_index, weight)
     if deterministic:
@@ -413,7 +412,7 @@ def launch_backward(
             own = grad_anchor if is_batch else None
             scattered = _ordered_sum(scattered, positive_index, negative_index, own, p)
     if is_batch:
-        grad_anchor, scattered = scattered, anchor.new_empty(0, d)
+        grad_anchor, scattered = scattered, anchor.new_empty(0, d)  # no output may be another
     return tuple(x.to(anchor.dtype) for x in (grad_anchor, grad_positive, scattered))
 
 
