@@ -70,7 +70,13 @@ gates: build/.built
 levels: build/.built
 	OMP_NUM_THREADS=1 $(PY) -m tests.levels -n 2 --backend cpu tests --ignore tests/emulator --deselect=$(INDUCTOR)
 
-# Everything; with `make lint` and a CUDA build it is what must hold on main.
+# The CUDA kernels on CPU tensors: results, then races and reads of what nobody has written; FULL=1 also the slow tests.
+emulated: build/.built
+	OMP_NUM_THREADS=1 $(PY) -m tests.emulator test -n 2 tests/test_contract.py $(if $(FULL),,-m kernels)
+	OMP_NUM_THREADS=1 $(PY) -m tests.emulator test --race -n 2 tests/test_contract.py -k $(if $(FULL),value_and_gradient,"value_and_gradient and float32")
+	$(PY) -m pytest tests/emulator
+
+# What must hold on main, with `make lint` and a CUDA build.
 check: test gates levels
 
 lint: build/.built
