@@ -37,6 +37,7 @@ def crowd(images, count, shape=(3, 4, 5), *, seed=0, scale=1.0, dtype=torch.floa
     return x[:-1], (scale * grad[:-1].double()).to(dtype), x0[:-1]
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize("count", [2, 3, 5, 8, 13])
 @pytest.mark.parametrize(("scale", "bandwidth"), [(0.0, None), (30.0, None), (1.0, 0.02)])
 def test_step_equals_the_oracle_whatever_prevails(backend, count, scale, bandwidth):
