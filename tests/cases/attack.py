@@ -464,6 +464,7 @@ def compare_bases(operation: Operation, plan: Plan, found: Found, tensors: dict[
     if teacher.dtype in (torch.float32, torch.float64):
         assert chosen == want
     assert len(set(chosen)) == len(want)
+    assert set(chosen) <= key.keys()
     np.testing.assert_allclose([key[i] for i in chosen], [key[i] for i in want], rtol=1e-4, atol=1e-9)
     assert torch.equal(base[valid], labels[chosen])
     assert torch.equal(target[valid], drawn_one_by_one(teacher, labels.clamp(min=0), seed)[chosen])

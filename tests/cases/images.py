@@ -249,7 +249,7 @@ OPERATIONS = (
         interpreted=(
             Plan("grey, two tiles", Pictures(1, (1, 32, 33)), {"probability": 1.0, "fill": 99}),
             Plan("a pixel", Pictures(1, (3, 1, 1), True, None), {"probability": 1.0, "seed": 3}),
-            Plan("colours", Pictures(1, (3, 16, 18), rows=True)),
+            Plan("colours, some", Pictures(1, (3, 16, 18), rows=True, seed=4)),
         ),
         empty=(Pictures(0, (3, 6, 6)), Pictures(4, (3, 0, 6)), Pictures(4, (1, 6, 0))),
         refusals=augment_refusals(),
