@@ -23,7 +23,7 @@ endif
 NATIVE := $(shell find csrc -type f)
 # Two processes of one thread each: tests about threads set their number themselves.
 TESTS = OMP_NUM_THREADS=1 $(PY) -m pytest -n 2
-INTERPRETED = tests/test_contract.py tests/test_particles.py tests/test_triplet_corners.py tests/test_attack_corners.py
+INTERPRETED = $(addprefix tests/test_, contract.py particles.py triplet_kernels.py triplet_corners.py attack_corners.py)
 INDUCTOR = tests/test_memory.py::test_compiles_into_one_full_graph
 CLANG_FORMAT = "$$($(PY) -c 'import sys; print(sys.prefix)')/bin/clang-format"
 PIP = $(PY) -m pip install -q --disable-pip-version-check

@@ -41,21 +41,6 @@ def test_swap_has_the_gradient_of_the_specification(backend, device, soft_margin
     torch.testing.assert_close(found[0], found[1], rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("k", [1, 4])
-def test_tiles_of_products_select_what_differences_do(backend, device, k, monkeypatch):
-    if backend == "triton":
-        from amkd_fast.ops.triplet import triton_select
-
-        monkeypatch.setattr(triton_select, "LARGE", 1)  # the way of large sets for a small one
-    generator = torch.Generator().manual_seed(0)
-    anchor, reference = (torch.randn(n, 16, generator=generator).to(device) + 3.0 for n in (40, 300))
-    labels, reference_labels = torch.arange(40, device=device) % 5, torch.arange(300, device=device) % 5
-    _, index = af.nearest_negatives(anchor, labels, reference, reference_labels, k=k)
-    with backends.backend("reference"):
-        _, expected = af.nearest_negatives(anchor, labels, reference, reference_labels, k=k)
-    assert torch.equal(index, expected)
-
-
 @pytest.mark.parametrize("positives", [3, 40, 200])  # on a CPU: one by one, ranks by counting, ranks by bisection
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_triplets_that_just_satisfy_the_margin_are_not_trained_on(backend, device, positives, dtype):

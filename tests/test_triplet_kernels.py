@@ -182,6 +182,7 @@ def test_the_order_of_its_sums_changes_no_gradient(device, mode, is_batch):
     torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-13)
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize("distance", ["euclidean", "cosine"])  # whose squares order it alike
 @pytest.mark.parametrize("is_batch", [False, True], ids=["bank", "batch"])
 @pytest.mark.parametrize("k", [1, 3])
