@@ -21,9 +21,10 @@ PY := .venv/bin/python
 READY := .venv/.installed
 endif
 NATIVE := $(shell find csrc -type f)
+EMULATOR := $(shell find tests/emulator -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 # Two processes of one thread each: tests about threads set their number themselves.
 TESTS = OMP_NUM_THREADS=1 $(PY) -m pytest -n 2
-INTERPRETED = $(addprefix tests/test_, contract.py particles.py triplet_kernels.py triplet_corners.py attack_corners.py)
+INTERPRETED = $(addprefix tests/test_, contract.py interpreter.py particles.py triplet_kernels.py triplet_corners.py attack_corners.py)
 INDUCTOR = tests/test_memory.py::test_compiles_into_one_full_graph
 CLANG_FORMAT = "$$($(PY) -c 'import sys; print(sys.prefix)')/bin/clang-format"
 PIP = $(PY) -m pip install -q --disable-pip-version-check
@@ -70,10 +71,10 @@ gates: build/.built
 levels: build/.built
 	OMP_NUM_THREADS=1 $(PY) -m tests.levels -n 2 --backend cpu tests --ignore tests/emulator --deselect=$(INDUCTOR)
 
-# The CUDA kernels on CPU tensors: results, then races and reads of what nobody has written; FULL=1 also the slow tests.
+# The CUDA kernels on CPU tensors: results, then races and reads of what nobody has written; FULL=1 in every dtype.
 emulated: build/.built
 	OMP_NUM_THREADS=1 $(PY) -m tests.emulator test -n 2 tests/test_contract.py $(if $(FULL),,-m kernels)
-	OMP_NUM_THREADS=1 $(PY) -m tests.emulator test --race -n 2 tests/test_contract.py -k $(if $(FULL),value_and_gradient,"value_and_gradient and float32")
+	OMP_NUM_THREADS=1 $(PY) -m tests.emulator test --race -n 2 tests/test_contract.py -k $(if $(FULL),value_and_gradient,"value_and_gradient and (float32 or products)")
 	$(PY) -m pytest tests/emulator
 
 # What must hold on main, with `make lint` and a CUDA build.
@@ -82,12 +83,12 @@ check: test gates levels
 lint: build/.built
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	$(CLANG_FORMAT) --dry-run --Werror $(NATIVE)
+	$(CLANG_FORMAT) --dry-run --Werror $(NATIVE) $(EMULATOR)
 
 format:
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
-	$(CLANG_FORMAT) -i $(NATIVE)
+	$(CLANG_FORMAT) -i $(NATIVE) $(EMULATOR)
 
 # The whole CPU report: every comparison, the plots' points, the crossovers, the counters; then tables, pages, plots.
 # AMKD_BENCH_CIFAR and AMKD_BENCH_TEACHER (benchmarks/README.md) name the images and network of the whole attacks.

@@ -15,6 +15,10 @@ if backends.EMULATED:
     from tests.emulator.load import load
 
     load()
+if backends.INTERPRETING:
+    from tests.interpreter import check
+
+    check()
 
 
 def pytest_addoption(parser):

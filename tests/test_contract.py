@@ -171,6 +171,29 @@ def test_any_strides(backend, device, operation, layout):
             torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
 
 
+@kernels
+@pytest.mark.parametrize("operation", [o for o in OPERATIONS if o.strided], ids=str)
+def test_rows_far_apart(backend, device, operation):
+    """Rows that begin beyond 2³¹ elements: nobody touches the memory between them, so that it is not really there."""
+    if backends.EMULATED == "asan":
+        pytest.skip("an eighth of it would be there")
+    dtype = next(d for d in (torch.bfloat16, torch.float32) if d in operation.dtypes)
+    drawn, options = on(device, operation, operation.small, dtype), operation.small.options
+    apart = drawn | {n: far_apart(drawn[n]) for n in operation.strided if n in drawn and drawn[n].dim() > 1}
+    found, expected = operation.run(apart, options), operation.run(drawn, options)
+    for a, b in zip((*found.outputs, *found.gradients.values()), (*expected.outputs, *expected.gradients.values()),
+                    strict=True):  # fmt: skip
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
+
+
+def far_apart(x):
+    """The same values, the last row of them 2³¹ elements behind the first."""
+    rows = x.flatten(1)
+    stride = -(-(1 << 31) // max(len(rows) - 1, 1)) // 64 * 64 + 64
+    home = torch.empty((len(rows) - 1) * stride + rows.shape[1], dtype=x.dtype, device=x.device)
+    return home.as_strided(x.shape, (stride, *x.stride()[1:])).copy_(x)
+
+
 @by_gradient
 def test_mixed_dtypes_meet_in_the_common_one(backend, device, operation):
     drawn, options = on(device, operation, operation.small, torch.bfloat16), operation.small.options

@@ -20,8 +20,8 @@ def test_names_are_unique():
     assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS)
 
 
-def test_every_family_has_tests_that_make_test_runs():
-    runs = runs_of(ROOT, ["test"])
+def test_every_family_has_tests_that_make_check_runs():
+    runs = runs_of(ROOT, ["test", "emulated"])
     for family, kind in {(mutant.family, mutant.kind) for mutant in MUTANTS}:
         assert family in FAMILIES
         assert stages_of(ROOT, runs, family, kind), (family, kind)

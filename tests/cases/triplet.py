@@ -99,7 +99,7 @@ TOPK = (
     plan("lists among themselves", Rows(200, None, 40), COSINE, k=4, **mean("mean_nonzero")),
     plan("lists, split", Rows(30, 2000, 12, shift=40, weighted=False), SQUARED, k=3, self_offset=7, **mean("sum")),
     plan("lists, two passes", Rows(20, 400, 12, explicit=True), k=40, **mean()),
-    plan("lists, scattered", Rows(900, 130, 24, 40), k=5),
+    plan("lists, scattered", Rows(900, 130, 24, 40), k=5, **mean()),
 )
 # Every pair, in fp64 where rounding would decide too much.
 SEMIHARD = (

@@ -6,6 +6,7 @@ PART=bench, or PART=checks,bench, runs some of the parts, each of which fits int
 
     build     the extension in place, with the CUDA kernels; whenever it is not there, whatever the part
     tests     the suite without the gates
+    emulated  the emulated kernels of tests/emulator against the device's, on every plan
     sanitize  compute-sanitizer's memcheck and racecheck over every kernel plan
     bench     launches and waiting of every operation; the families of operations, interleaved
     profile   counters of the headline kernels by Nsight Compute; timelines of training steps
@@ -36,7 +37,7 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS, LOGS = ROOT / "benchmarks" / "results", ROOT / "build" / "gpu"
 RECORD = RESULTS / "gpu_run.json"
-PARTS = ("build", "tests", "sanitize", "bench", "profile", "train")
+PARTS = ("build", "tests", "emulated", "sanitize", "bench", "profile", "train")
 LIMIT, TAIL = 540, 60  # seconds of a call; lines of a log that are shown
 SOURCES = ("amkd_fast", "benchmarks", "csrc", "tests", "setup.py")
 KINDS = {".py", ".cpp", ".cu", ".cuh", ".h"}
@@ -73,6 +74,7 @@ def steps(dry_run: bool = False) -> list[Step]:
         command = [*pytest, "--backend", "cpu", "--collect-only"] if dry_run else command
         return Step("sanitize", tool, command, 150, table=False)
 
+    held = ["--backend", "cpu", "--only", "kl_div"] if dry_run else []
     # The gates need no GPU. Triton compiles some hundred kernels for the tests: side by side where pytest-xdist is.
     tests = ["tests", "-q", "--maxfail=10", "-p", "no:cacheprovider", *(["--collect-only"] if dry_run else [])]
     tests += [f"--ignore=tests/test_{name}.py" for name in ("gates", "triplet_ranks")]  # gloo's
@@ -80,6 +82,7 @@ def steps(dry_run: bool = False) -> list[Step]:
     return [
         Step("build", "build", [*python, "setup.py", "build_ext", "--inplace"], 160, table=False),
         Step("tests", "tests", [*python, "-m", "pytest", *tests], 380, table=False),
+        Step("emulated", "emulated", [*python, "-m", "tests.emulator.compare", *held], 360),
         sanitized("memcheck", "test_value_and_gradient"),
         sanitized("racecheck", "test_value_and_gradient and (float32 or bfloat16)"),  # which have every barrier
         check("bench", "checks", "checks", 60),

@@ -36,8 +36,11 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as scratch:
         tree = Tree(options.tree.resolve(), options.work or Path(scratch) / "tree", through)
         runs = runs_of(tree.root, options.targets)
-        if any(mutant.kind == "cpu" and mutant.name not in found for mutant in chosen):
+        kinds = {mutant.kind for mutant in chosen if mutant.name not in found}
+        modes = sorted({run.emulated for run in runs if run.emulated}) if "cuda" in kinds else []
+        if "cpu" in kinds or modes:
             tree.build()
+            tree.emulate(modes)
             tree.keep()
         end = time.monotonic() + options.seconds
         wanted = [mutant for mutant in chosen if mutant.name not in found]
@@ -87,7 +90,8 @@ def _try(
                 outcome = trial.run(tree, stage._replace(options=stage.options + aside), through, options.limit)
                 entry["passed"] += outcome.passed
                 if outcome.verdict != "passed":
-                    entry |= {"outcome": outcome.verdict, "test": outcome.test, "level": stage.level}
+                    entry |= {"outcome": outcome.verdict, "test": outcome.test}
+                    entry |= {"level": stage.level, "emulated": stage.emulated}
                     entry |= {"words": outcome.words} if outcome.words else {}
                     break
             else:
@@ -103,13 +107,9 @@ def _verify(
 ) -> set[str]:
     """Take back the catches of tests that fail on the pristine tree as well; the names of their mutants."""
     void, caught = set(), [entry for entry in found.values() if entry["outcome"] in CAUGHT]
-    for where in {(entry["kind"] == "triton", entry.get("level", "")) for entry in caught}:
-        entries = [
-            entry
-            for entry in caught
-            if not entry.get("verified") and (entry["kind"] == "triton", entry.get("level", "")) == where
-        ]
-        options = next((run.options for run in runs if run.interpreted == where[0]), ())
+    for where in {_where(entry) for entry in caught}:
+        entries = [entry for entry in caught if not entry.get("verified") and _where(entry) == where]
+        options = next((run.options for run in runs if (run.interpreted, run.emulated) == (where[0], where[2])), ())
         pending = {entry["test"] for entry in entries} - set(unsound)
         while pending:
             stage = Stage("pristine", tuple(sorted(pending)), "", options, *where)
@@ -124,6 +124,11 @@ def _verify(
                 void.add(entry["name"])
                 del found[entry["name"]]
     return void
+
+
+def _where(entry: dict) -> tuple[bool, str, str]:
+    """What the last fields of a stage are."""
+    return entry["kind"] == "triton", entry.get("level", ""), entry.get("emulated", "")
 
 
 def _read(path: Path) -> tuple[dict[str, dict], list[str]]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from .cuda import CUDA
+
 
 class Mutant(NamedTuple):
     """One fault. ``old`` occurs once in ``file``; ``family`` names the tests that answer for it (selection.py)."""
@@ -17,7 +19,9 @@ class Mutant(NamedTuple):
 
     @property
     def kind(self) -> str:
-        """What it takes to see the fault: "cpu" a rebuild, "triton" the interpreter, "python" neither."""
+        """What it takes to see the fault: "cpu" a rebuild, "cuda" the emulator, "triton" the interpreter."""
+        if self.file.endswith((".cu", ".cuh")):
+            return "cuda"
         if self.file.startswith("csrc/"):
             return "cpu"
         return "triton" if "triton" in self.file.rsplit("/", 1)[1] else "python"
@@ -429,4 +433,4 @@ CPU = _in(
     ),
 )  # fmt: skip
 
-MUTANTS = PYTHON + TRITON + CPU
+MUTANTS = PYTHON + TRITON + CPU + _in("csrc", *CUDA)

@@ -9,9 +9,11 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+from tests.emulator.__main__ import environment as emulating
+
 CONTRACT = "tests/test_contract.py"  # operations of all families by a table, where there is one
 LEVELS = ("tests/test_build.py",)  # some of its tests start a process for each SIMD level
-_PYTEST = re.compile(r"(.*) -m (pytest|tests\.levels)(?: (.*))?$")
+_PYTEST = re.compile(r"(.*) -m (pytest|tests\.levels|tests\.emulator test)(?: (.*))?$")
 STAGES = ("kernel", "family", "levels", "neighbours", "users")
 
 
@@ -70,6 +72,7 @@ class Run(NamedTuple):
     options: tuple[str, ...]
     interpreted: bool  # by Triton's interpreter
     by_level: bool  # once for each SIMD level
+    emulated: str = ""  # the emulator's build
 
 
 class Stage(NamedTuple):
@@ -81,13 +84,15 @@ class Stage(NamedTuple):
     options: tuple[str, ...]
     interpreted: bool = False
     level: str = ""  # the CPU's best
+    emulated: str = ""
 
     def arguments(self) -> list[str]:
         return [*self.files, *self.options, *(("-k", self.expression) if self.expression else ())]
 
     def environment(self) -> dict[str, str]:
-        interpreter = {"TRITON_INTERPRET": "1"} if self.interpreted else {}
-        return interpreter | ({"AMKD_FAST_SIMD": self.level} if self.level else {})
+        found = emulating(self.emulated) if self.emulated else {}
+        found |= {"TRITON_INTERPRET": "1"} if self.interpreted else {}
+        return found | ({"AMKD_FAST_SIMD": self.level} if self.level else {})
 
 
 def runs_of(tree: Path, targets: list[str]) -> list[Run]:
@@ -102,9 +107,11 @@ def runs_of(tree: Path, targets: list[str]) -> list[Run]:
 
 def _run(tree: Path, before: str, module: str, after: str) -> Run:
     words, files, options, expression = shlex.split(after), [], [], ""
-    by_level = module == "tests.levels"
+    by_level, emulated = module == "tests.levels", "1" if module.startswith("tests.emulator") else ""
     if by_level and not words:
         words = ["--backend", "cpu", "tests"]
+    if emulated:
+        words = ["--backend", "cuda", *words]
     while words:
         word = words.pop(0)
         if word == "-k":
@@ -113,6 +120,8 @@ def _run(tree: Path, before: str, module: str, after: str) -> Run:
             words.pop(0)  # one process, whose test can be named when it hangs
         elif word in ("-x", "-q", "-v"):
             pass  # ours
+        elif emulated and word in ("--race", "--asan"):
+            emulated = word[2:]
         elif word.startswith("-"):
             options.append(word)
             if word in ("--backend", "-m", "-p", "-o", "--ignore"):
@@ -121,7 +130,7 @@ def _run(tree: Path, before: str, module: str, after: str) -> Run:
             files += sorted(str(path.relative_to(tree)) for path in (tree / word).glob("test_*.py"))
         else:
             files.append(word)
-    return Run(tuple(files), expression, tuple(options), "TRITON_INTERPRET=1" in before, by_level)
+    return Run(tuple(files), expression, tuple(options), "TRITON_INTERPRET=1" in before, by_level, emulated)
 
 
 def stages_of(tree: Path, runs: list[Run], family: str, kind: str) -> list[Stage]:
@@ -137,7 +146,9 @@ def stages_of(tree: Path, runs: list[Run], family: str, kind: str) -> list[Stage
     words = " or ".join(its.words)
     stages = []
     for run in runs:
-        if run.interpreted != (kind == "triton") or (run.by_level and kind != "cpu"):
+        if (run.interpreted, bool(run.emulated)) != (kind == "triton", kind == "cuda"):
+            continue
+        if run.by_level and kind != "cpu":
             continue
         groups = [("family", own, ""), ("neighbours", near, ""), ("users", users, "")]
         if run.by_level:
@@ -160,7 +171,7 @@ def stages_of(tree: Path, runs: list[Run], family: str, kind: str) -> list[Stage
             if files:
                 found.append(Stage(name, files, run.expression or expression, run.options, run.interpreted))
         of_levels = ("baseline", "avx2") if run.by_level else ("",)  # the best one has its turn without being asked
-        stages += [stage._replace(level=level) for level in of_levels for stage in found]
+        stages += [stage._replace(level=level, emulated=run.emulated) for level in of_levels for stage in found]
     return sorted(stages, key=lambda stage: STAGES.index(stage.name))
 
 

@@ -45,9 +45,16 @@ class Tree:
 
     def build(self) -> None:
         """Let ninja compile what has changed."""
-        command = [*self._through, sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
-        environment = {**self.environment(), "MAX_JOBS": os.environ.get("MAX_JOBS", "1")}
-        built = subprocess.run(command, cwd=self.root, env=environment, capture_output=True, text=True)
+        self._make("setup.py", "-q", "build_ext", "--inplace")
+
+    def emulate(self, modes: list[str]) -> None:
+        """The builds of the emulator; of a mutant, its tests call for them."""
+        for mode in modes:
+            self._make("-m", "tests.emulator", "build", *([f"--{mode}"] if mode != "1" else []))
+
+    def _make(self, *arguments: str) -> None:
+        command = [*self._through, sys.executable, *arguments]
+        built = subprocess.run(command, cwd=self.root, env=self.environment(), capture_output=True, text=True)
         if built.returncode != 0:
             raise Unbuildable((built.stdout + built.stderr)[-2000:])
 
@@ -73,7 +80,7 @@ class Tree:
         finally:
             path.write_text(before)
             os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
-            if mutant.kind == "cpu":
+            if mutant.kind in ("cpu", "cuda"):
                 shutil.rmtree(self.root / "build")
                 shutil.copytree(self._kept / "build", self.root / "build")
                 for binary in self._kept.glob("_C.*"):
@@ -83,4 +90,4 @@ class Tree:
     def environment(self) -> dict[str, str]:
         """Of builds and tests. Bytecode is not kept: it is told from a mutant's by the second."""
         own = {"PYTHONPATH": str(self.root), "PYTHONDONTWRITEBYTECODE": "1", "PYTHONUNBUFFERED": "1"}
-        return {**os.environ, **own}
+        return {"MAX_JOBS": "1", **os.environ, **own}
