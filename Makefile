@@ -71,10 +71,13 @@ gates: build/.built
 levels: build/.built
 	OMP_NUM_THREADS=1 $(PY) -m tests.levels -n 2 --backend cpu tests --ignore tests/emulator --deselect=$(INDUCTOR)
 
-# The CUDA kernels on CPU tensors: results, then races and reads of what nobody has written; FULL=1 in every dtype.
+# The CUDA kernels on CPU tensors: results, races and reads of what nobody has written, accesses out of bounds. FULL=1 has
+# every test of the contract, and the checks in every dtype.
+CHECKED = $(if $(FULL),value_and_gradient,"value_and_gradient and (float32 or products)")
 emulated: build/.built
 	OMP_NUM_THREADS=1 $(PY) -m tests.emulator test -n 2 tests/test_contract.py $(if $(FULL),,-m kernels)
-	OMP_NUM_THREADS=1 $(PY) -m tests.emulator test --race -n 2 tests/test_contract.py -k $(if $(FULL),value_and_gradient,"value_and_gradient and (float32 or products)")
+	OMP_NUM_THREADS=1 $(PY) -m tests.emulator test --race -n 2 tests/test_contract.py -k $(CHECKED)
+	OMP_NUM_THREADS=1 $(PY) -m tests.emulator test --asan -n 2 tests/test_contract.py -k $(CHECKED)
 	$(PY) -m pytest tests/emulator
 
 # What must hold on main, with `make lint` and a CUDA build.

@@ -24,8 +24,10 @@ def environment(mode: str, seed: int | None = None) -> dict[str, str]:
     if seed is not None:
         found["AMKD_EMULATE_SEED"] = str(seed)
     if mode == "asan":
-        ask = [*compiler(), "-print-file-name=libasan.so"]
-        found["LD_PRELOAD"] = subprocess.run(ask, capture_output=True, text=True, check=True).stdout.strip()
+        # The second is there for what is thrown to be found: Python itself does not load it.
+        ask = [[*compiler(), f"-print-file-name={name}"] for name in ("libasan.so", "libstdc++.so")]
+        paths = [subprocess.run(each, capture_output=True, text=True, check=True).stdout.strip() for each in ask]
+        found["LD_PRELOAD"] = " ".join(paths)
         found["ASAN_OPTIONS"] = ASAN_OPTIONS
     return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
 import re
 import shutil
@@ -149,7 +150,7 @@ def test_races_are_found_in_every_order(name, monkeypatch):
 def test_accesses_out_of_bounds_are_found(name):
     program = "import ctypes, sys; ctypes.CDLL(sys.argv[1]).run_case(sys.argv[2].encode(), bytes(99), 99)"
     command = [sys.executable, "-c", program, str(build("asan", FAULTS)), name]
-    done = subprocess.run(command, env=environment("asan"), capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, env=os.environ | environment("asan"), capture_output=True, text=True, timeout=120)
     assert (done.returncode == 0) == (name in RIGHT), done.stderr
     assert name in RIGHT or re.search(OUT_OF_BOUNDS[name], done.stderr)
 

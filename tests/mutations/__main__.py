@@ -38,9 +38,10 @@ def main() -> int:
         runs = runs_of(tree.root, options.targets)
         kinds = {mutant.kind for mutant in chosen if mutant.name not in found}
         modes = sorted({run.emulated for run in runs if run.emulated}) if "cuda" in kinds else []
-        if "cpu" in kinds or modes:
+        if "cpu" in kinds:
             tree.build()
-            tree.emulate(modes)
+        tree.emulate(modes)
+        if kinds & {"cpu", "cuda"}:
             tree.keep()
         end = time.monotonic() + options.seconds
         wanted = [mutant for mutant in chosen if mutant.name not in found]

@@ -163,7 +163,7 @@ bool is_unfenced(uint32_t write) {
 }  // namespace
 
 void access(const void* pointer, size_t bytes, Kind kind, const void* from) {
-  if (self == nullptr || on_a_stack(pointer)) return;
+  if (bytes == 0 || self == nullptr || on_a_stack(pointer)) return;
   const auto address = reinterpret_cast<uintptr_t>(pointer);
   const auto at = static_cast<uint32_t>(static_cast<const char*>(from) - library_base());
   if (bytes <= 16 && (bytes & (bytes - 1)) == 0 && address % bytes != 0) return tell("misaligned access", {}, at);
