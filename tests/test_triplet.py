@@ -317,6 +317,20 @@ def test_a_triplet_that_just_satisfies_the_margin_costs_nothing(mode, reduction)
     assert all(g.eq(0).all() for g in grads)
 
 
+@pytest.mark.parametrize("explicit", [False, True])
+def test_a_negative_a_whole_margin_farther_is_not_semihard(explicit):
+    """With a soft margin a triplet of it would cost log 2."""
+    call = {"anchor": torch.zeros(1, 1), "soft_margin": True, "margin": 1.0, "mining": "semihard"}
+    if explicit:
+        call |= {"positive": torch.ones(1, 1), "reference": torch.tensor([[2.0]])}
+    else:
+        call |= {"labels": torch.tensor([0]), "reference": torch.tensor([[1.0], [2.0]])}
+        call |= {"reference_labels": torch.tensor([0, 1])}
+    assert triplet_margin_loss(**call) == 0
+    call["reference"] = call["reference"].where(call["reference"] < 2.0, 1.5)
+    assert triplet_margin_loss(**call) > 0
+
+
 @by_mode
 @by_distance
 def test_nan_that_takes_no_part_stays_out(mode, distance, backend):
