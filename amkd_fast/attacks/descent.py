@@ -105,7 +105,8 @@ class Descent:
         device, count = images.device, images.shape[0]
         self.attack, self.original, self.seed = attack, images, seed
         bounds = {name: engine.to_device(getattr(attack, name), device) for name in ("lower", "upper")}
-        evaluate = partial(engine.evaluate, attack.model.network(images), attack.logits_of)
+        network = attack.model.network(images, recorded=attack.graphs.wanted(attack.capture))
+        evaluate = partial(engine.evaluate, network, attack.logits_of)
         decay = 1.0 if attack.momentum is None else attack.momentum
         sizes = {"eps": attack.eps, "step_size": attack.step_size, "decay": decay}
         self.rules = Rules(evaluate, attack.objective, {**sizes, **bounds, **attack.step}, attack.keep)

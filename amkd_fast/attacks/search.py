@@ -111,7 +111,8 @@ class Search:
         settings, device, count = attack.settings, images.device, images.shape[0]
         step = {"norm": "boundary", "norm_power": settings.norm_power, "project": settings.project}
         step |= attack.bounds_on(device)
-        evaluate = partial(engine.evaluate, attack.model.network(images), attack.logits_of)
+        network = attack.model.network(images, recorded=attack.graphs.wanted(attack.capture))
+        evaluate = partial(engine.evaluate, network, attack.logits_of)
         self.attack, self.settings, self.limit = attack, settings, attack.steps
         self.seed, self.original = seed, images
         self.images = engine.own(images, attack.model.memory_format(images))
