@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import nn
 
-from amkd_fast.attacks import PGD, BoundaryAttack, ParticleAttack, frozen, robust_accuracy
+from amkd_fast.attacks import PGD, BoundaryAttack, ParticleAttack, frozen, pixel_bounds, robust_accuracy
 from amkd_fast.distill.methods import BSS, KD, Batch, Moment
+from amkd_fast.ops.attack import attack_step, svgd_step
 
 OPERATION = "attack"
 GLOBAL = 1.0
@@ -287,3 +288,209 @@ def test_recordings_get_new_numbers_in_their_own_tensors(fold):
         torch.testing.assert_close(view.network(images, recorded=True)(images), net(images), rtol=0, atol=1e-5)
         assert view.generation > generation
         generation = view.generation
+
+
+# A radius per channel. Right: the same attack on pixels, whose channels the images are multiples of
+
+
+CHANNELS = torch.tensor([0.5, 2.0, 4.0], dtype=torch.float64).view(1, 3, 1, 1)
+
+
+def pixel_step(x, grad, x0, *, eta, eps, norm, velocity=None, mu=1.0, gap=None, low=None, high=None, project=False):
+    """One step of every image of a batch, written out for images whose lengths are all in one unit."""
+    moved, velocities = [], []
+    for i in range(len(x)):
+        g = grad[i]
+        if velocity is not None:
+            g = mu * velocity[i] + g / g.abs().mean()
+            velocities.append(g)
+        if project:
+            blocked = ((x[i] <= low) & (g < 0)) | ((x[i] >= high) & (g > 0))
+            g = torch.where(blocked, 0.0, g)
+        if norm == "linf":
+            way = g.sign()
+        elif norm == "l1":
+            largest = g.abs().flatten().topk(round(0.2 * g.numel())).values[-1]
+            way = torch.where(g.abs() >= largest, g.sign(), 0.0)
+            way = way / (way != 0).sum()
+        else:
+            way = g / g.norm()
+        new = x[i] + eta * (1.0 if gap is None else gap[i] + 1e-4) * way
+        if eps is not None:
+            d = new - x0[i]
+            if norm == "linf":
+                d = d.clamp(-eps, eps)
+            elif norm == "l2":
+                d = d * min(1.0, float(eps / d.norm()))
+            elif d.abs().sum() > eps:  # on the simplex by bisection of the threshold
+                few, many = 0.0, float(d.abs().max())
+                for _ in range(100):
+                    middle = (few + many) / 2
+                    few, many = (middle, many) if (d.abs() - middle).clamp(min=0).sum() > eps else (few, middle)
+                d = d.sign() * (d.abs() - many).clamp(min=0)
+            new = x0[i] + d
+        if low is not None:
+            new = torch.minimum(torch.maximum(new, low), high)
+        moved.append(new)
+    return torch.stack(moved), torch.stack(velocities) if velocities else None
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1", "boundary"])
+@pytest.mark.parametrize("more", ["", "momentum", "project", "momentum project"])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_sizes_by_channel_are_a_step_on_pixels(backend, device, norm, more, layout):
+    if norm == "boundary" and "momentum" in more:
+        pytest.skip("refused")
+    random = torch.Generator().manual_seed(3)
+    pixels, clean, grad, old = (torch.randn(3, 3, 4, 4, generator=random, dtype=torch.float64) for _ in range(4))
+    low, high = torch.tensor(-1.0), torch.tensor(1.2)
+    pixels, clean = pixels.clamp(low, high), clean.clamp(low, high)
+    gap = torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64) if norm == "boundary" else None
+    eps = None if norm == "boundary" else {"linf": 0.3, "l2": 2.0, "l1": 5.0}[norm]
+    options = {"norm": norm, "gap": gap}
+    velocity = old.clone() if "momentum" in more else None
+    want, moved = pixel_step(
+        pixels, grad * CHANNELS, clean, eta=0.7, eps=eps, velocity=velocity, mu=0.9, low=low, high=high,
+        project="project" in more, **options,
+    )  # fmt: skip
+    own = None if velocity is None else velocity.to(device)
+    ball = {} if eps is None else {"x0": (clean * CHANNELS).to(device), "eps": (eps * CHANNELS).to(device)}
+    bounds = {"lower": (low * CHANNELS).flatten().to(device), "upper": (high * CHANNELS).flatten().to(device)}
+    x = (pixels * CHANNELS).to(device).contiguous(memory_format=layout)
+    got = attack_step(
+        x, grad.to(device), step_size=(0.7 * CHANNELS).to(device), momentum=own, decay=0.9, top=0.2,
+        project="project" in more, **bounds, **ball, **{**options, "gap": None if gap is None else gap.to(device)},
+    )  # fmt: skip
+    torch.testing.assert_close(got.cpu() / CHANNELS, want, rtol=0, atol=1e-9)
+    if own is not None and norm != "linf":
+        # gradients are taken in shares of the largest channel's unit, which the mean over a sample divides out
+        torch.testing.assert_close(own.cpu(), moved, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_sizes_by_channel_in_every_dtype(backend, device, norm, dtype):
+    """Against the same call in fp64; the ball holds for what is returned."""
+    x0 = images_of(4, size=5).to(dtype)
+    x, grad = (x0 + 0.05 * images_of(4, 1, 5)).to(dtype), images_of(4, 2, 5).to(dtype)
+    sizes = {"eps": CHANNELS * torch.linspace(0, 0.2, 4).view(-1, 1, 1, 1), "step_size": CHANNELS * 0.1, "top": 0.3}
+    if norm != "linf":
+        sizes["eps"] = sizes["eps"] * 10
+    sizes = {name: part.to(device) if isinstance(part, torch.Tensor) else part for name, part in sizes.items()}
+    call = [part.to(device) for part in (x, grad)]
+    got = attack_step(*call, x0=x0.to(device), norm=norm, **sizes)
+    want = attack_step(*(part.double() for part in call), x0=x0.double().to(device), norm=norm, **sizes)
+    assert torch.equal(got[0].cpu(), x0[0])  # a radius of 0
+    torch.testing.assert_close(got.double(), want, rtol=2 * torch.finfo(dtype).eps, atol=1e-5)
+
+
+def test_a_channel_of_radius_zero_stays(backend, device):
+    x0, grad = images_of(2, size=4).to(device), images_of(2, 1, 4).to(device)
+    eps = torch.tensor([0.0, 0.1, 0.2], device=device).view(1, 3, 1, 1)
+    for norm in ("linf", "l2", "l1"):
+        moved = attack_step(x0, grad, x0=x0, step_size=0.5, eps=eps, norm=norm)
+        assert torch.equal(moved[:, 0], x0[:, 0])
+        assert not torch.equal(moved[:, 1:], x0[:, 1:])
+
+
+def test_a_size_per_image_written_in_four_dimensions(backend, device):
+    x0, grad = images_of(3, size=4).to(device), images_of(3, 1, 4).to(device)
+    sizes = torch.tensor([0.1, 0.2, 0.3], device=device)
+    want = attack_step(x0, grad, x0=x0, step_size=sizes, eps=sizes, norm="l2")
+    assert torch.equal(
+        attack_step(x0, grad, x0=x0, step_size=sizes.view(-1, 1, 1, 1), eps=sizes.view(-1, 1, 1, 1), norm="l2"), want
+    )
+    for one in (torch.tensor(0.1, device=device), torch.full((1, 1, 1, 1), 0.1, device=device)):
+        assert torch.equal(attack_step(x0, grad, step_size=one), attack_step(x0, grad, step_size=float(one)))
+    by_channel = torch.tensor([0.1, 0.2, 0.4], device=device)
+    rows = attack_step(x0, grad, step_size=by_channel)  # B = C: per image, as documented
+    torch.testing.assert_close(rows, x0 + by_channel.view(-1, 1, 1, 1) * grad.sign())
+    channels = attack_step(x0, grad, step_size=by_channel.view(-1, 1, 1))
+    torch.testing.assert_close(channels, x0 + by_channel.view(1, -1, 1, 1) * grad.sign())
+
+
+def test_sizes_of_another_shape_say_how_to_write_channels(backend, device):
+    x = images_of(5, size=4).to(device)
+    for shape in ((3,), (4,), (5, 3), (5, 3, 4, 4), (2, 3, 1, 1), (1, 3, 1), (1, 1, 3, 1, 1)):
+        sizes = torch.full(shape, 0.1, device=device)
+        with pytest.raises(ValueError, match=r"eps\.view\(1, -1, 1, 1\)" if shape == (3,) else r"eps\.shape="):
+            attack_step(x, x, x0=x, step_size=0.1, eps=sizes)
+        with pytest.raises(ValueError, match=r"step_size\.shape="):
+            attack_step(x, x, step_size=sizes)
+    with pytest.raises(ValueError, match="norm_power=2"):
+        attack_step(x, x, norm="boundary", norm_power=2, gap=x[:, 0, 0, 0], step_size=CHANNELS.to(x))
+
+
+@pytest.mark.parametrize("by", ["eps", "step_size", "both"])
+def test_particles_by_channel_are_particles_on_pixels(backend, device, by):
+    """φ by its definition with one radius: in pixels."""
+    random = torch.Generator().manual_seed(5)
+    pixels, grad = (torch.randn(2, 4, 3, 3, 3, generator=random, dtype=torch.float64) for _ in range(2))
+    clean = pixels.mean(1)
+    unit = CHANNELS if by != "step_size" else torch.ones_like(CHANNELS)
+    steps = CHANNELS if by != "eps" else torch.ones_like(CHANNELS)
+    largest = float(unit.max())
+    want = []
+    for i in range(2):
+        flat = pixels[i].flatten(1) / 1.0
+        square = torch.cdist(flat, flat).square() * largest**2  # distances are in units of the largest channel
+        h = square[torch.triu_indices(4, 4, 1).unbind()].sort().values[2] / torch.tensor(4.0).log()
+        k = torch.exp(-square / h)
+        g = grad[i].flatten(1) / largest
+        phi = (k @ g + 2 / h * (k.sum(1)[:, None] * flat - k @ flat) * largest) / 4
+        moved = pixels[i] * unit[0] + 0.3 * steps[0] * phi.sign().view_as(pixels[i])
+        want.append(torch.minimum(torch.maximum(moved, (clean[i] - 0.8) * unit[0]), (clean[i] + 0.8) * unit[0]))
+    sizes = {"eps": 0.8 * unit if by != "step_size" else 0.8, "step_size": 0.3 * steps if by != "eps" else 0.3}
+    sizes = {name: part.to(device) if isinstance(part, torch.Tensor) else part for name, part in sizes.items()}
+    got = svgd_step((pixels * unit).to(device), (grad / unit).to(device), (clean * unit).to(device), **sizes)
+    torch.testing.assert_close(got.cpu(), torch.stack(want), rtol=0, atol=1e-9)
+
+
+class Normalised(nn.Module):
+    def __init__(self, net, mean, std):
+        super().__init__()
+        self.net = net
+        self.register_buffer("mean", mean)
+        self.register_buffer("std", std)
+
+    def forward(self, pixels):
+        return self.net((pixels - self.mean.view(-1, 1, 1)) / self.std.view(-1, 1, 1))
+
+
+@pytest.mark.parametrize("compact", [True, False])
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+@pytest.mark.parametrize("random_start", [True, False])
+def test_pgd_on_normalised_images_is_pgd_on_pixels(norm, random_start, compact):
+    """The attack of pixels through a normalising network is right; B = C, where a radius per channel was misread."""
+    mean, std = torch.tensor([0.4, 0.5, 0.3]).double(), torch.tensor([0.2, 0.3, 0.25]).double()
+    net, pixels = make_net().double(), torch.rand(3, 3, 6, 6, generator=torch.Generator().manual_seed(2)).double()
+    eps = {"linf": 8 / 255, "l2": 0.5, "l1": 3.0}[norm]
+    options = {"norm": norm, "steps": 5, "top": 0.1, "random_start": random_start, "compact": compact, "keep": "first"}
+    want = PGD(Normalised(net, mean, std), eps=eps, lower=0.0, upper=1.0, **options)(pixels, seed=3)
+    space = pixel_bounds(mean, std)
+    space = space._replace(lower=-mean / std, upper=(1 - mean) / std, std=std)  # as exact as the images
+    m, s = mean.view(-1, 1, 1), std.view(-1, 1, 1)
+    got = PGD(net, eps=space.radius(eps), lower=space.lower, upper=space.upper, **options)((pixels - m) / s, seed=3)
+    torch.testing.assert_close(got.images * s + m, want.images, rtol=0, atol=1e-6)
+    assert torch.equal(got.steps, want.steps)
+
+
+def test_other_attacks_on_normalised_images_are_those_on_pixels():
+    mean, std = torch.tensor([0.4, 0.5, 0.3]).double(), torch.tensor([0.2, 0.3, 0.25]).double()
+    net, pixels = make_net().double(), torch.rand(6, 3, 6, 6, generator=torch.Generator().manual_seed(2)).double()
+    space = pixel_bounds(mean, std)._replace(lower=-mean / std, upper=(1 - mean) / std, std=std)
+    whole, bounds = Normalised(net, mean, std), {"lower": space.lower, "upper": space.upper}
+    m, s = mean.view(-1, 1, 1), std.view(-1, 1, 1)
+    for preset in ("official", "paper", "zoo"):
+        want = BoundaryAttack(whole, preset=preset, lower=0.0, upper=1.0, step_size=0.5)(pixels, seed=1)
+        for compact in (True, False):
+            attack = BoundaryAttack(net, preset=preset, step_size=space.radius(0.5), compact=compact, **bounds)
+            got = attack((pixels - m) / s, seed=1)
+            torch.testing.assert_close(got.images * s + m, want.images, rtol=0, atol=1e-9)
+            assert torch.equal(got.status, want.status)
+    with pytest.raises(ValueError, match="near_boundary"):
+        BoundaryAttack(net, step_size=space.radius(0.5), **bounds)((pixels - m) / s)
+    labels = torch.arange(6) % 5
+    want = ParticleAttack(whole, eps=0.05, lower=0.0, upper=1.0, steps=3)(pixels, labels, seed=1)
+    got = ParticleAttack(net, eps=space.radius(0.05), steps=3, **bounds)((pixels - m) / s, labels, seed=1)
+    torch.testing.assert_close(got.images * s + m, want.images, rtol=0, atol=1e-6)

@@ -15,6 +15,7 @@ from amkd_fast.attacks.frozen import FrozenModel
 from amkd_fast.attacks.search import Search
 from amkd_fast.attacks.surroundings import undisturbed
 from amkd_fast.ops.attack import attack_objective
+from amkd_fast.ops.attack.steps import has_channels
 
 
 class Status(IntEnum):
@@ -103,7 +104,9 @@ class BoundaryAttack:
         model: The network, or a view of it by :func:`amkd_fast.attacks.frozen`; a module is frozen with the defaults.
         preset: ``"official"``, ``"paper"``, ``"zoo"`` or ``"near_boundary"``.
         steps: Largest number of steps, ≥ 1.
-        step_size: η > 0; None takes the preset's.
+        step_size: η > 0: a number, one per image [M], or what broadcasts as [1 or M, C, 1, …], as
+            :func:`amkd_fast.attack_step` says (not for ``near_boundary``, whose step has no unit); None takes the
+            preset's.
         project: Leave out coordinates that a bound blocks; None takes the preset's.
         refine: Number of bisections, each a forward pass, between the last point inside and the first outside; None
             takes the preset's. With them a sample may end in another class than the one it first landed in.
@@ -138,7 +141,7 @@ class BoundaryAttack:
         *,
         preset: str = "near_boundary",
         steps: int = 10,
-        step_size: float | None = None,
+        step_size: float | Tensor | None = None,
         project: bool | None = None,
         refine: int | None = None,
         retarget: bool | None = None,
@@ -156,7 +159,7 @@ class BoundaryAttack:
         engine.check_switch("early_exit", early_exit)
         if not early_exit and (compact is True or capture is True):
             raise ValueError("early_exit=False: must not be used with compact=True or capture=True, which end early")
-        if step_size is not None:
+        if step_size is not None and not isinstance(step_size, Tensor):
             checks.positive("step_size", step_size)
         if refine is not None:
             engine.check_count("refine", refine, 0)
@@ -212,8 +215,11 @@ class BoundaryAttack:
         engine.check_rows("base", base, images)
         engine.check_rows("target", target, images)
         engine.check_rows("valid", valid, images, flags=True)
+        step_size = engine.size_on("step_size", self.settings.step_size, images)
+        if self.settings.norm_power == 2 and has_channels(step_size):
+            raise ValueError(f"step_size.shape={tuple(step_size.shape)}: must not be by channel for near_boundary")
         with undisturbed(images.device), torch.no_grad():
-            search = Search(self, images, base, target, valid, seed, record_gaps)
+            search = Search(self, images, base, target, valid, seed, record_gaps, step_size)
             search.step_until_done()
             search.bisect()
             return self._samples(search)

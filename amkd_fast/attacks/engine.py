@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from amkd_fast import checks
 from amkd_fast.attacks.frozen import FrozenModel, frozen
-from amkd_fast.ops.attack.arguments import check_bound
+from amkd_fast.ops.attack.arguments import check_bound, check_size, size_of
 
 LogitsOf = Callable[[object], Tensor]
 Evaluate = Callable[..., tuple[Tensor, Tensor]]  # `evaluate` below with its network and logits_of
@@ -60,6 +60,14 @@ def check_rows(name: str, value: object, images: Tensor, *, flags: bool = False)
 def to_device(bound: float | Tensor | None, device: torch.device) -> float | Tensor | None:
     """Bring a per-channel bound to the images."""
     return bound.to(device) if isinstance(bound, Tensor) else bound
+
+
+def size_on(name: str, value: float | Tensor, images: Tensor) -> float | Tensor:
+    """A radius or step size beside the images: a number, [M], or [M, C, 1, …] where channels differ."""
+    value = to_device(value, images.device)
+    check_size(name, value, images)
+    value = size_of(value, images)
+    return value.expand(images.shape[0], *value.shape[1:]) if isinstance(value, Tensor) else value
 
 
 def clipped(x: Tensor, lower: float | Tensor | None, upper: float | Tensor | None) -> Tensor:

@@ -44,9 +44,11 @@ class ParticleAttack:
     Args:
         model: The network, or a view of it by :func:`amkd_fast.attacks.frozen`; a module is frozen with the defaults.
         particles: n from 1 to 64. The network sees B · n images at a time.
-        eps: Radius ≥ 0 of the ball, a number or [B], in the units of the images.
+        eps: Radius ≥ 0 of the ball, in the units of the images: a number, one per image [B], or what broadcasts as
+            [1 or B, C, 1, …], as :func:`amkd_fast.svgd_step` says. :func:`amkd_fast.attacks.pixel_bounds` makes the
+            one of normalised images from a radius in pixels.
         steps: Number of steps, ≥ 1.
-        step_size: η, a number > 0 or [B]; None for 2.5 ``eps``/``steps``.
+        step_size: η > 0, likewise; None for 2.5 ``eps``/``steps``.
         lower: Smallest pixel value, a number or one per channel [C], in the units of the images; None for none.
         upper: Largest pixel value, likewise.
         loss: ``"ce"``, ``"boundary"`` or ``"dlr"``, what :func:`amkd_fast.attack_objective` computes.
@@ -119,12 +121,8 @@ class ParticleAttack:
         engine.check_rows("rows", rows, images)
         philox.check_seed(seed, images.device)
         device, n = images.device, self.particles
-        eps, step_size, lower, upper = (
-            engine.to_device(value, device) for value in (self.eps, self.step_size, self.lower, self.upper)
-        )
-        for name, value in (("eps", eps), ("step_size", step_size)):
-            if isinstance(value, Tensor):
-                checks.shape(name, value, images.shape[:1], "one number per image")
+        eps, step_size = (engine.size_on(name, getattr(self, name), images) for name in ("eps", "step_size"))
+        lower, upper = (engine.to_device(value, device) for value in (self.lower, self.upper))
         with undisturbed(device), torch.no_grad():
             evaluate = partial(engine.evaluate, self.model.network(images), self.logits_of)
             if images.shape[0] == 0:
@@ -137,7 +135,7 @@ class ParticleAttack:
             each, radius = torch.arange(n, device=device), eps
             rows = torch.arange(images.shape[0], device=device) if rows is None else rows.long()
             if isinstance(eps, Tensor):
-                radius = eps.repeat_interleave(n)
+                radius = eps.repeat_interleave(n, 0)
             x = random_start(
                 clean.repeat_interleave(n, 0), radius, "linf", (rows[:, None] * n + each).flatten(), seed, 0
             )

@@ -47,8 +47,10 @@ class PGD:
 
     Args:
         model: The network, or a view of it by :func:`amkd_fast.attacks.frozen`; a module is frozen with the defaults.
-        eps: Radius ≥ 0 of the ball, a number or [M], in the units of the images.
-        step_size: η, a number > 0 or [M]; None for ``eps`` in one step and 2.5 ``eps``/``steps`` in several.
+        eps: Radius ≥ 0 of the ball, in the units of the images: a number, one per image [M], or what broadcasts as
+            [1 or M, C, 1, …], as :func:`amkd_fast.attack_step` says. :func:`amkd_fast.attacks.pixel_bounds` makes the
+            one of normalised images from a radius in pixels.
+        step_size: η > 0, likewise; None for ``eps`` in one step and 2.5 ``eps``/``steps`` in several.
         steps: Number of steps, ≥ 1.
         norm: ``"linf"``, ``"l2"`` or ``"l1"``.
         random_start: Start at a random point of the ball instead of at the image.
@@ -163,13 +165,11 @@ class PGD:
         engine.check_rows("target", target, images)
         engine.check_rows("valid", valid, images, flags=True)
         philox.check_seed(seed, images.device)
-        for name in ("eps", "step_size"):
-            if isinstance(getattr(self, name), Tensor):
-                checks.shape(name, getattr(self, name), (images.shape[0],), "one number per image")
+        sizes = {name: engine.size_on(name, getattr(self, name), images) for name in ("eps", "step_size")}
         if self.objective["targeted"] and target is None:
             raise ValueError("target=None: must be given for a targeted attack")
         with undisturbed(images.device), torch.no_grad():
-            descent = Descent(self, images, labels, target, valid, seed)
+            descent = Descent(self, images, labels, target, valid, seed, sizes)
             for restart in range(self.restarts):
                 if not descent.run(restart):
                     break

@@ -14,14 +14,16 @@ def random_start(x0: Tensor, eps: float | Tensor, norm: str, rows: Tensor, seed:
     """Points drawn evenly from the ``eps``-balls around ``x0`` [m, ...]; row i of the batch has draws of its own.
 
     linf: every coordinate evenly in ±ε. l2: a normal direction (Box and Muller) of length ε u^(1/n). l1: a Laplace
-    direction of length ε u^(1/n).
+    direction of length ε u^(1/n). Where radii differ from channel to channel, in their units.
     """
     size = x0[0].numel() if x0.shape[0] else 1
     element = torch.arange(size, device=x0.device)
     counter = rows[:, None] * (size + 1) + element  # [m, n]; number n of a row is its length
     w0, w1, w2, w3 = philox.words(seed, counter, stream=restart)
     first, second = philox.unit(w0, w1), philox.unit(w2, w3)
-    radius = eps.double()[:, None] if isinstance(eps, Tensor) else eps
+    radius = eps
+    if isinstance(eps, Tensor):  # [m], or [m, C, 1, ...]
+        radius = eps.double().view(-1, *eps.shape[1:], *[1] * (x0.dim() - eps.dim())).expand_as(x0).flatten(1)
     if norm == "linf":
         offset = radius * (2.0 * first - 1.0)
     else:

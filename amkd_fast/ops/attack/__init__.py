@@ -61,14 +61,20 @@ def attack_step(
     overflow. No NaN ever enters a sample that was finite: results saturate at the largest number of their dtype, and
     a NaN in a bound bounds nothing. ``eps`` = 0 returns ``x0`` as it is, also where it breaks a bound.
 
+    Where ``step_size`` η_c or ``eps`` ε_c differ from channel to channel, lengths are taken in their units: the ball of
+    ``"l2"`` and ``"l1"`` is ‖(x − ``x0``)/ε‖ ≤ 1, and g becomes η_c/max η · g, whose heading each channel then goes
+    η_c far. That is the attack on images in other units, such as pixels of which the channels of ``x`` are multiples.
+
     Args:
         x: Samples [B, ...] with at least two dimensions, any strides; float32, float64, float16 or bfloat16. The
             arithmetic is float32 (float64 for float64).
         grad: Gradients, shape of ``x``, in its dtype or in that of the arithmetic. Steps climb; a negative
             ``step_size`` descends.
         x0: Clean samples, shape and dtype of ``x``; needed with ``eps``.
-        step_size: η, a number or [B], in the units of ``x`` (without unit for ``norm_power=2``).
-        eps: Radius, a number or [B], in the units of ``x``; None for no ball. Not for ``"boundary"``.
+        step_size: η, in the units of ``x`` (without unit for ``norm_power=2``): a number, one per sample [B], or what
+            broadcasts as [1 or B, C, 1, …]. One per channel is written ``values.view(1, -1, 1, 1)``: [C] alone is taken
+            for [B] where B = C, and refused elsewhere. Not by channel for ``norm_power=2``.
+        eps: Radius, in the units of ``x``, likewise; None for no ball. Not for ``"boundary"``.
         norm: ``"linf"``, ``"l2"``, ``"l1"`` or ``"boundary"``.
         norm_power: p of the boundary step, 1 or 2.
         gap: L [B] of the boundary step, floating; needed there and refused elsewhere.
@@ -107,6 +113,7 @@ def attack_step(
     checks.finite("decay", decay)
     if not 0.0 < checks.finite("top", top) <= 1.0:
         raise ValueError(f"top={top!r}: must lie above 0 and at most at 1")
+    step_size, eps = arguments.size_of(step_size, x), arguments.size_of(eps, x)
     call = Step(x0, step_size, eps, norm, norm_power, gap, momentum, decay, lower, upper, active, project, top)
     follows = torch.is_grad_enabled() and (x.requires_grad or grad.requires_grad)
     _, fast = _serving(x, _TRACED if follows and torch.compiler.is_compiling() else "")

@@ -8,10 +8,14 @@ import torch
 from torch import Tensor
 
 from amkd_fast import checks
+from amkd_fast.ops.attack.steps import has_channels
 
 NORMS = ("linf", "l2", "l1", "boundary")
 LOSSES = ("ce", "boundary", "dlr")
 SCORES = ("logits", "softmax")
+
+
+_NEWTON = "must be one number, or one per sample, for norm_power=2, whose steps have no unit"
 
 
 def check_step(x, grad, x0, step_size, eps, norm, norm_power, gap, momentum, lower, upper, active, out) -> None:
@@ -42,10 +46,12 @@ def check_step(x, grad, x0, step_size, eps, norm, norm_power, gap, momentum, low
             raise ValueError(f"eps={eps!r}: must be None for norm='boundary', which has no ball")
         if x0 is None:
             raise ValueError("x0=None: must be given with eps")
-        check_per_sample("eps", eps, x)
+        check_size("eps", eps, x)
         if not isinstance(eps, Tensor) and not eps >= 0:
             raise ValueError(f"eps={eps!r}: must be at least 0")
-    check_per_sample("step_size", step_size, x)
+    check_size("step_size", step_size, x)
+    if norm_power == 2 and has_channels(size_of(step_size, x)):
+        raise ValueError(f"step_size.shape={tuple(step_size.shape)}: {_NEWTON}")
     if momentum is not None:
         _check_momentum(momentum, x, norm)
     for name, value in (("lower", lower), ("upper", upper)):
@@ -103,16 +109,42 @@ def _check_momentum(momentum: Tensor, x: Tensor, norm: str) -> None:
         raise ValueError("momentum.requires_grad=True: must be False, it is changed in place")
 
 
-def check_per_sample(name: str, value: object, x: Tensor) -> None:
-    """``value`` must be a number or a floating tensor [B]."""
+def check_size(name: str, value: object, x: Tensor) -> None:
+    """A radius or step size must be a number, a floating tensor [B], or one that broadcasts as [1 or B, C, 1, …]."""
     if isinstance(value, Tensor):
         checks.floating(name, value)
-        checks.shape(name, value, (x.shape[0],), "one number per sample")
         checks.same_device(x=x, **{name: value})
-    elif isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} is a {type(value).__name__}: must be a number or a tensor [B]")
-    elif value != value or (name == "step_size" and abs(value) == math.inf):  # as a compiler can trace
+        count, channels, *rest = x.shape
+        shape = tuple(value.shape)
+        if shape == (count,) or (_broadcasts(shape, x) and len(shape) != 1):
+            return
+        forms = f"[{', '.join(['1 or B', 'C', *['1'] * len(rest)])}]"
+        rule = f"one number per sample [B] = [{count}] or broadcast as {forms} with C = {channels}"
+        if shape == (channels,):
+            form = ", ".join(["1", "-1", *["1"] * len(rest)])
+            rule += f"; one per channel is written {name}.view({form})"
+        raise ValueError(f"{name}.shape={shape}: must be {rule}")
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} is a {type(value).__name__}: must be a number or a tensor")
+    if value != value or (name == "step_size" and abs(value) == math.inf):  # as a compiler can trace
         raise ValueError(f"{name}={value!r}: must be {'finite' if name == 'step_size' else 'no NaN'}")
+
+
+def size_of(value: float | Tensor | None, x: Tensor) -> float | Tensor | None:
+    """A checked radius or step size as the number, [B], or [1 or B, C, 1, …] with as many dimensions as ``x``."""
+    if not isinstance(value, Tensor) or value.dim() == 1:
+        return value
+    value = value.reshape(*[1] * (x.dim() - value.dim()), *value.shape)
+    if value.shape[1] == 1:
+        return value.flatten().expand(x.shape[0])
+    return value
+
+
+def _broadcasts(shape: tuple[int, ...], x: Tensor) -> bool:
+    if len(shape) > x.dim():
+        return False
+    whole = (1,) * (x.dim() - len(shape)) + shape
+    return whole[0] in (1, x.shape[0]) and whole[1] in (1, x.shape[1]) and all(size == 1 for size in whole[2:])
 
 
 def check_bound(name: str, value: object, x: Tensor) -> None:
