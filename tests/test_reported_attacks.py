@@ -4,14 +4,18 @@ The cases are ours; what is right is stated by the model itself, by a plain loop
 """
 
 import copy
+import math
 import types
+import warnings
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from amkd_fast import backends
 from amkd_fast.attacks import PGD, BoundaryAttack, ParticleAttack, frozen, pixel_bounds, robust_accuracy
+from amkd_fast.attacks.boundary import _warn_of_bounds
 from amkd_fast.distill.methods import BSS, KD, Batch, Moment
 from amkd_fast.ops.attack import attack_step, svgd_step
 
@@ -231,7 +235,7 @@ def test_attacks_see_an_averaged_teacher(user):
     net, images, labels = make_net(), images_of(12), torch.arange(12) % 5
     runs = {
         "pgd": (PGD(net, eps=0.3), lambda attack: attack(images, labels)),
-        "boundary": (BoundaryAttack(net, lower=-4.0, upper=4.0), lambda attack: attack(images)),
+        "boundary": (BoundaryAttack(net, lower=-9.0, upper=9.0), lambda attack: attack(images)),
         "particles": (ParticleAttack(net, eps=0.3), lambda attack: attack(images, labels, seed=1)),
         "accuracy": (PGD(net, eps=0.3), lambda attack: robust_accuracy(attack.model, (images, labels), attack)),
     }
@@ -250,10 +254,10 @@ def test_attacks_see_an_averaged_teacher(user):
 
 
 def options_of(user):
-    return {"lower": -4.0, "upper": 4.0} if user == "boundary" else {"eps": 0.3}
+    return {"lower": -9.0, "upper": 9.0} if user == "boundary" else {"eps": 0.3}
 
 
-@pytest.mark.parametrize("make", [KD, lambda: BSS(limit=4, attack={"lower": -4.0, "upper": 4.0})])
+@pytest.mark.parametrize("make", [KD, lambda: BSS(limit=4, attack={"lower": -9.0, "upper": 9.0})])
 def test_methods_learn_from_an_averaged_teacher(make):
     teacher, student, images = make_net(), make_net(), images_of(8)
     batch, moment = Batch(images, teacher(images).argmax(1)), Moment(0, 60, draw=1)
@@ -494,3 +498,166 @@ def test_other_attacks_on_normalised_images_are_those_on_pixels():
     want = ParticleAttack(whole, eps=0.05, lower=0.0, upper=1.0, steps=3)(pixels, labels, seed=1)
     got = ParticleAttack(net, eps=space.radius(0.05), steps=3, **bounds)((pixels - m) / s, labels, seed=1)
     torch.testing.assert_close(got.images * s + m, want.images, rtol=0, atol=1e-6)
+
+
+# Images outside of their bounds. Right: an error with the bound and the distance, for a step would clip them
+
+
+OUTSIDE = {
+    "pgd": lambda net, **bounds: PGD(net, eps=0.03, **bounds),
+    "boundary": lambda net, **bounds: BoundaryAttack(net, **bounds),
+    "particles": lambda net, **bounds: ParticleAttack(net, eps=0.03, **bounds),
+}
+
+
+def attacked(attack, images, **more):
+    if isinstance(attack, ParticleAttack):
+        return attack(images, torch.arange(len(images)) % 5, seed=1, **more)
+    return attack(images, **more)
+
+
+@pytest.mark.parametrize("kind", OUTSIDE)
+def test_images_outside_of_their_bounds_are_refused(kind):
+    """Normalised images given with the bounds of pixels: a radius of 0.03 moved pixels by 2.47."""
+    net, images = make_net(), images_of(4).clamp(-2, 2)
+    images[1, 2, 3, 3], images[2, 0, 0, 0] = 3.47, -2.5
+    for bounds, words in (
+        ({"lower": 0.0, "upper": 1.0}, r"below lower=0\.0 by up to 2\.5"),
+        ({"lower": -2.5, "upper": 1.0}, r"above upper=1\.0 by up to 2\.47"),
+        ({"upper": torch.tensor([9.0, 9.0, 3.0])}, r"above upper=\[9\.0, 9\.0, 3\.0\] by up to 0\.47"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            attacked(OUTSIDE[kind](net, **bounds), images)
+    for lower, upper in ((1.0, -1.0), (torch.tensor([-9.0, 1.0, -9.0]), 0.5), (torch.ones(3), torch.zeros(3))):
+        with pytest.raises(ValueError, match=r"lower=.* is above upper=.*: must be at most upper"):
+            attacked(OUTSIDE[kind](net, lower=lower, upper=upper), images)
+
+
+@pytest.mark.parametrize("kind", OUTSIDE)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+def test_rounding_at_a_bound_is_no_fault(kind, dtype):
+    """Black and white pixels, normalised as torchvision does it, are at the bounds of `pixel_bounds`."""
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    pixels = torch.randint(2, (6, 3, 6, 6), generator=torch.Generator().manual_seed(0)).float()
+    images = pixels.clone().sub_(mean.view(-1, 1, 1)).div_(std.view(-1, 1, 1)).to(dtype)
+    space = pixel_bounds(mean.tolist(), std.tolist())
+    found = attacked(OUTSIDE[kind](make_net(), lower=space.lower, upper=space.upper), images)
+    assert torch.isfinite(found.images).all()
+
+
+def test_padding_may_hold_anything():
+    images, valid = images_of(4).clamp(-2, 2), torch.tensor([True, True, False, True])
+    images[2] = 1e6
+    for kind in ("pgd", "boundary"):
+        found = attacked(OUTSIDE[kind](make_net(), lower=-2.0, upper=2.0), images, valid=valid)
+        assert torch.equal(found.images[2], images[2])
+
+
+def test_published_bounds_clip_as_published():
+    """CIFAR's white pixels are at 2.75 and the public code clips at 2.5."""
+    images = images_of(4)
+    images[0, 0, 0, 0] = 2.75
+    BoundaryAttack(make_net(), preset="official")(images)
+
+
+def test_bounds_in_the_wrong_order_are_refused_by_a_step(backend, device):
+    x = images_of(2, size=4).to(device)
+    particles = x[:, None].expand(-1, 2, -1, -1, -1)
+    for bounds in ({"lower": 1.0, "upper": 0.0}, {"lower": torch.tensor([0.0, 2.0, 0.0]), "upper": torch.ones(3)}):
+        bounds = {name: part.to(device) if isinstance(part, torch.Tensor) else part for name, part in bounds.items()}
+        if device.type == "cuda" and isinstance(bounds["lower"], torch.Tensor):
+            continue  # looking would wait for it
+        with pytest.raises(ValueError, match="is above upper"):
+            attack_step(x, x, step_size=0.1, **bounds)
+        with pytest.raises(ValueError, match="is above upper"):
+            svgd_step(particles, particles, x, step_size=0.1, eps=0.1, **bounds)
+
+
+@pytest.mark.parametrize("preset", ["paper", "zoo", "near_boundary", "official"])
+def test_missing_bounds_warn_once(preset):
+    _warn_of_bounds.cache_clear()
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        for _ in range(3):
+            BoundaryAttack(make_net(), preset=preset)
+        BoundaryAttack(make_net(), preset=preset, lower=-math.inf, upper=math.inf)
+    assert len(found) == (preset != "official")
+    assert all(preset in str(each.message) and each.filename == __file__ for each in found)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+@pytest.mark.parametrize("by", ["number", "image", "channel"])
+def test_two_bytes_stay_inside_the_ball(backend, device, norm, by, dtype):
+    """Right: the distance of what is returned, in float64, is at most the radius."""
+    x0 = (2 * images_of(6, size=4)).to(dtype)
+    grad = images_of(6, 1, 4).to(dtype)
+    numbers = {"number": torch.ones(1), "image": torch.linspace(0.1, 2, 6), "channel": torch.tensor([0.3, 1.0, 2.0])}[
+        by
+    ]
+    eps = {"linf": 0.031, "l2": 0.3, "l1": 1.1}[norm] * numbers
+    eps = eps.view((1, -1, 1, 1) if by == "channel" else (-1, 1, 1, 1))
+    size = float(eps[0, 0]) if by == "number" else (eps.flatten() if by == "image" else eps).to(device)
+    x = x0.to(device)
+    for _ in range(3):
+        x = attack_step(x, grad.to(device), x0=x0.to(device), step_size=0.2, eps=size, norm=norm, top=0.5)
+        share = (x.cpu().double() - x0.double()) / eps.double()
+        length = torch.linalg.vector_norm(share.flatten(1), {"linf": math.inf, "l2": 2, "l1": 1}[norm], dim=1)
+        assert (length <= 1 + 1e-6).all()
+        assert not torch.equal(x.cpu(), x0)
+    if norm == "linf":
+        particles = x0[:, None].expand(-1, 3, -1, -1, -1) + torch.tensor([0.0, 0.01, 0.02]).to(dtype).view(3, 1, 1, 1)
+        moved = svgd_step(
+            particles.to(device), torch.ones_like(particles).to(device), x0.to(device), step_size=0.2, eps=size
+        )
+        assert ((moved.cpu().double() - x0.double()[:, None]).abs() <= eps.double()[:, None] * (1 + 1e-6)).all()
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_an_attack_in_bfloat16_stays_inside_the_ball(norm):
+    net, images = make_net(), images_of(8).clamp(-2, 2).to(torch.bfloat16)
+    eps = {"linf": 0.03, "l2": 0.5, "l1": 2.0}[norm]
+    found = PGD(net, eps=eps, norm=norm, random_start=True, steps=4, lower=-2.0, upper=2.0)(images).images
+    order = {"linf": math.inf, "l2": 2, "l1": 1}[norm]
+    distance = torch.linalg.vector_norm((found.double() - images.double()).flatten(1), order, dim=1)
+    assert (distance <= eps * (1 + 1e-6)).all()
+    assert (distance > 0).all()
+
+
+# Memory that a step's result shares with what it reads, and a step that fails
+
+
+@pytest.mark.parametrize("norm", ["linf", "l1"])
+def test_a_result_that_partly_overlaps_is_refused(backend, device, norm):
+    memory = images_of(6, size=4).to(device)
+    x, grad = memory[:4], images_of(4, 1, 4).to(device)
+    want = attack_step(x.clone(), grad, step_size=0.1, norm=norm)
+    for out in (memory[1:5], memory.flatten()[1 : 1 + x.numel()].view_as(x), grad):
+        with pytest.raises(ValueError, match="out: must be x itself"):
+            attack_step(x, grad, step_size=0.1, norm=norm, out=out)
+    assert attack_step(x, grad, step_size=0.1, norm=norm, out=memory[:4]).data_ptr() == x.data_ptr()
+    torch.testing.assert_close(x, want, rtol=0, atol=0)
+    both = torch.randn(4, 6, 4, 4, device=device)  # interleaved, and nothing shared
+    want = attack_step(both[:, :3].clone(), grad, step_size=0.1, norm=norm)
+    attack_step(both[:, :3], grad, step_size=0.1, norm=norm, out=both[:, 3:])
+    torch.testing.assert_close(both[:, 3:], want, rtol=0, atol=0)
+
+
+def test_a_failed_step_is_not_taken_again(monkeypatch):
+    """What fails half-way has moved samples: its error comes out, and nobody tries once more."""
+    calls = []
+
+    class Failing:
+        @staticmethod
+        def step(out, *_):
+            calls.append(out)
+            out.add_(1.0)
+            raise RuntimeError("out of memory: a thread's scratch for rows of 9 elements")
+
+    monkeypatch.setattr("amkd_fast.ops.attack._NATIVE", Failing)
+    x = images_of(2, size=4)
+    if backends.build_info() is None:
+        pytest.skip("no compiled extension")
+    with pytest.raises(RuntimeError, match="out of memory"):
+        attack_step(x, x.clone(), step_size=0.1, out=x)
+    assert len(calls) == 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import warnings
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -111,8 +113,10 @@ class BoundaryAttack:
         refine: Number of bisections, each a forward pass, between the last point inside and the first outside; None
             takes the preset's. With them a sample may end in another class than the one it first landed in.
         retarget: Keep a sample that landed in a third class as one of that class; None takes the preset's.
-        lower: Smallest pixel value, a number or one per channel [C], in the units of the images.
-        upper: Largest pixel value, likewise.
+        lower: Smallest pixel value, a number or one per channel [C], in the units of the images; −inf for none. Without
+            bounds, a preset that means the pixels' warns once.
+        upper: Largest pixel value, likewise. Images must be inside what is given here, up to rounding; on a GPU, where
+            looking waits for the device, the first batch alone is looked at. Those of ``official`` clip.
         capture: Replay steps from a CUDA graph, recorded once for each size of batch (rounded up, so that similar
             batches share it). True; False; or ``"auto"``, which is False until a GPU has confirmed the recordings. What
             cannot be recorded runs eagerly, with one warning; ``attack.graphs.reason`` says why.
@@ -180,6 +184,9 @@ class BoundaryAttack:
             (compact, capture, Graphs()) if early_exit else (False, False, Graphs())
         )
         self.early_exit = early_exit
+        self.given_bounds, self.inside = (lower, upper), engine.Inside()
+        if self.settings.lower is None or self.settings.upper is None:
+            _warn_of_bounds(preset)
         self._bounds: tuple[torch.device, dict[str, float | Tensor | None]] | None = None
         self.logits_of = logits_of
 
@@ -215,6 +222,7 @@ class BoundaryAttack:
         engine.check_rows("base", base, images)
         engine.check_rows("target", target, images)
         engine.check_rows("valid", valid, images, flags=True)
+        self.inside.check(images, *self.given_bounds, valid)
         step_size = engine.size_on("step_size", self.settings.step_size, images)
         if self.settings.norm_power == 2 and has_channels(step_size):
             raise ValueError(f"step_size.shape={tuple(step_size.shape)}: must not be by channel for near_boundary")
@@ -250,3 +258,14 @@ class BoundaryAttack:
         gaps = search.trajectory()
         logits = torch.where(search.valid[:, None], logits, 0.0) if search.some_padded else logits
         return BoundarySamples(images, logits, target, status, search.steps, gap, accepted, base, gaps)
+
+
+@functools.cache
+def _warn_of_bounds(preset: str) -> None:
+    """Once: the samples are outside of the images' space, and nothing else would tell."""
+    warnings.warn(
+        f"preset={preset!r} means the pixels' bounds, and lower or upper is not given: its samples may be no images. "
+        "attacks.pixel_bounds makes the bounds of normalised images; -inf and inf say that there are none",
+        UserWarning,
+        stacklevel=3,
+    )

@@ -50,7 +50,8 @@ class ParticleAttack:
         steps: Number of steps, ≥ 1.
         step_size: η > 0, likewise; None for 2.5 ``eps``/``steps``.
         lower: Smallest pixel value, a number or one per channel [C], in the units of the images; None for none.
-        upper: Largest pixel value, likewise.
+        upper: Largest pixel value, likewise. Images must be inside, up to rounding; on a GPU, where looking waits for
+            the device, the first batch alone is looked at.
         loss: ``"ce"``, ``"boundary"`` or ``"dlr"``, what :func:`amkd_fast.attack_objective` computes.
         logits_of: Picks the logits [B, K] from the outputs of a model that has several.
 
@@ -93,7 +94,7 @@ class ParticleAttack:
             checks.positive("step_size", step_size)
         self.model = engine.as_frozen(model)
         self.particles, self.eps, self.steps, self.step_size = particles, eps, steps, step_size
-        self.lower, self.upper, self.loss = lower, upper, loss
+        self.lower, self.upper, self.inside, self.loss = lower, upper, engine.Inside(), loss
         self.logits_of = logits_of
 
     def __call__(
@@ -120,6 +121,7 @@ class ParticleAttack:
         engine.check_rows("labels", labels, images)
         engine.check_rows("rows", rows, images)
         philox.check_seed(seed, images.device)
+        self.inside.check(images, self.lower, self.upper)
         device, n = images.device, self.particles
         eps, step_size = (engine.size_on(name, getattr(self, name), images) for name in ("eps", "step_size"))
         lower, upper = (engine.to_device(value, device) for value in (self.lower, self.upper))

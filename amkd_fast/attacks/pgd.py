@@ -59,7 +59,8 @@ class PGD:
         restarts: Number of runs, ≥ 1; every one after the first takes only the samples that are not adversarial yet.
             More than one asks for ``random_start``.
         lower: Smallest pixel value, a number or one per channel [C], in the units of the images; None for none.
-        upper: Largest pixel value, likewise.
+        upper: Largest pixel value, likewise. Images must be inside, up to rounding; on a GPU, where looking waits for
+            the device, the first batch alone is looked at.
         loss: ``"ce"``, ``"boundary"`` or ``"dlr"``.
         keep: Which iterate to return: ``"last"``; ``"best"``, the one of the largest objective, adversarial ones
             first; or ``"first"``, the first adversarial one, at which the sample is finished (else the last).
@@ -129,7 +130,7 @@ class PGD:
         self.model = engine.as_frozen(model)
         self.eps, self.step_size, self.steps, self.restarts = eps, step_size, steps, restarts
         self.random_start, self.momentum, self.keep = random_start, momentum, keep
-        self.lower, self.upper = lower, upper
+        self.lower, self.upper, self.inside = lower, upper, engine.Inside()
         self.objective = {"loss": loss, "targeted": targeted}
         self.step = {"norm": norm, "project": project, "top": top}
         self.compact, self.capture, self.graphs = compact, capture, Graphs()
@@ -165,6 +166,7 @@ class PGD:
         engine.check_rows("target", target, images)
         engine.check_rows("valid", valid, images, flags=True)
         philox.check_seed(seed, images.device)
+        self.inside.check(images, self.lower, self.upper, valid)
         sizes = {name: engine.size_on(name, getattr(self, name), images) for name in ("eps", "step_size")}
         if self.objective["targeted"] and target is None:
             raise ValueError("target=None: must be given for a targeted attack")

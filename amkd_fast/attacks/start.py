@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from amkd_fast import philox
+from amkd_fast.ops.attack.steps import rounded_inside
 
 
 def random_start(x0: Tensor, eps: float | Tensor, norm: str, rows: Tensor, seed: int | Tensor, restart: int) -> Tensor:
@@ -36,4 +37,5 @@ def random_start(x0: Tensor, eps: float | Tensor, norm: str, rows: Tensor, seed:
             length = direction.abs().sum(1, keepdim=True)
         share = philox.uniform(seed, rows * (size + 1) + size, stream=restart, dtype=torch.float64) ** (1.0 / size)
         offset = direction * (radius * share[:, None] / torch.where(length > 0, length, 1.0))
-    return (x0.double() + offset.view_as(x0)).to(x0.dtype)
+    start = (x0.double() + offset.view_as(x0)).to(x0.dtype)
+    return rounded_inside(start, x0, x0, eps, norm) if x0.dtype.itemsize == 2 else start

@@ -11,6 +11,7 @@ from amkd_fast.ops.attack.function import FusedStep
 from amkd_fast.ops.attack.operators import Operators, Step
 from amkd_fast.ops.attack.particles import svgd_step
 from amkd_fast.ops.attack.reference import BoundaryBases
+from amkd_fast.ops.attack.steps import rounded_inside
 
 __all__ = ["BoundaryBases", "attack_objective", "attack_step", "draw_targets", "select_boundary_bases", "svgd_step"]
 
@@ -59,7 +60,8 @@ def attack_step(
     A sample stays exactly where it is when it is not active, when its gradient is all zero (or all blocked, see
     ``project``) or not finite, when its step size, gap or radius is not a usable number, and when a Newton step would
     overflow. No NaN ever enters a sample that was finite: results saturate at the largest number of their dtype, and
-    a NaN in a bound bounds nothing. ``eps`` = 0 returns ``x0`` as it is, also where it breaks a bound.
+    a NaN in a bound bounds nothing. ``eps`` = 0 returns ``x0`` as it is, also where it breaks a bound. Rounding to two
+    bytes takes no sample out of its ball.
 
     Where ``step_size`` η_c or ``eps`` ε_c differ from channel to channel, lengths are taken in their units: the ball of
     ``"l2"`` and ``"l1"`` is ‖(x − ``x0``)/ε‖ ≤ 1, and g becomes η_c/max η · g, whose heading each channel then goes
@@ -82,7 +84,7 @@ def attack_step(
             Samples that stay keep their velocity. Not for ``"boundary"``.
         decay: μ of the momentum.
         lower: Smallest value, a number or one per channel [C] = [x.shape[1]]; None for none.
-        upper: Largest value, likewise.
+        upper: Largest value, likewise, not below ``lower`` (of tensors on a GPU nobody looks: there it prevails).
         active: bool [B]; samples that are False do not move.
         project: Coordinates that stand at a bound and would leave through it drop out of the step and of its norm
             (projected gradient; ours).
@@ -119,12 +121,17 @@ def attack_step(
     _, fast = _serving(x, _TRACED if follows and torch.compiler.is_compiling() else "")
     if x.numel() == 0:
         return x.clone() if out is None else out
+    narrow = eps is not None and x.dtype.itemsize == 2
+    into = None if narrow else out
     if fast is not None:
-        return FusedStep.apply(x, grad, fast, call) if follows else operators.step(fast, x, grad, out, call)
-    moved, velocity = reference.attack_step(x, grad, **call._asdict())
-    if momentum is not None:
-        momentum.copy_(velocity.detach())
-    return moved if out is None else out.copy_(moved)
+        moved = FusedStep.apply(x, grad, fast, call) if follows else operators.step(fast, x, grad, into, call)
+    else:
+        moved, velocity = reference.attack_step(x, grad, **call._asdict())
+        if momentum is not None:
+            momentum.copy_(velocity.detach())
+    if narrow:
+        moved = rounded_inside(moved, x, x0, eps, norm, lower, upper)
+    return moved if out is None or moved is out else out.copy_(moved)
 
 
 def attack_objective(

@@ -54,8 +54,7 @@ def check_step(x, grad, x0, step_size, eps, norm, norm_power, gap, momentum, low
         raise ValueError(f"step_size.shape={tuple(step_size.shape)}: {_NEWTON}")
     if momentum is not None:
         _check_momentum(momentum, x, norm)
-    for name, value in (("lower", lower), ("upper", upper)):
-        check_bound(name, value, x)
+    check_bounds(lower, upper, x)
     if active is not None:
         checks.tensor("active", active)
         if active.dtype != torch.bool:
@@ -64,6 +63,8 @@ def check_step(x, grad, x0, step_size, eps, norm, norm_power, gap, momentum, low
     checks.same_device(
         x=x, grad=grad, x0=x0, gap=gap, momentum=momentum, lower=lower, upper=upper, active=active, out=out, eps=eps
     )
+    if out is not None and out is not x and overlaps(out, x, grad, x0, momentum):
+        raise ValueError("out: must be x itself, or share no memory with x, grad, x0 and momentum")
     if out is not None and torch.is_grad_enabled() and (x.requires_grad or grad.requires_grad):
         raise ValueError("out: must be None where autograd follows x or grad")
 
@@ -73,7 +74,7 @@ def _is_usual(x, images, numbers, norm, norm_power, gap, active) -> bool:
     if not isinstance(x, Tensor) or x.requires_grad or x.dim() < 2:
         return False
     shape, dtype, device = x.shape, x.dtype, x.device
-    grad, x0, momentum, _ = images
+    grad, x0, momentum, out = images
     if dtype not in (torch.float32, torch.float64) or grad is None:
         return False
     for image in images:
@@ -84,17 +85,44 @@ def _is_usual(x, images, numbers, norm, norm_power, gap, active) -> bool:
     for number in numbers:
         if number is not None and not (type(number) is float and -1e30 < number < 1e30):
             return False
-    step_size, eps, _, _ = numbers
+    step_size, eps, lower, upper = numbers
+    if lower is not None and upper is not None and lower > upper:
+        return False
     for row, kinds in ((gap, (dtype,)), (active, (torch.bool,))):
         if row is not None and not (
             isinstance(row, Tensor) and row.dtype in kinds and row.shape == shape[:1] and row.device == device
         ):
             return False
+    if out is not None and out is not x and overlaps(out, x, grad, x0, momentum):
+        return False
     if grad.requires_grad or step_size is None or (eps is not None and (eps < 0 or x0 is None)):
         return False
     if norm == "boundary":
         return gap is not None and eps is None and momentum is None and norm_power in (1, 2)
     return norm in NORMS and norm_power == 1 and gap is None and (momentum is None or not momentum.requires_grad)
+
+
+def overlaps(out: Tensor, x: Tensor, *others: Tensor | None) -> bool:
+    """Whether ``out`` shares memory with another tensor, unless it is all of ``x``'s.
+
+    Where one of two is not dense, it is copied, and what they share does no harm.
+    """
+    if torch.compiler.is_compiling() or out.is_meta or not _dense(out):
+        return False
+    start, end = out.data_ptr(), out.data_ptr() + out.numel() * out.itemsize
+    for other in (x, *others):
+        if other is None:
+            continue
+        first = other.data_ptr()
+        if first < end and start < first + other.numel() * other.itemsize and _dense(other):
+            if other is x and first == start and x.stride() == out.stride() and x.dtype == out.dtype:
+                continue
+            return True
+    return False
+
+
+def _dense(image: Tensor) -> bool:
+    return image.is_contiguous() or (image.dim() == 4 and image.is_contiguous(memory_format=torch.channels_last))
 
 
 def _check_momentum(momentum: Tensor, x: Tensor, norm: str) -> None:
@@ -157,6 +185,23 @@ def check_bound(name: str, value: object, x: Tensor) -> None:
             raise TypeError(f"{name} is a {type(value).__name__}: must be a number, a tensor [C] or None")
         if value != value:  # as a compiler can trace
             raise ValueError(f"{name}={value!r}: must be no NaN")
+
+
+def check_bounds(lower: object, upper: object, x: Tensor) -> None:
+    """Bounds must be such, and in order; of tensors on a GPU nobody asks, which would wait for it."""
+    check_bound("lower", lower, x)
+    check_bound("upper", upper, x)
+    if lower is None or upper is None or torch.compiler.is_compiling():
+        return
+    if any(isinstance(bound, Tensor) and bound.device.type != "cpu" for bound in (lower, upper)):
+        return
+    above = lower > upper
+    if bool(above.any()) if isinstance(above, Tensor) else above:
+        raise ValueError(f"lower={_shown(lower)} is above upper={_shown(upper)}: must be at most upper")
+
+
+def _shown(bound: float | Tensor) -> object:
+    return [round(number, 4) for number in bound.tolist()] if isinstance(bound, Tensor) else bound
 
 
 def check_logits(name: str, value: object) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from amkd_fast import backends, checks
 from amkd_fast.ops.attack import arguments, operators, particles_reference
-from amkd_fast.ops.attack.steps import has_channels
+from amkd_fast.ops.attack.steps import has_channels, rounded_inside
 
 MOST = 64  # particles an image
 _FAR = 2.0**120  # where no particle is
@@ -83,21 +83,29 @@ def svgd_step(
     run = _serving(particles)
     if particles.numel() == 0:
         return particles.detach().clone() if out is None else out
-    if run is None:
-        moved = particles_reference.svgd_step(
-            particles.detach(), grad.detach(), x0.detach(),
-            step_size=step_size, eps=eps, lower=lower, upper=upper, bandwidth=bandwidth,
-        )  # fmt: skip
-        return moved if out is None else out.copy_(moved)
+    images = (image.detach() for image in (particles, grad, x0))
+    narrow = particles.dtype.itemsize == 2
+    moved = _moved(run, *images, step_size, eps, lower, upper, bandwidth, None if narrow else out)
+    if narrow:
+        count = particles.shape[1]
+        sizes = eps.repeat_interleave(count, 0) if isinstance(eps, Tensor) and len(eps) == len(x0) else eps
+        rows = (moved.flatten(0, 1), particles.detach().flatten(0, 1), x0.detach().repeat_interleave(count, 0))
+        moved = rounded_inside(*rows, sizes, "linf", lower, upper).unflatten(0, particles.shape[:2])
+    return moved if out is None or moved is out else out.copy_(moved)
 
-    if has_channels(step_size) or has_channels(eps):
-        moved = _by_channel(
-            run, particles.detach(), grad.detach(), x0.detach(), step_size, eps, lower, upper, bandwidth
+
+def _moved(run: Callable | None, particles, grad, x0, step_size, eps, lower, upper, bandwidth, out) -> Tensor:
+    """The step by the operator ``run``, or the specification's."""
+    if run is None:
+        return particles_reference.svgd_step(
+            particles, grad, x0, step_size=step_size, eps=eps, lower=lower, upper=upper, bandwidth=bandwidth
         )
-        return moved if out is None else out.copy_(moved)
-    x, grad, clean = _lying_alike(particles.detach(), grad.detach(), x0.detach())
+    if has_channels(step_size) or has_channels(eps):
+        return _by_channel(run, particles, grad, x0, step_size, eps, lower, upper, bandwidth)
+    x, grad, clean = _lying_alike(particles, grad, x0)
     # Every particle of an image is read for each of them that is written.
-    into = out if out is not None and out is not particles and out.stride() == x.stride() else torch.empty_like(x)
+    own = out is not None and out.data_ptr() != particles.data_ptr() and out.stride() == x.stride()
+    into = out if own else torch.empty_like(x)
     work = operators.work_dtype(x.dtype)
     step_sizes, step_size = operators.split(step_size, 0.0, work)
     radii, radius = operators.split(eps, 0.0, work)
@@ -105,7 +113,7 @@ def svgd_step(
     uppers, upper = operators.split(upper, operators.INF, work)
     h = 0.0 if bandwidth is None else float(bandwidth)
     run(into, x, grad, clean, step_sizes, radii, lowers, uppers, step_size, radius, lower, upper, h)
-    return into if out is None or into is out else out.copy_(into)
+    return into
 
 
 def _by_channel(run: Callable, particles, grad, x0, step_size, eps, lower, upper, bandwidth) -> Tensor:
@@ -160,8 +168,7 @@ def _check(particles, grad, x0, step_size, eps, lower, upper, bandwidth, out) ->
     arguments.check_size("eps", eps, x0)
     if not isinstance(eps, Tensor) and not eps >= 0:
         raise ValueError(f"eps={eps!r}: must be at least 0")
-    arguments.check_bound("lower", lower, x0)
-    arguments.check_bound("upper", upper, x0)
+    arguments.check_bounds(lower, upper, x0)
     if bandwidth is not None:
         checks.positive("bandwidth", bandwidth)
     if out is not None:

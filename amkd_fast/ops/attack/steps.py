@@ -91,6 +91,36 @@ def landed(
     return torch.where(moves, moved, x)
 
 
+def rounded_inside(
+    moved: Tensor, before: Tensor, x0: Tensor, eps: float | Tensor, norm: str, lower=None, upper=None
+) -> Tensor:
+    """Pull back the samples of a two-byte dtype that rounding has taken out of their ball; ``before`` may stay.
+
+    Where ``x0`` itself breaks a bound, the bound prevails.
+    """
+    wide, clean = moved.detach().float(), x0.detach().float()
+    radius, low, high = per_sample(eps, wide), per_channel(lower, wide), per_channel(upper, wide)
+    change = wide - clean
+    if norm == "linf":
+        inner = torch.minimum(torch.maximum(change, -radius), radius)
+    else:
+        unit = change / torch.where(radius > 0, radius, 1.0)
+        length = torch.linalg.vector_norm(unit, int(norm[1]), dim=_sample_dims(unit), keepdim=True)
+        inner = torch.where(length > 1.0, change / torch.where(length > 1.0, length, 1.0), change)
+    back = (clean + inner).to(moved.dtype)
+    back = torch.where((back.float() - clean).abs() > inner.abs(), _nearer(back, x0.detach()), back)
+    stays = ((moved == before) | moved.isnan()).flatten(1).all(1).view(-1, *[1] * (moved.dim() - 1))
+    free = (inner != change) & ~stays & (_within(clean, low, high) == clean)
+    return moved + (torch.where(free, back, moved) - moved).detach() if moved.requires_grad else back.where(free, moved)
+
+
+def _nearer(x: Tensor, to: Tensor) -> Tensor:
+    """The next number of a two-byte dtype on the way from ``x`` to ``to``, which differs from it."""
+    bits, grows = x.view(torch.int16), (to > x) == (x > 0)
+    smallest = torch.where(to > x, 1, -32767).to(torch.int16)
+    return torch.where(x == 0, smallest, torch.where(grows, bits + 1, bits - 1)).view(x.dtype)
+
+
 def has_channels(size: float | Tensor | None) -> bool:
     """Whether a radius or step size is given by channel."""
     return isinstance(size, Tensor) and size.dim() > 1
