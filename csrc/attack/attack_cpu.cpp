@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <exception>
+#include <functional>
 #include <limits>
 #include <memory>
 #include <vector>
@@ -48,11 +49,24 @@ void check_order(const StepArguments& arguments) {
   }
 }
 
+// The result may be `x` itself; where it lies otherwise over what is read, that would change before it is read.
+void check_apart(const StepArguments& arguments, int64_t bytes) {
+  const char* out = static_cast<const char*>(arguments.out);
+  for (const void* input : {arguments.x, arguments.grad, arguments.x0, static_cast<const void*>(arguments.velocity)}) {
+    const char* other = static_cast<const char*>(input);
+    const bool itself = input == arguments.x && out == other;
+    if (other != nullptr && !itself && std::less<>()(out, other + bytes) && std::less<>()(other, out + bytes)) {
+      refuse("out shares memory with what is read");
+    }
+  }
+}
+
 template <class Make>
-StepArguments checked(const Make& make) {
+StepArguments checked(const Tensor& out, const Make& make) {
   try {
     const StepArguments arguments = make();
     arguments.work == ScalarType::Double ? check_order<double>(arguments) : check_order<float>(arguments);
+    check_apart(arguments, out.numel() * static_cast<int64_t>(out.element_size()));
     return arguments;
   } catch (const std::exception& error) {
     refuse(error.what());
@@ -65,7 +79,7 @@ void step(const Tensor& out, const Tensor& x, const Tensor& grad, const std::opt
           const std::optional<Tensor>& uppers, const std::optional<Tensor>& active, int64_t rule, double step_size,
           double radius, double lower, double upper, double decay, bool project, int64_t top) {
   const StepScalars scalars{static_cast<Rule>(rule), step_size, radius, lower, upper, decay, project, top};
-  const StepArguments arguments = checked([&] {
+  const StepArguments arguments = checked(out, [&] {
     return StepArguments(out, x, grad, x0, step_sizes, radii, gap, velocity, lowers, uppers, active, scalars);
   });
   if (arguments.samples == 0 || arguments.size == 0) return;

@@ -79,12 +79,13 @@ def svgd_step(
                  [0.7500, 0.2500]]])
     """
     _check(particles, grad, x0, step_size, eps, lower, upper, bandwidth, out)
-    step_size, eps = arguments.size_of(step_size, x0), arguments.size_of(eps, x0)
+    if isinstance(step_size, Tensor) or isinstance(eps, Tensor):
+        step_size, eps = arguments.size_of(step_size, x0), arguments.size_of(eps, x0)
     run = _serving(particles)
     if particles.numel() == 0:
         return particles.detach().clone() if out is None else out
-    images = (image.detach() for image in (particles, grad, x0))
     narrow = particles.dtype.itemsize == 2
+    images = (particles.detach(), grad.detach(), x0.detach())
     moved = _moved(run, *images, step_size, eps, lower, upper, bandwidth, None if narrow else out)
     if narrow:
         count = particles.shape[1]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from amkd_fast import backends
-from amkd_fast.ops.attack.arguments import LOSSES, SCORES, overlaps
+from amkd_fast.ops.attack.arguments import LOSSES, SCORES
 from amkd_fast.ops.attack.operators import INF, RULES, Operators
 
 
@@ -55,8 +55,6 @@ def step(
     if not (type(step_size) is type(eps) is type(lower) is type(upper) is type(decay) is float):
         return None
     if not (-INF < step_size < INF and eps >= 0.0 and lower <= upper and -INF < decay < INF):
-        return None
-    if out is not None and out is not x and overlaps(out, x, grad, x0, momentum):
         return None
     if backends.select("attack", "cpu", x.numel()) != "cpu":
         return None
