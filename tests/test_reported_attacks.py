@@ -12,12 +12,15 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from traps import NothingWaits
 
-from amkd_fast import backends
+from amkd_fast import backends, philox
 from amkd_fast.attacks import PGD, BoundaryAttack, ParticleAttack, frozen, pixel_bounds, robust_accuracy
 from amkd_fast.attacks.boundary import _warn_of_bounds
-from amkd_fast.distill.methods import BSS, KD, Batch, Moment
-from amkd_fast.ops.attack import attack_step, svgd_step
+from amkd_fast.distill.methods import BSS, CCD, KD, MKD, TALD, Batch, Moment
+from amkd_fast.losses import Adversarial, AMKDLoss
+from amkd_fast.ops.attack import attack_step, draw_targets, select_boundary_bases, svgd_step
+from amkd_fast.ops.images import crop_flip, joint_augment
 
 OPERATION = "attack"
 GLOBAL = 1.0
@@ -661,3 +664,86 @@ def test_a_failed_step_is_not_taken_again(monkeypatch):
     with pytest.raises(RuntimeError, match="out of memory"):
         attack_step(x, x.clone(), step_size=0.1, out=x)
     assert len(calls) == 1
+
+
+# Draws without a seed. Right: torch's generator decides, each call has its own, and a number repeats
+
+
+def drawing(kind):
+    net, images, labels = make_net(), images_of(8).clamp(-2, 2), torch.arange(8) % 5
+    pixels = torch.arange(8 * 3 * 64).view(8, 3, 8, 8).remainder(251).to(torch.uint8)
+    logits = torch.zeros(64, 5)
+    base = torch.arange(64) % 5
+    teacher = torch.eye(5)[base] * 0.1
+    seldom = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
+    rows = Adversarial(seldom.flip(1), seldom, labels, (labels + 1) % 5, torch.arange(8))
+    return {
+        "pgd": lambda **seed: PGD(net, eps=0.1, steps=1, random_start=True)(images, labels, **seed).images,
+        "pgd_l2": lambda **seed: PGD(net, eps=0.1, norm="l2", random_start=True)(images, labels, **seed).images,
+        "particles": lambda **seed: ParticleAttack(net, eps=0.1, steps=1)(images, labels, **seed).images,
+        "crop_flip": lambda **seed: crop_flip(pixels, scale=1.0, shift=[0.0] * 3, pad=3, flip=True, **seed),
+        "joint_augment": lambda **seed: joint_augment(pixels, **seed),
+        "draw_targets": lambda **seed: draw_targets(logits, base, **seed),
+        "bases": lambda **seed: select_boundary_bases(teacher, teacher, base, 64, **seed).target,
+        "uniform": lambda **seed: (
+            AMKDLoss(selector="uniform")(seldom, seldom, labels.clamp(max=3), rows, **seed).triplet
+        ),
+    }[kind]
+
+
+DRAWING = ["pgd", "pgd_l2", "particles", "crop_flip", "joint_augment", "draw_targets", "bases", "uniform"]
+
+
+@pytest.mark.parametrize("kind", DRAWING)
+def test_draws_follow_torchs_generator(kind):
+    draw = drawing(kind)
+    torch.manual_seed(1)
+    one, two = draw(), draw()
+    assert not torch.equal(one, two)
+    torch.manual_seed(1)
+    assert torch.equal(one, draw())
+    assert torch.equal(two, draw())
+    state = torch.get_rng_state()
+    assert torch.equal(draw(seed=3), draw(seed=3))
+    assert torch.equal(draw(seed=3), draw(seed=torch.tensor(3)))
+    assert torch.equal(state, torch.get_rng_state())  # a number draws nothing
+
+
+def test_a_fresh_seed_waits_for_nothing():
+    with NothingWaits():
+        philox.uniform(philox.chosen_seed(None, torch.device("cpu")), torch.arange(4))
+        with backends.backend("reference"):
+            drawing("joint_augment")()
+
+
+def test_what_draws_nothing_leaves_the_generator_alone():
+    net, images = make_net(), images_of(4)
+    state = torch.get_rng_state()
+    PGD(net, eps=0.1)(images)
+    BoundaryAttack(net)(images)
+    crop_flip(torch.zeros(2, 3, 4, 4, dtype=torch.uint8), scale=1.0, shift=[0.0] * 3)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: BSS(limit=4, kl_weight=1.0), MKD, lambda: TALD(eps=0.3), lambda: CCD(mean=[0.5] * 3, std=0.5)]
+)
+def test_methods_without_a_draw_have_one_of_their_own(make):
+    teacher, student, images = make_net(), make_net(), images_of(8)
+    student.head.weight.data.mul_(0.7)  # still right, and not the teacher
+    student.head.bias.data.mul_(0.7)
+    batch, method = Batch(images, teacher(images).argmax(1)), make()
+
+    def total(**draw):
+        other = copy.deepcopy(student)
+        return method(batch, teacher, other, Moment(0, 60, **draw)).total
+
+    torch.manual_seed(2)
+    losses = [total() for _ in range(4)]
+    assert len({float(loss.detach()) for loss in losses}) > 1
+    torch.manual_seed(2)
+    assert torch.equal(losses[0], total())
+    assert torch.equal(total(draw=5), total(draw=5))
+    method.distributed = True
+    with pytest.raises(ValueError, match=r"moment\.draw=None"):
+        method.draw_of(Moment(0, 60), images.device)

@@ -208,7 +208,7 @@ class BoundaryAttack:
             target: int64 or int32 [M], classes to reach, other than ``base``. None draws them by
                 :func:`amkd_fast.ops.attack.draw_targets` when a ``seed`` is given, and takes the runner-up otherwise.
             valid: bool [M]; rows that are False stay as they are (status PADDED) and, with compaction, cost nothing.
-            seed: Seed of the targets' draw; row i of the batch takes number i.
+            seed: Seed of the targets' draw; row i of the batch takes number i. None draws nothing.
             record_gaps: Return the gap of every step.
 
         Returns:

@@ -98,7 +98,7 @@ class ParticleAttack:
         self.logits_of = logits_of
 
     def __call__(
-        self, images: Tensor, labels: Tensor, *, rows: Tensor | None = None, seed: int | Tensor
+        self, images: Tensor, labels: Tensor, *, rows: Tensor | None = None, seed: int | Tensor | None = None
     ) -> ParticleSamples:
         """Attack a batch.
 
@@ -107,7 +107,8 @@ class ParticleAttack:
             labels: int64 or int32 [B], the classes that the particles leave.
             rows: int64 [B], what the images are called in the draws, such as their places in a batch that is spread
                 over several processes; None for 0 … B − 1.
-            seed: Seed of the random starts; every particle of every row has draws of its own.
+            seed: Seed of the random starts; every particle of every row has draws of its own. None draws one for every
+                call from torch's generator of the device (``torch.manual_seed``).
 
         Returns:
             :class:`ParticleSamples`.
@@ -120,7 +121,7 @@ class ParticleAttack:
         checks.integer("labels", labels)
         engine.check_rows("labels", labels, images)
         engine.check_rows("rows", rows, images)
-        philox.check_seed(seed, images.device)
+        seed = philox.chosen_seed(seed, images.device)
         self.inside.check(images, self.lower, self.upper)
         device, n = images.device, self.particles
         eps, step_size = (engine.size_on(name, getattr(self, name), images) for name in ("eps", "step_size"))

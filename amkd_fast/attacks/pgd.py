@@ -43,7 +43,7 @@ class PGD:
     is ``momentum=1.0`` with ``step_size=eps / steps``. The steps are :func:`amkd_fast.attack_step`'s.
 
     Only ``keep="first"`` and restarts synchronise with the host, with ``capture`` only restarts. The attack honours an
-    autocast context around the call (eagerly). The caller's random state is put back afterwards.
+    autocast context around the call (eagerly). The caller's random state is put back afterwards, but for a fresh seed.
 
     Args:
         model: The network, or a view of it by :func:`amkd_fast.attacks.frozen`; a module is frozen with the defaults.
@@ -143,7 +143,7 @@ class PGD:
         target: Tensor | None = None,
         *,
         valid: Tensor | None = None,
-        seed: int | Tensor = 0,
+        seed: int | Tensor | None = None,
     ) -> PGDSamples:
         """Attack a batch.
 
@@ -152,7 +152,8 @@ class PGD:
             labels: int64 or int32 [M], true classes; None for the network's own predictions.
             target: int64 or int32 [M], classes to reach; needed when the attack is targeted.
             valid: bool [M]; rows that are False stay as they are and, with compaction, cost nothing.
-            seed: Seed of the random starts; row i of the batch has draws of its own.
+            seed: Seed of the random starts, with which they repeat themselves; row i of the batch has draws of its own.
+                None draws one for every call from torch's generator of the device (``torch.manual_seed``).
 
         Returns:
             :class:`PGDSamples`.
@@ -165,7 +166,8 @@ class PGD:
         engine.check_rows("labels", labels, images)
         engine.check_rows("target", target, images)
         engine.check_rows("valid", valid, images, flags=True)
-        philox.check_seed(seed, images.device)
+        if seed is not None or self.random_start:
+            seed = philox.chosen_seed(seed, images.device)
         self.inside.check(images, self.lower, self.upper, valid)
         sizes = {name: engine.size_on(name, getattr(self, name), images) for name in ("eps", "step_size")}
         if self.objective["targeted"] and target is None:

@@ -91,7 +91,8 @@ class TALD(Method):
     def forward(self, batch: Batch, teacher: nn.Module | None, student: nn.Module, moment: Moment) -> Losses:
         weights = moment.weights or self.weights(moment)
         rows = ranks.row_numbers(batch.images, self.distributed)
-        samples = self._attack_of(teacher)(batch.images, batch.labels, rows=rows, seed=moment.draw)
+        draw = self.draw_of(moment, rows.device)
+        samples = self._attack_of(teacher)(batch.images, batch.labels, rows=rows, seed=draw)
         logits = student(batch.images)
         clean = self.criterion(logits, self.taught(batch, teacher), batch.labels, kl_weight=weights["kl"])
         around = student(samples.images.flatten(0, 1))

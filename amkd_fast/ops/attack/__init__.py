@@ -203,7 +203,7 @@ def attack_objective(
 
 
 def select_boundary_bases(
-    student: Tensor, teacher: Tensor, labels: Tensor, limit: int, *, seed: int | Tensor
+    student: Tensor, teacher: Tensor, labels: Tensor, limit: int, *, seed: int | Tensor | None = None
 ) -> BoundaryBases:
     """Choose the rows of a batch that boundary samples are searched from, and the class each should reach.
 
@@ -217,7 +217,8 @@ def select_boundary_bases(
         teacher: Logits [B, K], floating.
         labels: int64 or int32 [B]. A label outside [0, K) makes its row ineligible. A row with a NaN is so, too.
         limit: M ≥ 0, the number of rows returned, also when B is smaller.
-        seed: Seed of the draw, an int or an int64 tensor of no dimensions; take another one for every batch.
+        seed: Seed of the draw, an int or an int64 tensor of no dimensions; None draws one from torch's generator of the
+            device.
 
     Returns:
         :class:`BoundaryBases` ``(index, base, target, valid)``, each [M]. Valid rows come first, the largest
@@ -247,14 +248,16 @@ def select_boundary_bases(
     if teacher.shape[1] < 2:
         raise ValueError(f"teacher.shape={tuple(teacher.shape)}: must have at least 2 classes")
     checks.same_device(student=student, teacher=teacher, labels=labels)
-    philox.check_seed(seed, teacher.device)
+    seed = philox.chosen_seed(seed, teacher.device)
     _, fast = _serving(teacher)
     if fast is None:
         return reference.select_boundary_bases(student, teacher, labels, limit, seed)
     return BoundaryBases(*operators.bases(fast, student, teacher, labels, limit, seed))
 
 
-def draw_targets(logits: Tensor, base: Tensor, *, seed: int | Tensor, rows: Tensor | None = None) -> Tensor:
+def draw_targets(
+    logits: Tensor, base: Tensor, *, seed: int | Tensor | None = None, rows: Tensor | None = None
+) -> Tensor:
     """Draw a class k ≠ b for every row from σ(z)_k/(1 − σ(z)_b), without leaving the device.
 
     Inversion in float64 with number ``rows[i]`` of the seed's Philox stream, so that a CPU and a GPU agree. The public
@@ -264,7 +267,7 @@ def draw_targets(logits: Tensor, base: Tensor, *, seed: int | Tensor, rows: Tens
     Args:
         logits: [B, K] with K ≥ 2, floating.
         base: int64 or int32 [B], the class that is left out, in [0, K).
-        seed: An int or an int64 tensor of no dimensions.
+        seed: An int or an int64 tensor of no dimensions; None draws one from torch's generator of the device.
         rows: int64 [B], counters of the draws; by default 0 … B − 1.
 
     Returns:
@@ -285,7 +288,7 @@ def draw_targets(logits: Tensor, base: Tensor, *, seed: int | Tensor, rows: Tens
         raise ValueError(f"logits.shape={tuple(logits.shape)}: must have at least 2 classes")
     arguments.check_classes("base", base, logits)
     checks.same_device(logits=logits, base=base, rows=rows)
-    philox.check_seed(seed, logits.device)
+    seed = philox.chosen_seed(seed, logits.device)
     if rows is not None:
         checks.integer("rows", rows)
         checks.shape("rows", rows, (logits.shape[0],), "one counter per row")
