@@ -4,9 +4,12 @@ The cases are ours; what is right is stated by the model itself, by a plain loop
 """
 
 import copy
+import io
 import math
+import struct
 import types
 import warnings
+import zlib
 
 import numpy as np
 import pytest
@@ -14,9 +17,15 @@ import torch
 from torch import nn
 from traps import NothingWaits
 
+pytest.importorskip("PIL", reason="the extra `train` is not installed")
+
+from PIL import Image, ImageOps
+
 from amkd_fast import backends, philox
 from amkd_fast.attacks import PGD, BoundaryAttack, ParticleAttack, frozen, pixel_bounds, robust_accuracy
 from amkd_fast.attacks.boundary import _warn_of_bounds
+from amkd_fast.distill.data import pictures
+from amkd_fast.distill.errors import UserError
 from amkd_fast.distill.methods import BSS, CCD, KD, MKD, TALD, Batch, Moment
 from amkd_fast.losses import Adversarial, AMKDLoss
 from amkd_fast.ops.attack import attack_step, draw_targets, select_boundary_bases, svgd_step
@@ -747,3 +756,137 @@ def test_methods_without_a_draw_have_one_of_their_own(make):
     method.distributed = True
     with pytest.raises(ValueError, match=r"moment\.draw=None"):
         method.draw_of(Moment(0, 60), images.device)
+
+
+# Pictures of every kind. Right: their 8-bit twins, or what viewers show
+
+
+def chunked(width, height, bits, colour, rows):
+    """A PNG by its specification: PIL writes no colours of 16 bits."""
+
+    def chunk(name, content):
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    head = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
+    lines = b"".join(b"\0" + row.astype(">u2").tobytes() for row in rows)
+    data = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + data
+
+
+def levels_of(folder, name, content, grayscale=False, size=8):
+    path = folder / name
+    path.write_bytes(content)
+    return pictures.read([path], size, grayscale)[0]
+
+
+def saved(picture, form, **options):
+    buffer = io.BytesIO()
+    picture.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+WIDE = (np.arange(64).reshape(8, 8) * 1040).astype(np.uint16)  # 16 bits, levels 0 to 255 by their upper eight
+
+
+def test_grey_of_16_bits_has_all_its_levels(tmp_path):
+    """PIL's conversion leaves 0 and 255 of them; a set of two brightnesses trained to chance."""
+    want = torch.from_numpy((WIDE >> 8).astype(np.int64))
+    files = {
+        "a.png": saved(Image.fromarray(WIDE), "PNG"),
+        "b.ppm": b"P5 8 8 65535\n" + WIDE.astype(">u2").tobytes(),
+        "c.png": chunked(8, 8, 16, 0, WIDE),
+        "d.png": chunked(8, 8, 16, 2, np.repeat(WIDE, 3, 1)),  # colours, all alike
+        "e.png": chunked(8, 8, 16, 6, np.stack([WIDE, WIDE, WIDE, WIDE * 0 + 9], 2).reshape(8, -1)),
+        "f.png": chunked(8, 8, 16, 4, np.stack([WIDE, WIDE * 0 + 9], 2).reshape(8, -1)),
+        "g.ppm": b"P6 8 8 65535\n" + np.repeat(WIDE, 3, 1).astype(">u2").tobytes(),
+    }
+    for name, content in files.items():
+        for grayscale in (True, False):
+            found = levels_of(tmp_path, name, content, grayscale)
+            slack = 1 if name == "g.ppm" else 0  # PIL rounds these
+            assert ((found.long() - want.expand(1 if grayscale else 3, 8, 8)).abs() <= slack).all(), (name, grayscale)
+    odd = b"P5 8 8 1023\n" + (WIDE >> 6).astype(">u2").tobytes()  # ten bits
+    assert (levels_of(tmp_path, "odd.ppm", odd, True).long() - want).abs().max() <= 1
+
+
+def colours():
+    return np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("grayscale", [False, True])
+def test_every_mode_is_its_picture(tmp_path, grayscale):
+    few = Image.fromarray(colours() // 64 * 64 + 20)
+    palette = few.quantize(64)
+    alpha = Image.fromarray(colours()[:, :, 0])
+    clear = few.copy()
+    clear.putalpha(alpha)
+    grey = few.convert("L")
+    shaded = Image.merge("LA", (grey, alpha))
+    bits = Image.fromarray((colours()[:, :, 0] > 127).astype(np.uint8) * 255).convert("1")
+    cases = {
+        "rgb.png": (saved(few, "PNG"), few),
+        "l.png": (saved(grey, "PNG"), grey),
+        "p.png": (saved(palette, "PNG"), palette.convert("RGB")),
+        "p1.png": (saved(palette, "PNG", transparency=3), palette.convert("RGB")),
+        "p2.png": (saved(palette, "PNG", transparency=bytes(range(64))), palette.convert("RGB")),
+        "rgba.png": (saved(clear, "PNG"), few),
+        "la.png": (saved(shaded, "PNG"), grey),
+        "l1.png": (saved(grey, "PNG", transparency=20), grey),
+        "one.png": (saved(bits, "PNG"), bits.convert("L")),
+        "one.ppm": (saved(bits, "PPM"), bits.convert("L")),
+        "one.bmp": (saved(bits, "BMP"), bits.convert("L")),
+        "rgba.webp": (saved(clear, "WEBP", lossless=True, exact=True), few),
+    }
+    for name, (content, picture) in cases.items():
+        want = picture.convert("RGB").convert("L" if grayscale else "RGB")
+        found = levels_of(tmp_path, name, content, grayscale)
+        assert found.permute(1, 2, 0).flatten().tolist() == list(want.tobytes()), name
+
+
+def test_cmyk_is_its_colours(tmp_path):
+    """Flat colours, which JPEG keeps; 255 - ink, less the black ink."""
+    for ink, want in (((255, 0, 0, 0), (0, 255, 255)), ((0, 0, 255, 0), (255, 255, 0)), ((0, 0, 0, 255), (0, 0, 0))):
+        content = saved(Image.new("CMYK", (8, 8), ink), "JPEG", quality=100)
+        found = levels_of(tmp_path, "cmyk.jpg", content).long()
+        assert (found - torch.tensor(want).view(3, 1, 1)).abs().max() <= 2
+        grey = round(0.299 * want[0] + 0.587 * want[1] + 0.114 * want[2])
+        assert (levels_of(tmp_path, "cmyk.jpg", content, True).long() - grey).abs().max() <= 2
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("form", ["PNG", "WEBP"])
+def test_orientations_are_followed(tmp_path, orientation, form):
+    """Right: as PIL's own ImageOps turns it; a mark in a corner tells the eight apart."""
+    picture = Image.fromarray(colours())
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    content = saved(picture, form, exif=exif, **({"lossless": True} if form == "WEBP" else {}))
+    want = ImageOps.exif_transpose(Image.open(io.BytesIO(content))).convert("RGB")
+    found = levels_of(tmp_path, "turned.png", content)
+    assert found.permute(1, 2, 0).flatten().tolist() == list(want.tobytes())
+    assert (orientation == 1) == (want.tobytes() == picture.tobytes())
+    grey = Image.fromarray(WIDE)
+    wide = saved(grey, "PNG", exif=exif)
+    want = torch.from_numpy(np.array(ImageOps.exif_transpose(Image.open(io.BytesIO(wide)))).astype(np.int64) >> 8)
+    assert torch.equal(levels_of(tmp_path, "wide.png", wide, True)[0].long(), want)
+
+
+def test_metadata_that_cannot_be_read_turn_nothing(tmp_path):
+    picture = Image.fromarray(colours())
+    found = levels_of(tmp_path, "a.png", saved(picture, "PNG", exif=b"Exif\0\0rubbish"))
+    assert found.permute(1, 2, 0).flatten().tolist() == list(picture.tobytes())
+
+
+@pytest.mark.parametrize("form", ["PNG", "WEBP"])
+def test_of_an_animation_the_first_frame_counts(tmp_path, form):
+    frames = [Image.fromarray(colours()), Image.fromarray(255 - colours())]
+    more = {"lossless": True} if form == "WEBP" else {}
+    content = saved(frames[0], form, save_all=True, append_images=frames[1:], **more)
+    found = levels_of(tmp_path, "moving.png", content)
+    assert found.permute(1, 2, 0).flatten().tolist() == list(frames[0].tobytes())
+
+
+def test_floating_point_pictures_are_refused_by_name(tmp_path):
+    content = saved(Image.fromarray(np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)), "PPM")
+    with pytest.raises(UserError, match=r"float\.ppm: mode F: must be of 8 or 16 bits a channel"):
+        levels_of(tmp_path, "float.ppm", content)
