@@ -27,6 +27,8 @@ from amkd_fast.attacks.boundary import _warn_of_bounds
 from amkd_fast.distill.data import pictures
 from amkd_fast.distill.errors import UserError
 from amkd_fast.distill.methods import BSS, CCD, KD, MKD, TALD, Batch, Moment
+from amkd_fast.distill.methods.features import with_features
+from amkd_fast.distill.methods.normalisation import statistics_of
 from amkd_fast.losses import Adversarial, AMKDLoss
 from amkd_fast.ops.attack import attack_step, draw_targets, select_boundary_bases, svgd_step
 from amkd_fast.ops.images import crop_flip, joint_augment
@@ -756,6 +758,41 @@ def test_methods_without_a_draw_have_one_of_their_own(make):
     method.distributed = True
     with pytest.raises(ValueError, match=r"moment\.draw=None"):
         method.draw_of(Moment(0, 60), images.device)
+
+
+# Networks inside of nn.DataParallel. Right: what the module within gives
+
+
+@pytest.mark.parametrize("fold", [True, False])
+def test_a_data_parallel_network_is_its_module(fold):
+    """torch's functional calls refuse it, with an error that names neither the argument nor the way out."""
+    net, images, labels = make_net(), images_of(6), torch.arange(6) % 5
+    wrapped = nn.DataParallel(nn.DataParallel(net))
+    view = frozen(wrapped, fold_batchnorm=fold)
+    torch.testing.assert_close(view(images), net(images), rtol=0, atol=1e-5)
+    assert view.folded == fold
+    for user in (wrapped, nn.Sequential(nn.Identity(), nn.DataParallel(net))):
+        got, want = PGD(user, eps=0.1)(images, labels), PGD(net, eps=0.1)(images, labels)
+        torch.testing.assert_close(got.images, want.images, rtol=0, atol=1e-5)
+        assert robust_accuracy(user, (images, labels), PGD(user, eps=0.1)).count == 6
+    batch, moment = Batch(images, net(images).argmax(1)), Moment(0, 60, draw=1)
+    for make in (KD, lambda: BSS(limit=4)):
+        losses = [make()(batch, teacher, copy.deepcopy(net), moment).total for teacher in (net, wrapped.eval())]
+        torch.testing.assert_close(*losses)
+
+
+def test_replicas_inside_of_another_module_are_refused_by_name():
+    spread = nn.DataParallel(make_net())
+    spread.device_ids = [0, 1]  # as on two GPUs
+    frozen(spread)
+    whole = nn.Sequential(nn.Identity(), spread)
+    for use in (frozen, lambda model: PGD(model, eps=0.1), BoundaryAttack):
+        with pytest.raises(ValueError, match=r"model\.1 is an nn\.DataParallel over 2 devices: must be on one"):
+            use(whole)
+    with pytest.raises(ValueError, match=r"student is an nn\.DataParallel over 2 devices"):
+        with_features(spread, images_of(2))
+    with pytest.raises(ValueError, match=r"student is an nn\.DataParallel over 2 devices"), statistics_of(spread):
+        pass
 
 
 # Pictures of every kind. Right: their 8-bit twins, or what viewers show

@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 
 from amkd_fast import checks
 from amkd_fast.attacks.folding import Copies, FoldedNetwork, UnfoldableError, tensors
+from amkd_fast.attacks.parallel import refuse_replicas, unwrapped
 from amkd_fast.attacks.surroundings import undisturbed
 from amkd_fast.attacks.watch import Watch, has_hooks
 
@@ -148,7 +149,8 @@ def frozen(
     functions name has changed, the view is built anew on the call's images.
 
     Args:
-        model: The network. Its ``forward`` takes one tensor of images.
+        model: The network. Its ``forward`` takes one tensor of images. Of ``nn.DataParallel`` and
+            ``DistributedDataParallel`` the module within is taken, which runs on one device.
         fold_batchnorm: Fold BatchNorm into convolutions, in float64 arithmetic.
         channels_last: Run images [B, C, H, W] in the channels_last memory format where the model allows it.
         dtype: Run in this dtype; outputs come back in float32 at least. None keeps the model's. Images are cast to
@@ -159,7 +161,8 @@ def frozen(
 
     Raises:
         TypeError: ``model`` is not a ``torch.nn.Module`` or is a TorchScript module, or ``dtype`` is no dtype.
-        ValueError: ``dtype`` is not float32, float64, float16 or bfloat16.
+        ValueError: ``dtype`` is not float32, float64, float16 or bfloat16, or a part of ``model`` is a
+            ``DataParallel`` over several devices.
 
     Example:
         >>> import torch, amkd_fast as af
@@ -174,6 +177,8 @@ def frozen(
         if not isinstance(dtype, torch.dtype):
             raise TypeError(f"dtype is a {type(dtype).__name__}: must be a torch.dtype or None")
         checks.choice("dtype", dtype, checks.FLOATING)
+    model = unwrapped(model)
+    refuse_replicas(model, "model")
     return FrozenModel(model, fold_batchnorm, channels_last, dtype)
 
 
