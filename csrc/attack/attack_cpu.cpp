@@ -65,6 +65,7 @@ template <class Make>
 StepArguments checked(const Tensor& out, const Make& make) {
   try {
     const StepArguments arguments = make();
+    element_of(arguments.type, "x");
     arguments.work == ScalarType::Double ? check_order<double>(arguments) : check_order<float>(arguments);
     check_apart(arguments, out.numel() * static_cast<int64_t>(out.element_size()));
     return arguments;

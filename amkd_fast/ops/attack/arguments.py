@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 
 import torch
 from torch import Tensor
@@ -195,13 +196,10 @@ def check_bounds(lower: object, upper: object, x: Tensor) -> None:
         return
     if any(isinstance(bound, Tensor) and bound.device.type != "cpu" for bound in (lower, upper)):
         return
-    above = lower > upper
-    if bool(above.any()) if isinstance(above, Tensor) else above:
-        raise ValueError(f"lower={_shown(lower)} is above upper={_shown(upper)}: must be at most upper")
-
-
-def _shown(bound: float | Tensor) -> object:
-    return [round(number, 4) for number in bound.tolist()] if isinstance(bound, Tensor) else bound
+    low, high = (bound.tolist() if isinstance(bound, Tensor) else bound for bound in (lower, upper))
+    lows, highs = (bound if isinstance(bound, list) else [bound] * x.shape[1] for bound in (low, high))
+    if any(map(operator.gt, lows, highs)):
+        raise ValueError(f"lower={low} is above upper={high}: must be at most upper")
 
 
 def check_logits(name: str, value: object) -> None:
