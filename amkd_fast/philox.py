@@ -103,6 +103,11 @@ def check_seed(seed: object, device: torch.device) -> int | Tensor:
     return seed
 
 
+def chosen_seed(seed: int | Tensor | None, device: torch.device) -> int | Tensor:
+    """``seed``, checked; for None a fresh one from torch's generator of ``device``, where it stays."""
+    return torch.randint(2**63 - 1, (), device=device) if seed is None else check_seed(seed, device)
+
+
 def operator_seed(seed: int | Tensor) -> tuple[Tensor | None, int]:
     """What the compiled operators take for a seed: the tensor, or the low 64 bits of an int as their signed number."""
     if isinstance(seed, Tensor):

@@ -105,7 +105,7 @@ def eager_boundary(net, images, base, target, *, steps, eta, power, score, lower
 @pytest.mark.parametrize("seed", range(3))
 def test_public_presets_equal_the_eager_loop(preset, seed):
     # float64: in float32 a batch and a single image round differently, and a ReLU at its kink makes 1e-3 of that
-    net, images = make_net(seed).double(), make_images(12, seed + 10)[0].double()
+    net, images = make_net(seed).double(), make_images(12, seed + 10)[0].double().clamp(-2.5, 2.5)
     base = copy.deepcopy(net).eval()(images).argmax(1)
     target = (base + 1 + torch.arange(12) % 4) % 5
     # a step with which these samples finish at different times and some not at all
@@ -148,7 +148,7 @@ def test_official_defaults_are_the_published_ones():
 
 
 def test_near_boundary_lands_on_the_boundary():
-    net, images = make_net(1), make_images(40, 3)[0]
+    net, images = make_net(1), make_images(40, 3)[0].clamp(-3, 3)
     attack = BoundaryAttack(net, lower=-3.0, upper=3.0)
     got = attack(images, seed=4, record_gaps=True)
     assert got.accepted.float().mean() >= 0.95
@@ -243,13 +243,13 @@ def test_finished_and_padded_samples_cost_nothing():
     net = Counting(2, 2, bias=False)
     net.weight.data = torch.eye(2)
     images = torch.tensor([[0.6, 0.5], [9.0, 0.0], [0.6, 0.5], [5.0, 0.0]])
-    attack = BoundaryAttack(net, preset="official", lower=-20.0, upper=3.0, step_size=0.75)
+    attack = BoundaryAttack(net, preset="official", step_size=0.75)
     attack(images)
     rows.clear()
     got = attack(images, valid=torch.tensor([True, True, False, True]))
     assert max(rows) == 3
     assert sum(rows) == int((got.steps + 1)[[0, 1, 3]].sum())  # one pass a step and the one that sees the end
-    assert got.steps.tolist() == [1, 2, 0, 1]  # 9 is cut off at the bound and comes one step later
+    assert got.steps.tolist() == [1, 2, 0, 1]  # 9 is cut off at the preset's bound and comes one step later
 
 
 def test_sample_that_starts_outside_its_base_does_not_move():
@@ -468,7 +468,6 @@ def test_view_follows_the_model(fold, dtype):
     net.head = nn.Linear(72, 7)  # another structure
     assert check().shape == (5, 7)
     net.norm.weight.data.mul_(3.0)  # leaves no trace in the version
-    view.refresh()
     check()
 
 
@@ -563,7 +562,7 @@ def test_logits_of_and_bad_outputs():
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_image_dtypes_and_layouts_come_back(dtype):
-    net, images = make_net(), make_images(6)[0].to(dtype).contiguous(memory_format=torch.channels_last)
+    net, images = make_net(), make_images(6)[0].clamp(-3, 3).to(dtype).contiguous(memory_format=torch.channels_last)
     got = BoundaryAttack(net, lower=-3.0, upper=3.0)(images)
     assert got.images.dtype == dtype
     assert got.images.is_contiguous(memory_format=torch.channels_last)

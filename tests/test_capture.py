@@ -56,7 +56,7 @@ def make_net():
 
 
 def make_images(count, seed=1):
-    return torch.randn(count, 3, 6, 6, generator=torch.Generator().manual_seed(seed)).double()
+    return torch.randn(count, 3, 6, 6, generator=torch.Generator().manual_seed(seed)).clamp(-3, 3).double()
 
 
 @pytest.fixture(autouse=True)
@@ -144,7 +144,7 @@ def test_recordings_follow_the_model(fold):
     after = attack(images)
     assert not torch.equal(before.logits, after.logits)
     assert_same(after, PGD(copy.deepcopy(net), eps=0.2, steps=3, compact=False)(images))
-    assert Rehearsed.made == (1 if fold else 2)  # a folded copy takes new numbers into the tensors it has
+    assert Rehearsed.made == 1  # new numbers come into the tensors that the recording reads
 
 
 def test_results_do_not_live_in_the_buffers():

@@ -380,15 +380,6 @@ def test_pictures_keep_their_order_and_are_what_pil_reads(tmp_path, monkeypatch)
             assert image.permute(1, 2, 0).flatten().tolist() == list(want.tobytes())
 
 
-def test_the_orientation_in_the_metadata_is_ignored(tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 6  # turn by 90 degrees
-    (tmp_path / "a.jpg").write_bytes(encoded("JPEG", exif=exif))
-    (tmp_path / "b.jpg").write_bytes(encoded("JPEG"))
-    one, other = pictures.read([tmp_path / "a.jpg", tmp_path / "b.jpg"], 64, False)
-    assert torch.equal(one, other)
-
-
 def test_grey_is_the_grey_of_picture_files():
     colours = noise(1, 200)[0]
     want = torch.frombuffer(bytearray(Image.fromarray(colours).convert("L").tobytes()), dtype=torch.uint8)

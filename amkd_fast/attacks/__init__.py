@@ -4,6 +4,7 @@ from amkd_fast.attacks.boundary import PRESETS, BoundaryAttack, BoundarySamples,
 from amkd_fast.attacks.frozen import FrozenModel, frozen
 from amkd_fast.attacks.particles import ParticleAttack, ParticleSamples
 from amkd_fast.attacks.pgd import PGD, PGDSamples
+from amkd_fast.attacks.pixels import PixelBounds, pixel_bounds
 from amkd_fast.attacks.robustness import RobustAccuracy, robust_accuracy, wilson_interval
 from amkd_fast.attacks.similarity import BoundaryPairs, BoundarySimilarity, boundary_similarity
 
@@ -18,10 +19,12 @@ __all__ = [
     "PGDSamples",
     "ParticleAttack",
     "ParticleSamples",
+    "PixelBounds",
     "RobustAccuracy",
     "Status",
     "boundary_similarity",
     "frozen",
+    "pixel_bounds",
     "robust_accuracy",
     "wilson_interval",
 ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import warnings
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -15,6 +17,7 @@ from amkd_fast.attacks.frozen import FrozenModel
 from amkd_fast.attacks.search import Search
 from amkd_fast.attacks.surroundings import undisturbed
 from amkd_fast.ops.attack import attack_objective
+from amkd_fast.ops.attack.steps import has_channels
 
 
 class Status(IntEnum):
@@ -103,13 +106,17 @@ class BoundaryAttack:
         model: The network, or a view of it by :func:`amkd_fast.attacks.frozen`; a module is frozen with the defaults.
         preset: ``"official"``, ``"paper"``, ``"zoo"`` or ``"near_boundary"``.
         steps: Largest number of steps, ≥ 1.
-        step_size: η > 0; None takes the preset's.
+        step_size: η > 0: a number, one per image [M], or what broadcasts as [1 or M, C, 1, …], as
+            :func:`amkd_fast.attack_step` says (not for ``near_boundary``, whose step has no unit); None takes the
+            preset's.
         project: Leave out coordinates that a bound blocks; None takes the preset's.
         refine: Number of bisections, each a forward pass, between the last point inside and the first outside; None
             takes the preset's. With them a sample may end in another class than the one it first landed in.
         retarget: Keep a sample that landed in a third class as one of that class; None takes the preset's.
-        lower: Smallest pixel value, a number or one per channel [C], in the units of the images.
-        upper: Largest pixel value, likewise.
+        lower: Smallest pixel value, a number or one per channel [C], in the units of the images; −inf for none. Without
+            bounds, a preset that means the pixels' warns once.
+        upper: Largest pixel value, likewise. Images must be inside what is given here, up to rounding; on a GPU, where
+            looking waits for the device, the first batch alone is looked at. Those of ``official`` clip.
         capture: Replay steps from a CUDA graph, recorded once for each size of batch (rounded up, so that similar
             batches share it). True; False; or ``"auto"``, which is False until a GPU has confirmed the recordings. What
             cannot be recorded runs eagerly, with one warning; ``attack.graphs.reason`` says why.
@@ -138,7 +145,7 @@ class BoundaryAttack:
         *,
         preset: str = "near_boundary",
         steps: int = 10,
-        step_size: float | None = None,
+        step_size: float | Tensor | None = None,
         project: bool | None = None,
         refine: int | None = None,
         retarget: bool | None = None,
@@ -156,7 +163,7 @@ class BoundaryAttack:
         engine.check_switch("early_exit", early_exit)
         if not early_exit and (compact is True or capture is True):
             raise ValueError("early_exit=False: must not be used with compact=True or capture=True, which end early")
-        if step_size is not None:
+        if step_size is not None and not isinstance(step_size, Tensor):
             checks.positive("step_size", step_size)
         if refine is not None:
             engine.check_count("refine", refine, 0)
@@ -177,6 +184,9 @@ class BoundaryAttack:
             (compact, capture, Graphs()) if early_exit else (False, False, Graphs())
         )
         self.early_exit = early_exit
+        self.given_bounds, self.inside = (lower, upper), engine.Inside()
+        if self.settings.lower is None or self.settings.upper is None:
+            _warn_of_bounds(preset)
         self._bounds: tuple[torch.device, dict[str, float | Tensor | None]] | None = None
         self.logits_of = logits_of
 
@@ -198,7 +208,7 @@ class BoundaryAttack:
             target: int64 or int32 [M], classes to reach, other than ``base``. None draws them by
                 :func:`amkd_fast.ops.attack.draw_targets` when a ``seed`` is given, and takes the runner-up otherwise.
             valid: bool [M]; rows that are False stay as they are (status PADDED) and, with compaction, cost nothing.
-            seed: Seed of the targets' draw; row i of the batch takes number i.
+            seed: Seed of the targets' draw; row i of the batch takes number i. None draws nothing.
             record_gaps: Return the gap of every step.
 
         Returns:
@@ -212,8 +222,12 @@ class BoundaryAttack:
         engine.check_rows("base", base, images)
         engine.check_rows("target", target, images)
         engine.check_rows("valid", valid, images, flags=True)
+        self.inside.check(images, *self.given_bounds, valid)
+        step_size = engine.size_on("step_size", self.settings.step_size, images)
+        if self.settings.norm_power == 2 and has_channels(step_size):
+            raise ValueError(f"step_size.shape={tuple(step_size.shape)}: must not be by channel for near_boundary")
         with undisturbed(images.device), torch.no_grad():
-            search = Search(self, images, base, target, valid, seed, record_gaps)
+            search = Search(self, images, base, target, valid, seed, record_gaps, step_size)
             search.step_until_done()
             search.bisect()
             return self._samples(search)
@@ -244,3 +258,14 @@ class BoundaryAttack:
         gaps = search.trajectory()
         logits = torch.where(search.valid[:, None], logits, 0.0) if search.some_padded else logits
         return BoundarySamples(images, logits, target, status, search.steps, gap, accepted, base, gaps)
+
+
+@functools.cache
+def _warn_of_bounds(preset: str) -> None:
+    """Once: the samples are outside of the images' space, and nothing else would tell."""
+    warnings.warn(
+        f"preset={preset!r} means the pixels' bounds, and lower or upper is not given: its samples may be no images. "
+        "attacks.pixel_bounds makes the bounds of normalised images; -inf and inf say that there are none",
+        UserWarning,
+        stacklevel=3,
+    )

@@ -102,13 +102,18 @@ class Graphs:
         self._generation = 0
         self._warned = False
 
+    @staticmethod
+    def wanted(capture: str | bool) -> bool:
+        """Whether recordings are asked for: the network is to run on tensors that stay then."""
+        return CONFIRMED if capture == "auto" else capture
+
     def recording(self, capture: str | bool, images: Tensor, generation: int, obstacle: str = "") -> Graphs | None:
         """Whether a call on ``images`` replays recordings: self, or None for an eager call.
 
         ``obstacle`` says what about the call forbids it. Recordings of another ``generation`` of the network read
         tensors that are no longer its own, and are forgotten.
         """
-        if not (CONFIRMED if capture == "auto" else capture):
+        if not self.wanted(capture):
             self.reason = ""
             return None
         if self._graph is CudaGraph and images.device.type != "cuda":

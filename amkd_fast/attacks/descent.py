@@ -34,7 +34,7 @@ class Working(NamedTuple):
     velocity: Tensor | None
     labels: Tensor
     target: Tensor | None
-    eps: Tensor | None  # [m] where it is not one number for all
+    eps: Tensor | None  # [m] or [m, C, 1, ...] where it is not one number for all
     step_size: Tensor | None
     alive: Tensor  # bool [m], still to be moved
     steps: Tensor  # of this run
@@ -101,14 +101,15 @@ class Descent:
         images, logits, adversarial, steps, value: As in :class:`amkd_fast.attacks.PGDSamples`.
     """
 
-    def __init__(self, attack: PGD, images, labels, target, valid, seed) -> None:
+    def __init__(self, attack: PGD, images, labels, target, valid, seed, sizes) -> None:
         device, count = images.device, images.shape[0]
         self.attack, self.original, self.seed = attack, images, seed
         bounds = {name: engine.to_device(getattr(attack, name), device) for name in ("lower", "upper")}
-        evaluate = partial(engine.evaluate, attack.model.network(images), attack.logits_of)
+        network = attack.model.network(images, recorded=attack.graphs.wanted(attack.capture))
+        evaluate = partial(engine.evaluate, network, attack.logits_of)
         decay = 1.0 if attack.momentum is None else attack.momentum
-        sizes = {"eps": attack.eps, "step_size": attack.step_size, "decay": decay}
-        self.rules = Rules(evaluate, attack.objective, {**sizes, **bounds, **attack.step}, attack.keep)
+        self.eps, self.step_size = sizes["eps"], sizes["step_size"]
+        self.rules = Rules(evaluate, attack.objective, {**sizes, "decay": decay, **bounds, **attack.step}, attack.keep)
         self.graphs = attack.graphs.recording(attack.capture, images, attack.model.generation)
         self.compact = attack.compact and self.graphs is None
         if attack.compact == "auto":
@@ -176,10 +177,10 @@ class Descent:
         if self.labels is None:
             logits, _ = self.rules.evaluate(x0, grad=False)
             self.labels = torch.zeros_like(self.steps).index_copy_(0, rows, logits.argmax(1))
-        eps, step_size = (self._rows_of(value, rows) for value in (attack.eps, attack.step_size))
+        eps, step_size = (self._rows_of(value, rows) for value in (self.eps, self.step_size))
         x = x0
         if attack.random_start:
-            radius = attack.eps if eps is None else eps
+            radius = self.eps if eps is None else eps
             start = random_start(x0, radius, attack.step["norm"], rows, self.seed, restart)
             x = chosen(alive, engine.clipped(start, self.rules.step["lower"], self.rules.step["upper"]), x0)
         work = torch.promote_types(x.dtype, torch.float32)
@@ -217,4 +218,4 @@ class Descent:
 
     @staticmethod
     def _rows_of(value: float | Tensor, rows: Tensor) -> Tensor | None:
-        return value.to(rows.device)[rows] if isinstance(value, Tensor) else None
+        return value[rows] if isinstance(value, Tensor) else None

@@ -9,9 +9,11 @@ from torch import Tensor, nn
 
 from amkd_fast import checks
 from amkd_fast.attacks.frozen import FrozenModel, frozen
-from amkd_fast.ops.attack.arguments import check_bound
+from amkd_fast.ops.attack.arguments import check_bounds, check_size, size_of
 
 LogitsOf = Callable[[object], Tensor]
+# What rounding may do to a pixel at its bound, in shares of the bounds' sizes: images are often normalised in float32.
+_ROUNDING = {torch.float32: 1e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 Evaluate = Callable[..., tuple[Tensor, Tensor]]  # `evaluate` below with its network and logits_of
 
 
@@ -39,8 +41,56 @@ def check_images(images: object, lower: object, upper: object) -> None:
     checks.floating("images", images)
     if images.dim() < 2:
         raise ValueError(f"images.shape={tuple(images.shape)}: must have a batch dimension and at least one more")
-    check_bound("lower", lower, images)
-    check_bound("upper", upper, images)
+    check_bounds(lower, upper, images)
+
+
+class Inside:
+    """Whether images are inside their bounds, up to rounding: looked at in every call on a CPU, once on a GPU.
+
+    Attributes:
+        seen: Devices whose images nobody looks at any more.
+    """
+
+    def __init__(self) -> None:
+        self.seen: set[torch.device] = set()
+
+    def check(self, images: Tensor, lower: object, upper: object, valid: Tensor | None = None) -> None:
+        """Raise :class:`ValueError` where valid images are outside, or ``lower`` is above ``upper``."""
+        device = images.device
+        if device in self.seen or (lower is None and upper is None) or not images.numel():
+            return
+        if device.type == "cuda":
+            if torch.cuda.is_current_stream_capturing():
+                return
+            self.seen.add(device)
+            lower, upper = (bound.cpu() if isinstance(bound, Tensor) else bound for bound in (lower, upper))
+            check_bounds(lower, upper, images)
+        x = images.detach()
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        shape = (1, -1, *[1] * (x.dim() - 2))
+        low, high = (
+            torch.as_tensor(bound).to(x).reshape(shape) if bound is not None else None for bound in (lower, upper)
+        )
+        finite = [bound.abs().nan_to_num(0.0, 0.0, 0.0) for bound in (low, high) if bound is not None]
+        slack = max(
+            8 * torch.finfo(torch.float32).eps, 2 * torch.finfo(images.dtype).eps * (images.dtype.itemsize == 2)
+        )
+        slack = slack * sum(finite).clamp(min=torch.finfo(torch.float32).tiny)
+        for name, bound, given in (("lower", low, lower), ("upper", high, upper)):
+            if bound is None:
+                continue
+            beyond = bound - x if name == "lower" else x - bound
+            outside = beyond > slack
+            if valid is not None:
+                outside = outside & valid.view(-1, *[1] * (x.dim() - 1))
+            if bool(outside.any()):
+                far = float(torch.where(outside, beyond, 0.0).amax())
+                side = "below" if name == "lower" else "above"
+                given = given.tolist() if isinstance(given, Tensor) else given
+                raise ValueError(
+                    f"images are {side} {name}={given} by up to {far:.4g}: must be inside their bounds, which are in "
+                    "the images' units (attacks.pixel_bounds makes those of normalised images)"
+                )
 
 
 def check_rows(name: str, value: object, images: Tensor, *, flags: bool = False) -> None:
@@ -60,6 +110,14 @@ def check_rows(name: str, value: object, images: Tensor, *, flags: bool = False)
 def to_device(bound: float | Tensor | None, device: torch.device) -> float | Tensor | None:
     """Bring a per-channel bound to the images."""
     return bound.to(device) if isinstance(bound, Tensor) else bound
+
+
+def size_on(name: str, value: float | Tensor, images: Tensor) -> float | Tensor:
+    """A radius or step size beside the images: a number, [M], or [M, C, 1, …] where channels differ."""
+    value = to_device(value, images.device)
+    check_size(name, value, images)
+    value = size_of(value, images)
+    return value.expand(images.shape[0], *value.shape[1:]) if isinstance(value, Tensor) else value
 
 
 def clipped(x: Tensor, lower: float | Tensor | None, upper: float | Tensor | None) -> Tensor:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import copy
 import operator
 from collections import Counter
+from itertools import groupby
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+
+from amkd_fast.attacks.watch import Watch, has_hooks
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _BATCHNORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -19,66 +22,187 @@ class UnfoldableError(Exception):
 
 
 class FoldedNetwork:
-    """The copy. Plain Python attributes and the path through ``forward`` are those of the moment it was made.
+    """The copy. What its ``forward`` does is that of the moment it was made; its numbers come from :meth:`values`.
 
     Args:
         model: The user's network; only read.
+        watch: What it holds besides tensors.
 
     Raises:
-        UnfoldableError: It has hooks, cannot be copied or traced, or holds nothing to fold.
+        UnfoldableError: It has hooks, cannot be copied or traced, or holds nothing to fold, or what cannot be followed.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, watch: Watch) -> None:
         if has_hooks(model):
             raise UnfoldableError("the model has hooks, which a folded copy would not run")
-        self._model = model
+        if watch.loose:
+            raise UnfoldableError(f"the model holds {watch.loose[0]}, whose changes nobody would see")
         try:
-            self._copy = copy.deepcopy(model).requires_grad_(False)
-            for module in self._copy.modules():
+            copied = copy.deepcopy(model).requires_grad_(False)
+            sources = _sources(model, copied, watch)
+            for module in copied.modules():
                 module.training = False
-            graph = fx.Tracer().trace(self._copy)
+            graph = _Tracer().trace(copied)
         except Exception as error:  # tracing runs the user's forward, which may raise anything
             raise UnfoldableError(f"torch.fx cannot trace the model: {error}") from error
-        modules = dict(self._copy.named_modules(remove_duplicate=False))
-        self._pairs = []  # (name of the convolution, name of the BatchNorm, folded convolution)
+        modules = dict(copied.named_modules(remove_duplicate=False))
+        pairs, folded = [], []
         for convolution, norm in _foldable(graph, modules):
-            name = f"folded_{len(self._pairs)}"
-            folded = _with_bias(modules[convolution.target])
-            self._copy.add_module(name, folded)
-            self._pairs.append((convolution.target, norm.target, folded))
+            name = f"folded_{len(pairs)}"
+            pairs.append(tuple(model.get_submodule(node.target) for node in (convolution, norm)))
+            folded.append(_with_bias(modules[convolution.target]))
+            copied.add_module(name, folded[-1])
             convolution.target = name
             norm.replace_all_uses_with(convolution)
             graph.erase_node(norm)
-        if not self._pairs:
+        if not pairs:
             raise UnfoldableError("no convolution is followed by a BatchNorm alone")
         _relu_in_place(graph, modules)
-        self._network = fx.GraphModule(self._copy, graph)
-        self.update()
+        self._network = fx.GraphModule(copied, graph)
+        self._folds = Folds(pairs)
+        # Where the network reads its tensors: those of the folded convolutions first, as Folds gives them.
+        self._slots = [(folded[i]._parameters, name) for i in self._folds.order for name in ("weight", "bias")]
+        stores = {id(store) for store, _ in self._slots}
+        self._others = [(store, name) for store, name in _slots(self._network) if id(store) not in stores]
+        self._copies = Copies([sources.get(id(store[name]), (store[name], True)) for store, name in self._others])
+        self.convert(dtype=None, channels_last=False)
 
     def convert(self, *, dtype: torch.dtype | None, channels_last: bool) -> None:
         """Change the copy's dtype and memory format."""
-        layout = torch.channels_last if channels_last else torch.contiguous_format
-        for value in (*tensors(self._copy).values(), *tensors(self._network).values()):
-            if value.is_floating_point():
-                value.data = value.data.to(dtype or value.dtype)
-            if value.dim() == 4:
-                value.data = value.data.contiguous(memory_format=layout)
-        self.update()
+        self._folds.convert(dtype, channels_last)
+        self._copies.convert(dtype, channels_last)
+        self.use(self.values())
+
+    def fits(self) -> bool:
+        """Whether the model's tensors still are of the shapes, dtypes and devices that they had."""
+        return self._folds.fits() and self._copies.fits()
+
+    def shared(self) -> list[bool]:
+        """Which of the values are the model's own memory."""
+        return [False] * len(self._slots) + self._copies.shared()
 
     @torch.no_grad()
-    def update(self) -> bool:
-        """Take over the present parameters and buffers; False: in place."""
-        own = tensors(self._copy)
-        for name, value in tensors(self._model).items():
-            own[name].copy_(value)
-        for convolution, norm, folded in self._pairs:
-            weight, bias = _fold(self._model.get_submodule(convolution), self._model.get_submodule(norm))
-            folded.weight.copy_(weight)
-            folded.bias.copy_(bias)
-        return False
+    def values(self) -> list[Tensor]:
+        """What the network has to run on, made of the model's present tensors."""
+        return self._folds.values() + self._copies.values()
+
+    def use(self, values: list[Tensor]) -> None:
+        """Run on these values."""
+        for (store, name), value in zip(self._slots + self._others, values, strict=True):
+            store[name] = value
 
     def __call__(self, x: Tensor):
         return self._network(x)
+
+
+class Copies:
+    """Tensors as a view needs them: the model's own memory where that serves, else copies, made in few launches."""
+
+    def __init__(self, sources: list[tuple[Tensor, bool]]) -> None:
+        self._sources = [source for source, _ in sources]
+        self._written = [written for _, written in sources]  # forward may write into a buffer
+        self._kinds = _kinds(self._sources)
+        self.convert(None, False)
+
+    def convert(self, dtype: torch.dtype | None, channels_last: bool) -> None:
+        """Choose the dtype and the memory format."""
+        self._likes: list[tuple[torch.dtype, torch.memory_format] | None] = []
+        self._batches: dict[tuple, list[int]] = {}  # what one launch can copy
+        for i, (source, written) in enumerate(zip(self._sources, self._written, strict=True)):
+            kind = dtype if dtype is not None and source.is_floating_point() else source.dtype
+            last = channels_last and source.dim() == 4
+            last = last and not source.is_contiguous(memory_format=torch.channels_last)
+            like = (kind, torch.channels_last if last else torch.preserve_format)
+            if written or last or kind != source.dtype or source.is_inference():
+                self._batches.setdefault((source.dtype, source.device, *like), []).append(i)
+                self._likes.append(like)
+            else:
+                self._likes.append(None)
+
+    def fits(self) -> bool:
+        """As :meth:`FoldedNetwork.fits`."""
+        return _kinds(self._sources) == self._kinds
+
+    def shared(self) -> list[bool]:
+        """As :meth:`FoldedNetwork.shared`."""
+        return [like is None for like in self._likes]
+
+    def values(self) -> list[Tensor]:
+        """The present values."""
+        values = [
+            source.detach() if like is None else torch.empty_like(source, dtype=like[0], memory_format=like[1])
+            for source, like in zip(self._sources, self._likes, strict=True)
+        ]
+        for batch in self._batches.values():
+            torch._foreach_copy_([values[i] for i in batch], [self._sources[i] for i in batch])
+        return values
+
+
+class Folds:
+    """Weights and biases of norm(convolution(x)) in eval mode, worked out in float64 for all pairs at once.
+
+    Attributes:
+        order: Positions of the pairs in the order of their values, weight and bias of each.
+    """
+
+    def __init__(self, pairs: list[tuple[nn.Module, nn.Module]]) -> None:
+        def form(i: int) -> tuple:
+            weight = pairs[i][0].weight
+            return (tuple(weight.shape), str(weight.dtype), str(weight.device))
+
+        self.order = sorted(range(len(pairs)), key=form)  # weights of a form are one tensor, folded in one launch
+        pairs = [pairs[i] for i in self.order]
+        self._groups = [list(group) for _, group in groupby(range(len(pairs)), key=lambda i: form(self.order[i]))]
+        self._weights = [convolution.weight for convolution, _ in pairs]
+
+        def vectors(each, default: float) -> list[Tensor]:
+            return [
+                weight.new_full((weight.shape[0],), default) if value is None else value
+                for weight, value in zip(self._weights, each, strict=True)
+            ]
+
+        self._means = [norm.running_mean for _, norm in pairs]
+        self._variances = [norm.running_var for _, norm in pairs]
+        self._gains = vectors((norm.weight for _, norm in pairs), 1.0)
+        self._shifts = vectors((norm.bias for _, norm in pairs), 0.0)
+        self._biases = vectors((convolution.bias for convolution, _ in pairs), 0.0)
+        self._eps = torch.cat([torch.full_like(norm.running_var, norm.eps, dtype=torch.float64) for _, norm in pairs])
+        self._every = [*self._weights, *self._means, *self._variances, *self._gains, *self._shifts, *self._biases]
+        self._kinds = _kinds(self._every)
+        self.convert(None, False)
+
+    def convert(self, dtype: torch.dtype | None, channels_last: bool) -> None:
+        """Choose the dtype and the memory format."""
+        self._dtype, self._channels_last = dtype, channels_last
+
+    def fits(self) -> bool:
+        """As :meth:`FoldedNetwork.fits`."""
+        return _kinds(self._every) == self._kinds
+
+    def values(self) -> list[Tensor]:
+        """Weight, bias, weight, bias …, in ``order``."""
+        mean, variance, gain, shift, bias = (
+            torch.cat(parts).double()
+            for parts in (self._means, self._variances, self._gains, self._shifts, self._biases)
+        )
+        scale = (variance + self._eps).rsqrt_().mul_(gain)
+        shift += (bias - mean) * scale
+        values, start = [], 0
+        for group in self._groups:
+            weights = torch.stack([self._weights[i] for i in group])  # [n, O, I, ...]
+            count, channels = weights.shape[:2]
+            folded = _empty(weights, self._dtype or weights.dtype, self._channels_last)
+            these = slice(start, start + count * channels)
+            start = these.stop
+            folded.copy_(weights.double().mul_(scale[these].view(count, channels, *[1] * (weights.dim() - 2))))
+            biases = shift[these].view(count, channels).to(folded.dtype)
+            for i in range(count):
+                values += (folded[i], biases[i])
+        return values
+
+
+class _Tracer(fx.Tracer):
+    proxy_buffer_attributes = True  # what is computed from a buffer is computed in every call
 
 
 def tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -86,10 +210,46 @@ def tensors(model: nn.Module) -> dict[str, Tensor]:
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
-def has_hooks(model: nn.Module) -> bool:
-    """Whether any module of the network has a hook around its forward or backward."""
-    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return any(getattr(module, kind) for module in model.modules() for kind in kinds)
+def _kinds(sources: list[Tensor]) -> list[tuple]:
+    return [(source.shape, source.dtype, source.device) for source in sources]
+
+
+def _empty(weights: Tensor, dtype: torch.dtype, channels_last: bool) -> Tensor:
+    """Room for weights [n, O, I, ...], each in the memory format asked for."""
+    if not channels_last or weights.dim() != 5:
+        return torch.empty(weights.shape, dtype=dtype, device=weights.device)
+    n, out, into, height, width = weights.shape
+    room = torch.empty((n, out, height, width, into), dtype=dtype, device=weights.device)
+    return room.permute(0, 1, 4, 2, 3)
+
+
+def _slots(model: nn.Module) -> list[tuple[dict, str]]:
+    """Where the modules keep their tensors."""
+    stores = (store for module in model.modules() for store in (module._parameters, module._buffers))
+    return [(store, name) for store in stores for name, value in store.items() if isinstance(value, Tensor)]
+
+
+def _sources(model: nn.Module, copied: nn.Module, watch: Watch) -> dict[int, tuple[Tensor, bool]]:
+    """For each tensor of the copy, by its id, the model's own and whether forward may write into it.
+
+    Tensors that are mere attributes become buffers of the copy, which the trace follows.
+    """
+    own, others = _slots(model), _slots(copied)
+    for module, other in zip(model.modules(), copied.modules(), strict=True):
+        steady = [
+            name for name, part in vars(module).items() if isinstance(part, Tensor) and watch.steady(module, name)
+        ]
+        own += [(vars(module), name) for name in steady]
+        for name in steady:
+            value = vars(other).pop(name)
+            other.register_buffer(name, value)
+            others.append((other._buffers, name))
+    found = {}
+    for (store, name), (other, other_name) in zip(own, others, strict=True):
+        if name != other_name or store[name].shape != other[name].shape:
+            raise ValueError(f"its copy has {other_name} in place of {name}")
+        found[id(other[name])] = (store[name], not isinstance(store[name], nn.Parameter))
+    return found
 
 
 def _foldable(graph: fx.Graph, modules: dict[str, nn.Module]) -> list[tuple[fx.Node, fx.Node]]:
@@ -137,17 +297,3 @@ def _with_bias(convolution: nn.Module) -> nn.Module:
     folded.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)
     folded.bias = nn.Parameter(weight.new_zeros(weight.shape[0]), requires_grad=False)
     return folded
-
-
-def _fold(convolution: nn.Module, norm: nn.Module) -> tuple[Tensor, Tensor]:
-    """Weight and bias of norm(convolution(x)) in eval mode, worked out in float64."""
-    scale = (norm.running_var.double() + norm.eps).rsqrt()
-    if norm.weight is not None:
-        scale = scale * norm.weight.double()
-    shift = -norm.running_mean.double() * scale
-    if convolution.bias is not None:
-        shift = shift + convolution.bias.double() * scale
-    if norm.bias is not None:
-        shift = shift + norm.bias.double()
-    weight = convolution.weight.double()
-    return weight * scale.view(-1, *[1] * (weight.dim() - 1)), shift

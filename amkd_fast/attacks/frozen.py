@@ -11,8 +11,10 @@ from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
 from amkd_fast import checks
-from amkd_fast.attacks.folding import FoldedNetwork, UnfoldableError, has_hooks, tensors
+from amkd_fast.attacks.folding import Copies, FoldedNetwork, UnfoldableError, tensors
+from amkd_fast.attacks.parallel import refuse_replicas, unwrapped
 from amkd_fast.attacks.surroundings import undisturbed
+from amkd_fast.attacks.watch import Watch, has_hooks
 
 # How far a folded network may be from the original on the batch it is first tried on, relative to the largest output.
 _AGREEMENT = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 2e-1}
@@ -25,7 +27,7 @@ class FrozenModel:
         model: The network it shows; never changed.
         folded: Whether BatchNorm is folded. Decided when a batch is first seen, False before.
         reason: Why it is not folded although it was asked for; empty otherwise.
-        generation: Rises whenever the network runs on other tensors than before, not when their numbers change.
+        generation: Rises whenever recordings of the network read tensors that are no longer its own.
     """
 
     def __init__(self, model: nn.Module, fold_batchnorm: bool, channels_last: bool, dtype: torch.dtype | None) -> None:
@@ -39,23 +41,30 @@ class FrozenModel:
         self._run: FoldedNetwork | _PlainNetwork | None = None
         self._run_channels_last = False
         self._native: torch.dtype | None = None
-        self._structure = self._versions = None
+        self._watch: Watch | None = None  # None: the next call builds
+        self._hooked = False
+        self._kept: list[Tensor] | None = None  # what recordings read
 
     def __call__(self, x: Tensor):
         """Evaluate the network on images [B, ...]; the outputs are those of the model in eval mode."""
         return self.network(x)(x)
 
-    def network(self, x: Tensor) -> Callable[[Tensor], object]:
-        """Bring the view up to date and return it without the checks, for a loop that leaves the model alone."""
-        structure, versions = _state(self.model)
-        if structure != self._structure:
+    def network(self, x: Tensor, *, recorded: bool = False) -> Callable[[Tensor], object]:
+        """Take over what the model is now and return the network, for a loop that leaves the model alone.
+
+        Args:
+            x: Images of the kind that it will see.
+            recorded: Run on the tensors that recordings of it read; they get the new numbers.
+        """
+        watch = self._watch
+        if watch is None or self._hooked != has_hooks(self.model) or watch.changed() or not self._run.fits():
+            self._watch = None  # should the building fail
             with undisturbed(x.device), torch.no_grad():
-                self._build(x)
-        elif versions != self._versions:
-            with torch.inference_mode(False):
-                self.generation += self._run.update()
-        self._versions = versions
-        self._structure = structure if x.shape[0] else None  # an empty batch proves nothing: build again next time
+                watch = self._build(x)
+            self._watch = watch if x.shape[0] else None  # an empty batch proves nothing: build again next time
+        with torch.inference_mode(False), torch.no_grad():
+            values = self._run.values()
+            self._run.use(self._for_recordings(values) if recorded else values)
         return self._evaluate
 
     def memory_format(self, images: Tensor) -> torch.memory_format:
@@ -63,28 +72,39 @@ class FrozenModel:
         last = self._run_channels_last and images.dim() == 4
         return torch.channels_last if last else torch.contiguous_format
 
-    def refresh(self) -> None:
-        """Build the view anew on the next call: for changes that leave no trace in tensor versions (``p.data.mul_()``,
-        a plain Python attribute that ``forward`` reads)."""
-        self._structure = None
+    def _for_recordings(self, values: list[Tensor]) -> list[Tensor]:
+        """The tensors that recordings read, with these values in them."""
+        kept, shared = self._kept, self._run.shared()
+        moved = kept is None or any(
+            same and one.data_ptr() != other.data_ptr() for same, one, other in zip(shared, kept, values, strict=True)
+        )
+        if moved:
+            self.generation += 1
+            self._kept = values
+        else:
+            pairs = [pair for same, *pair in zip(shared, kept, values, strict=True) if not same]
+            torch._foreach_copy_(*(list(side) for side in zip(*pairs, strict=True)))
+        return self._kept
 
     def _evaluate(self, x: Tensor):
         return _evaluate(self._run, x, self._run_channels_last, self._native, self._dtype)
 
-    def _build(self, x: Tensor) -> None:
-        self.folded, self.reason = False, ""
-        self.generation += 1
+    def _build(self, x: Tensor) -> Watch:
+        self.folded, self.reason, self._kept = False, "", None
+        self._hooked, watch = has_hooks(self.model), Watch(self.model)
         self._native = next((value.dtype for value in tensors(self.model).values() if value.is_floating_point()), None)
         plain = _PlainNetwork(self.model)
         # Whatever the model itself raises comes out here, before anything is tried on it.
         expected = _evaluate(plain, x.detach(), False, self._native, None) if x.shape[0] else None
-        if self._fold_batchnorm and expected is not None:
-            try:
-                self._run = self._verified(FoldedNetwork(self.model), x, expected)
+        watch.forgive()
+        try:
+            if self._fold_batchnorm and expected is not None:
+                self._run = self._verified(FoldedNetwork(self.model, watch), x, expected)
                 self.folded = True
-                return
-            except UnfoldableError as error:
-                self.reason = str(error)
+                watch.forgive()
+                return watch
+        except UnfoldableError as error:
+            self.reason = str(error)
         try:
             self._run = plain if expected is None else self._verified(plain, x, expected)
         except UnfoldableError:  # a model with random outputs differs from itself
@@ -92,6 +112,8 @@ class FrozenModel:
         if expected is None:
             self._run_channels_last = False
         self._run.convert(dtype=self._dtype, channels_last=self._run_channels_last)
+        watch.forgive()
+        return watch
 
     def _verified(self, run: FoldedNetwork | _PlainNetwork, x: Tensor, expected: object):
         """Accept ``run`` in the memory format in which it gives the expected outputs on ``x``."""
@@ -118,12 +140,17 @@ def frozen(
 
     The view computes what ``model.eval()`` would, whatever mode the model is in. Only inputs get gradients. The
     model's parameters, gradients, modes, buffers and hooks stay as they are, also when it raises. BatchNorms that
-    alone follow a convolution are folded into a private copy, which is refolded when a parameter's or buffer's version
-    changes. A model that cannot be folded (hooks, data-dependent ``forward``, a copy that does not give the model's own
-    outputs on the first batch) runs unfolded; :attr:`FrozenModel.reason` says why.
+    alone follow a convolution are folded into a private copy. A model that cannot be folded (hooks, data-dependent
+    ``forward``, arrays or loose tensors among its attributes, a copy that does not give the model's own outputs on the
+    first batch) runs unfolded; :attr:`FrozenModel.reason` says why.
+
+    Every call, of the view or of an attack on it, uses what the model is by then, however it came to be: the weights
+    are taken over and folded anew (one pass over them), and where an attribute, a layer, a hook, or a variable that its
+    functions name has changed, the view is built anew on the call's images.
 
     Args:
-        model: The network. Its ``forward`` takes one tensor of images.
+        model: The network. Its ``forward`` takes one tensor of images. Of ``nn.DataParallel`` and
+            ``DistributedDataParallel`` the module within is taken, which runs on one device.
         fold_batchnorm: Fold BatchNorm into convolutions, in float64 arithmetic.
         channels_last: Run images [B, C, H, W] in the channels_last memory format where the model allows it.
         dtype: Run in this dtype; outputs come back in float32 at least. None keeps the model's. Images are cast to
@@ -134,7 +161,8 @@ def frozen(
 
     Raises:
         TypeError: ``model`` is not a ``torch.nn.Module`` or is a TorchScript module, or ``dtype`` is no dtype.
-        ValueError: ``dtype`` is not float32, float64, float16 or bfloat16.
+        ValueError: ``dtype`` is not float32, float64, float16 or bfloat16, or a part of ``model`` is a
+            ``DataParallel`` over several devices.
 
     Example:
         >>> import torch, amkd_fast as af
@@ -149,6 +177,8 @@ def frozen(
         if not isinstance(dtype, torch.dtype):
             raise TypeError(f"dtype is a {type(dtype).__name__}: must be a torch.dtype or None")
         checks.choice("dtype", dtype, checks.FLOATING)
+    model = unwrapped(model)
+    refuse_replicas(model, "model")
     return FrozenModel(model, fold_batchnorm, channels_last, dtype)
 
 
@@ -157,30 +187,22 @@ class _PlainNetwork:
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        self._dtype = None
-        self._channels_last = False
-        self.update()
+        own = tensors(model)
+        self._names = list(own)
+        self._copies = Copies([(value, not isinstance(value, nn.Parameter)) for value in own.values()])
+        self.fits, self.shared = self._copies.fits, self._copies.shared
+        self.convert(dtype=None, channels_last=False)
 
     def convert(self, *, dtype: torch.dtype | None, channels_last: bool) -> None:
-        self._dtype, self._channels_last = dtype, channels_last
-        self.update()
+        self._copies.convert(dtype, channels_last)
+        self.use(self.values())
 
     @torch.no_grad()
-    def update(self) -> bool:
-        """Take over the present parameters and buffers; True: they are other tensors now."""
-        own = {}
-        for name, value in tensors(self._model).items():
-            detached = value.detach()
-            if isinstance(value, nn.Parameter) and not value.is_inference():
-                own[name] = detached
-            else:
-                own[name] = detached.clone()  # forward may write into a buffer
-            if own[name].is_floating_point():
-                own[name] = own[name].to(self._dtype or value.dtype)
-            if self._channels_last and own[name].dim() == 4:
-                own[name] = own[name].contiguous(memory_format=torch.channels_last)
-        self._tensors = own
-        return True
+    def values(self) -> list[Tensor]:
+        return self._copies.values()
+
+    def use(self, values: list[Tensor]) -> None:
+        self._tensors = dict(zip(self._names, values, strict=True))
 
     def __call__(self, x: Tensor):
         with _evaluating(self._model):
@@ -233,14 +255,3 @@ def _agree(outputs: object, expected: object) -> bool:
         elif not torch.equal(output, wanted):
             return False
     return True
-
-
-def _state(model: nn.Module) -> tuple[tuple, tuple]:
-    """What a view depends on: the structure that it was built for, and the versions of the numbers in it."""
-    named = tensors(model).items()
-    structure = (
-        has_hooks(model),
-        *((name, id(value), value.dtype, value.device, value.shape) for name, value in named),
-    )
-    versions = tuple((0 if value.is_inference() else value._version, value.data_ptr()) for _, value in named)
-    return structure, versions

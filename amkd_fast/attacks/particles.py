@@ -44,11 +44,14 @@ class ParticleAttack:
     Args:
         model: The network, or a view of it by :func:`amkd_fast.attacks.frozen`; a module is frozen with the defaults.
         particles: n from 1 to 64. The network sees B · n images at a time.
-        eps: Radius ≥ 0 of the ball, a number or [B], in the units of the images.
+        eps: Radius ≥ 0 of the ball, in the units of the images: a number, one per image [B], or what broadcasts as
+            [1 or B, C, 1, …], as :func:`amkd_fast.svgd_step` says. :func:`amkd_fast.attacks.pixel_bounds` makes the
+            one of normalised images from a radius in pixels.
         steps: Number of steps, ≥ 1.
-        step_size: η, a number > 0 or [B]; None for 2.5 ``eps``/``steps``.
+        step_size: η > 0, likewise; None for 2.5 ``eps``/``steps``.
         lower: Smallest pixel value, a number or one per channel [C], in the units of the images; None for none.
-        upper: Largest pixel value, likewise.
+        upper: Largest pixel value, likewise. Images must be inside, up to rounding; on a GPU, where looking waits for
+            the device, the first batch alone is looked at.
         loss: ``"ce"``, ``"boundary"`` or ``"dlr"``, what :func:`amkd_fast.attack_objective` computes.
         logits_of: Picks the logits [B, K] from the outputs of a model that has several.
 
@@ -91,11 +94,11 @@ class ParticleAttack:
             checks.positive("step_size", step_size)
         self.model = engine.as_frozen(model)
         self.particles, self.eps, self.steps, self.step_size = particles, eps, steps, step_size
-        self.lower, self.upper, self.loss = lower, upper, loss
+        self.lower, self.upper, self.inside, self.loss = lower, upper, engine.Inside(), loss
         self.logits_of = logits_of
 
     def __call__(
-        self, images: Tensor, labels: Tensor, *, rows: Tensor | None = None, seed: int | Tensor
+        self, images: Tensor, labels: Tensor, *, rows: Tensor | None = None, seed: int | Tensor | None = None
     ) -> ParticleSamples:
         """Attack a batch.
 
@@ -104,7 +107,8 @@ class ParticleAttack:
             labels: int64 or int32 [B], the classes that the particles leave.
             rows: int64 [B], what the images are called in the draws, such as their places in a batch that is spread
                 over several processes; None for 0 … B − 1.
-            seed: Seed of the random starts; every particle of every row has draws of its own.
+            seed: Seed of the random starts; every particle of every row has draws of its own. None draws one for every
+                call from torch's generator of the device (``torch.manual_seed``).
 
         Returns:
             :class:`ParticleSamples`.
@@ -117,14 +121,11 @@ class ParticleAttack:
         checks.integer("labels", labels)
         engine.check_rows("labels", labels, images)
         engine.check_rows("rows", rows, images)
-        philox.check_seed(seed, images.device)
+        seed = philox.chosen_seed(seed, images.device)
+        self.inside.check(images, self.lower, self.upper)
         device, n = images.device, self.particles
-        eps, step_size, lower, upper = (
-            engine.to_device(value, device) for value in (self.eps, self.step_size, self.lower, self.upper)
-        )
-        for name, value in (("eps", eps), ("step_size", step_size)):
-            if isinstance(value, Tensor):
-                checks.shape(name, value, images.shape[:1], "one number per image")
+        eps, step_size = (engine.size_on(name, getattr(self, name), images) for name in ("eps", "step_size"))
+        lower, upper = (engine.to_device(value, device) for value in (self.lower, self.upper))
         with undisturbed(device), torch.no_grad():
             evaluate = partial(engine.evaluate, self.model.network(images), self.logits_of)
             if images.shape[0] == 0:
@@ -137,7 +138,7 @@ class ParticleAttack:
             each, radius = torch.arange(n, device=device), eps
             rows = torch.arange(images.shape[0], device=device) if rows is None else rows.long()
             if isinstance(eps, Tensor):
-                radius = eps.repeat_interleave(n)
+                radius = eps.repeat_interleave(n, 0)
             x = random_start(
                 clean.repeat_interleave(n, 0), radius, "linf", (rows[:, None] * n + each).flatten(), seed, 0
             )

@@ -43,12 +43,14 @@ class PGD:
     is ``momentum=1.0`` with ``step_size=eps / steps``. The steps are :func:`amkd_fast.attack_step`'s.
 
     Only ``keep="first"`` and restarts synchronise with the host, with ``capture`` only restarts. The attack honours an
-    autocast context around the call (eagerly). The caller's random state is put back afterwards.
+    autocast context around the call (eagerly). The caller's random state is put back afterwards, but for a fresh seed.
 
     Args:
         model: The network, or a view of it by :func:`amkd_fast.attacks.frozen`; a module is frozen with the defaults.
-        eps: Radius ≥ 0 of the ball, a number or [M], in the units of the images.
-        step_size: η, a number > 0 or [M]; None for ``eps`` in one step and 2.5 ``eps``/``steps`` in several.
+        eps: Radius ≥ 0 of the ball, in the units of the images: a number, one per image [M], or what broadcasts as
+            [1 or M, C, 1, …], as :func:`amkd_fast.attack_step` says. :func:`amkd_fast.attacks.pixel_bounds` makes the
+            one of normalised images from a radius in pixels.
+        step_size: η > 0, likewise; None for ``eps`` in one step and 2.5 ``eps``/``steps`` in several.
         steps: Number of steps, ≥ 1.
         norm: ``"linf"``, ``"l2"`` or ``"l1"``.
         random_start: Start at a random point of the ball instead of at the image.
@@ -57,7 +59,8 @@ class PGD:
         restarts: Number of runs, ≥ 1; every one after the first takes only the samples that are not adversarial yet.
             More than one asks for ``random_start``.
         lower: Smallest pixel value, a number or one per channel [C], in the units of the images; None for none.
-        upper: Largest pixel value, likewise.
+        upper: Largest pixel value, likewise. Images must be inside, up to rounding; on a GPU, where looking waits for
+            the device, the first batch alone is looked at.
         loss: ``"ce"``, ``"boundary"`` or ``"dlr"``.
         keep: Which iterate to return: ``"last"``; ``"best"``, the one of the largest objective, adversarial ones
             first; or ``"first"``, the first adversarial one, at which the sample is finished (else the last).
@@ -127,7 +130,7 @@ class PGD:
         self.model = engine.as_frozen(model)
         self.eps, self.step_size, self.steps, self.restarts = eps, step_size, steps, restarts
         self.random_start, self.momentum, self.keep = random_start, momentum, keep
-        self.lower, self.upper = lower, upper
+        self.lower, self.upper, self.inside = lower, upper, engine.Inside()
         self.objective = {"loss": loss, "targeted": targeted}
         self.step = {"norm": norm, "project": project, "top": top}
         self.compact, self.capture, self.graphs = compact, capture, Graphs()
@@ -140,7 +143,7 @@ class PGD:
         target: Tensor | None = None,
         *,
         valid: Tensor | None = None,
-        seed: int | Tensor = 0,
+        seed: int | Tensor | None = None,
     ) -> PGDSamples:
         """Attack a batch.
 
@@ -149,7 +152,8 @@ class PGD:
             labels: int64 or int32 [M], true classes; None for the network's own predictions.
             target: int64 or int32 [M], classes to reach; needed when the attack is targeted.
             valid: bool [M]; rows that are False stay as they are and, with compaction, cost nothing.
-            seed: Seed of the random starts; row i of the batch has draws of its own.
+            seed: Seed of the random starts, with which they repeat themselves; row i of the batch has draws of its own.
+                None draws one for every call from torch's generator of the device (``torch.manual_seed``).
 
         Returns:
             :class:`PGDSamples`.
@@ -162,14 +166,14 @@ class PGD:
         engine.check_rows("labels", labels, images)
         engine.check_rows("target", target, images)
         engine.check_rows("valid", valid, images, flags=True)
-        philox.check_seed(seed, images.device)
-        for name in ("eps", "step_size"):
-            if isinstance(getattr(self, name), Tensor):
-                checks.shape(name, getattr(self, name), (images.shape[0],), "one number per image")
+        if seed is not None or self.random_start:
+            seed = philox.chosen_seed(seed, images.device)
+        self.inside.check(images, self.lower, self.upper, valid)
+        sizes = {name: engine.size_on(name, getattr(self, name), images) for name in ("eps", "step_size")}
         if self.objective["targeted"] and target is None:
             raise ValueError("target=None: must be given for a targeted attack")
         with undisturbed(images.device), torch.no_grad():
-            descent = Descent(self, images, labels, target, valid, seed)
+            descent = Descent(self, images, labels, target, valid, seed, sizes)
             for restart in range(self.restarts):
                 if not descent.run(restart):
                     break

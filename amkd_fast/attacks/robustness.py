@@ -83,7 +83,7 @@ def robust_accuracy(
             ``DataLoader``) of such batches, in which further parts are passed over. They are brought to the model's
             device. A label outside [0, K) is never right. Predictions that come with a NaN are wrong.
         attack: An untargeted :class:`amkd_fast.attacks.PGD`; or several by name, or in a sequence, named by position.
-        seed: Of the random starts, which also depend on the division into batches.
+        seed: Of the random starts, which also depend on the division into batches; a measurement repeats itself.
         logits_of: Picks the logits [B, K] from the outputs of a model that has several; give the attacks the same.
         progress: Called after every batch with the number of batches done and that of all (None: not known).
 

@@ -21,6 +21,7 @@ class Rules(NamedTuple):
 
     evaluate: engine.Evaluate
     score: str
+    step_size: float | Tensor
     step: dict  # of attack_step
     all_alive: bool  # finished samples are taken out
 
@@ -33,6 +34,7 @@ class Working(NamedTuple):
     inside: Tensor | None  # the last point inside the base class; None where no bisection follows
     base: Tensor
     target: Tensor
+    step_size: Tensor | None  # [m] or [m, C, 1, ...] where it is not one number for all
     alive: Tensor  # bool [m], still to be moved
     steps: Tensor
 
@@ -61,7 +63,8 @@ def judge(rules: Rules, s: Working, logits: Tensor) -> tuple[Tensor, Tensor, Ten
 
 def moved(rules: Rules, s: Working, grad: Tensor, gap: Tensor) -> Working:
     """Everyone that is alive one step on."""
-    x = attack_step(s.x, grad, gap=gap, active=s.alive, **rules.step)
+    size = rules.step_size if s.step_size is None else s.step_size
+    x = attack_step(s.x, grad, step_size=size, gap=gap, active=s.alive, **rules.step)
     inside = s.inside
     if inside is not None:
         inside = s.x if rules.all_alive else torch.where(_over(s.alive, s.x), s.x, inside)
@@ -107,11 +110,12 @@ class Search:
         gaps: One [M] for every evaluation, or None.
     """
 
-    def __init__(self, attack: BoundaryAttack, images, base, target, valid, seed, record_gaps: bool) -> None:
+    def __init__(self, attack: BoundaryAttack, images, base, target, valid, seed, record_gaps: bool, step_size) -> None:
         settings, device, count = attack.settings, images.device, images.shape[0]
         step = {"norm": "boundary", "norm_power": settings.norm_power, "project": settings.project}
         step |= attack.bounds_on(device)
-        evaluate = partial(engine.evaluate, attack.model.network(images), attack.logits_of)
+        network = attack.model.network(images, recorded=attack.graphs.wanted(attack.capture))
+        evaluate = partial(engine.evaluate, network, attack.logits_of)
         self.attack, self.settings, self.limit = attack, settings, attack.steps
         self.seed, self.original = seed, images
         self.images = engine.own(images, attack.model.memory_format(images))
@@ -128,7 +132,7 @@ class Search:
         self.compact = attack.compact and self.graphs is None
         if attack.compact == "auto":
             self.compact = self.compact and device.type == "cpu"
-        self.rules = Rules(evaluate, settings.score, {"step_size": settings.step_size, **step}, self.compact)
+        self.rules = Rules(evaluate, settings.score, step_size, step, self.compact)
 
     def step_until_done(self) -> None:
         """Move every sample until it leaves its base class or the steps run out."""
@@ -221,9 +225,10 @@ class Search:
             )
 
     def _working(self, rows: Tensor, x: Tensor) -> Working:
-        parts = (self.base, self.target, self.valid, self.steps)
+        size = self.rules.step_size
+        parts = (self.base, self.target, size if isinstance(size, Tensor) else None, self.valid, self.steps)
         if rows.numel() < self.valid.numel():
-            parts = (part[rows] for part in parts)
+            parts = (None if part is None else part[rows] for part in parts)
         return Working(rows, x, None if self.inside is None else x, *parts)
 
     def _record(self, s: Working, logits: Tensor, gap: Tensor) -> None:

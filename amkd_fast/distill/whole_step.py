@@ -75,6 +75,8 @@ class WholeStep:
         Returns:
             The losses before the step, without a graph, in tensors of their own.
         """
+        if moment.draw is None:
+            raise ValueError("moment.draw=None: must be a number, which the recorded step gets")
         weights = self._method.weights(moment)
         attacks = weights.get("boundary", 0.0) > 0.0
         known = batch.teacher_logits is not None

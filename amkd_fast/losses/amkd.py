@@ -154,7 +154,7 @@ class AMKDLoss(nn.Module):
         student_features: Tensor | None = None,
         kl_weight: float | Tensor | None = None,
         boundary_weight: float | Tensor | None = None,
-        seed: int | Tensor = 0,
+        seed: int | Tensor | None = None,
     ) -> AMKDTerms:
         """Compute the loss of one batch.
 
@@ -167,7 +167,7 @@ class AMKDLoss(nn.Module):
             kl_weight: α of this call instead of the module's; a float, or a tensor of no dimensions.
             boundary_weight: β of this call instead of the module's, likewise.
             seed: Of the draws of ``selector="uniform"``, an int or an int64 tensor of no dimensions; change it from
-                step to step.
+                step to step. None draws one from torch's generator of the device.
 
         Returns:
             ``AMKDTerms(total, ce, kl, boundary, triplet)``, scalars.
@@ -228,7 +228,7 @@ class AMKDLoss(nn.Module):
         labels: Tensor,
         rows: Adversarial,
         features: Tensor | None,
-        seed: int | Tensor,
+        seed: int | Tensor | None,
         spread: bool,
     ) -> Tensor:
         clean, attacked = self._space(student, features), self._space(rows.student, rows.student_features)
@@ -306,7 +306,7 @@ class AMKDLoss(nn.Module):
             mask = mask & (table > d_ap.detach()[:, None]) & (table < d_ap.detach()[:, None] + self.margin)
         if self.selector == "uniform":
             counter = first + torch.arange(len(mask), device=mask.device)
-            draw = philox.uniform(seed, counter, stream=_STREAM)
+            draw = philox.uniform(philox.chosen_seed(seed, counter.device), counter, stream=_STREAM)
             rank = 1 + (draw * mask.sum(1)).long().clamp(max=(mask.sum(1) - 1).clamp(min=0))
             chosen = (mask.cumsum(1) >= rank[:, None]).int().argmax(1)
         else:

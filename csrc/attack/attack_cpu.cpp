@@ -4,6 +4,8 @@
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
+#include <exception>
+#include <functional>
 #include <limits>
 #include <memory>
 #include <vector>
@@ -34,13 +36,53 @@ void step_all(const StepArguments& arguments) {
   });
 }
 
+// What plain.py tells from a failure of the work itself, after which samples may have moved.
+[[noreturn]] void refuse(const char* rule) { STD_TORCH_CHECK(false, "arguments: ", rule); }
+
+template <class W>
+void check_order(const StepArguments& arguments) {
+  const W *lowers = static_cast<const W*>(arguments.lowers), *uppers = static_cast<const W*>(arguments.uppers);
+  for (int64_t c = 0; c < arguments.channels && (lowers != nullptr || uppers != nullptr); ++c) {
+    const double lower = lowers == nullptr ? arguments.scalars.lower : lowers[c];
+    const double upper = uppers == nullptr ? arguments.scalars.upper : uppers[c];
+    if (lower > upper) refuse("lower is above upper");
+  }
+}
+
+// The result may be `x` itself; where it lies otherwise over what is read, that would change before it is read.
+void check_apart(const StepArguments& arguments, int64_t bytes) {
+  const char* out = static_cast<const char*>(arguments.out);
+  for (const void* input : {arguments.x, arguments.grad, arguments.x0, static_cast<const void*>(arguments.velocity)}) {
+    const char* other = static_cast<const char*>(input);
+    const bool itself = input == arguments.x && out == other;
+    if (other != nullptr && !itself && std::less<>()(out, other + bytes) && std::less<>()(other, out + bytes)) {
+      refuse("out shares memory with what is read");
+    }
+  }
+}
+
+template <class Make>
+StepArguments checked(const Tensor& out, const Make& make) {
+  try {
+    const StepArguments arguments = make();
+    element_of(arguments.type, "x");
+    arguments.work == ScalarType::Double ? check_order<double>(arguments) : check_order<float>(arguments);
+    check_apart(arguments, out.numel() * static_cast<int64_t>(out.element_size()));
+    return arguments;
+  } catch (const std::exception& error) {
+    refuse(error.what());
+  }
+}
+
 void step(const Tensor& out, const Tensor& x, const Tensor& grad, const std::optional<Tensor>& x0,
           const std::optional<Tensor>& step_sizes, const std::optional<Tensor>& radii, const std::optional<Tensor>& gap,
           const std::optional<Tensor>& velocity, const std::optional<Tensor>& lowers,
           const std::optional<Tensor>& uppers, const std::optional<Tensor>& active, int64_t rule, double step_size,
           double radius, double lower, double upper, double decay, bool project, int64_t top) {
-  const StepArguments arguments(out, x, grad, x0, step_sizes, radii, gap, velocity, lowers, uppers, active,
-                                {static_cast<Rule>(rule), step_size, radius, lower, upper, decay, project, top});
+  const StepScalars scalars{static_cast<Rule>(rule), step_size, radius, lower, upper, decay, project, top};
+  const StepArguments arguments = checked(out, [&] {
+    return StepArguments(out, x, grad, x0, step_sizes, radii, gap, velocity, lowers, uppers, active, scalars);
+  });
   if (arguments.samples == 0 || arguments.size == 0) return;
   arguments.work == ScalarType::Double ? step_all<double>(arguments) : step_all<float>(arguments);
 }

@@ -2,11 +2,13 @@
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
+#include <torch/headeronly/util/Exception.h>
 
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <memory>
+#include <new>
 
 namespace amkd {
 
@@ -26,7 +28,14 @@ template <class Body>
 void share(int64_t count, int64_t elements, Body body) {
   const int64_t threads = torch::stable::get_num_threads();
   const int64_t workers = std::min(threads, count * elements / kThreadElements);
-  if (workers <= 1) return body(0, count);
+  const auto run = [&](int64_t first, int64_t last) {
+    try {
+      body(first, last);
+    } catch (const std::bad_alloc&) {
+      STD_TORCH_CHECK(false, "out of memory: a thread's scratch for rows of ", elements, " elements");
+    }
+  };
+  if (workers <= 1) return run(0, count);
   const int64_t piece = std::max<int64_t>(1, kPieceElements / elements);
   const int64_t pieces = (count + piece - 1) / piece;
   const std::unique_ptr<Part[]> parts(new Part[workers]);
@@ -38,7 +47,7 @@ void share(int64_t count, int64_t elements, Body body) {
     for (int64_t w = 0; w < workers; ++w) {
       Part& part = parts[(own + w) % workers];
       for (int64_t i; (i = part.next.fetch_add(1, std::memory_order_relaxed)) < part.end;) {
-        body(i * piece, std::min((i + 1) * piece, count));
+        run(i * piece, std::min((i + 1) * piece, count));
       }
     }
   });

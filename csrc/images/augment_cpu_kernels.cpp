@@ -183,7 +183,7 @@ void map_levels(const Augmentation& a, const Image& image, const uint8_t* from, 
 // other + (level - other) · factor / 4096, downwards, in 16 bits: a sixteenth of the difference's multiple is the upper
 // half of its product with the factor.
 AMKD_INLINE uint8_t blend(int16_t level, int16_t other, int16_t factor) {
-  const int16_t difference = static_cast<int16_t>((level - other) << 4);
+  const int16_t difference = static_cast<int16_t>((level - other) * 16);
   const int16_t part = static_cast<int16_t>((int32_t{difference} * int32_t{factor}) >> 16);
   const int16_t sum = static_cast<int16_t>(other + part);
   return static_cast<uint8_t>(sum < 0 ? 0 : (sum > 255 ? 255 : sum));

@@ -90,7 +90,7 @@ PYTHON = _in(
     ),
     (
         "attack-gap-margin", "attack", "ops/attack/steps.py",
-        "eta * (_per_sample(gap, wide) + GAP_MARGIN)", "eta * _per_sample(gap, wide)",
+        "eta * (per_sample(gap, wide) + GAP_MARGIN)", "eta * per_sample(gap, wide)",
         "a sample that stands on the boundary never crosses it",
     ),
     (
@@ -105,7 +105,8 @@ PYTHON = _in(
     ),
     (
         "attack-stale-view", "attacks", "attacks/frozen.py",
-        "(0 if value.is_inference() else value._version, value.data_ptr())", "(0, value.data_ptr())",
+        "self._run.use(self._for_recordings(values) if recorded else values)",
+        "self._run.use(self._for_recordings(values)) if recorded else None",
         "after an optimizer step the attack still runs against the weights of the step before",
     ),
     (

@@ -19,6 +19,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm")
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM")  # whatever the suffix says, no other decoder is tried
 MOST_BYTES = 64 * 2**20
 MOST_PIXELS = 64_000_000
+EIGHT_BITS = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")  # modes that PIL converts to levels
 TASK = 16  # pictures that a thread reads before it takes the next ones
 PLACED = 64 * 2**20  # bytes put in their place at once: torch's own threads, once awake, take the readers' time
 
@@ -27,7 +28,9 @@ def read(paths: Sequence[str | os.PathLike[str]], size: int, grayscale: bool) ->
     """Pixels of picture files, in their order.
 
     A picture is converted to RGB (or grey), then brought to ``size`` x ``size`` bilinearly, whatever its shape was.
-    An orientation in its EXIF data is ignored, an alpha channel dropped; of an animation the first frame counts.
+    It is turned as its EXIF orientation says, as viewers show it. Of 16 bits the upper eight count, as PIL has it for
+    colours. Transparency is dropped: a pixel has the colour that is stored for it. Of an animation the first frame
+    counts.
 
     Args:
         paths: PNG, JPEG, BMP, WebP or PPM files.
@@ -38,8 +41,9 @@ def read(paths: Sequence[str | os.PathLike[str]], size: int, grayscale: bool) ->
         uint8 [N, C, size, size].
 
     Raises:
-        UserError: Names the first file that is missing, unreadable, empty, broken, truncated, of another format, or
-            larger than 64 MiB or 64 megapixels. The latter is found in its header, before anything is decoded.
+        UserError: Names the first file that is missing, unreadable, empty, broken, truncated, of another format,
+            floating-point, or larger than 64 MiB or 64 megapixels. The latter is found in its header, before anything
+            is decoded.
     """
     from PIL import Image, WebPImagePlugin  # noqa: F401 - registers the one format that preinit leaves out
 
@@ -113,11 +117,49 @@ def _content(path: str | os.PathLike[str]) -> bytes:
 def _fitted(picture: Any, size: int, mode: str) -> Any:
     from PIL import Image
 
+    picture = _turned(_in_eight_bits(picture))
     if picture.mode != mode:
         picture = picture.convert(mode)
     if picture.size != (size, size):
         picture = picture.resize((size, size), Image.Resampling.BILINEAR)
     return picture
+
+
+def _in_eight_bits(picture: Any) -> Any:
+    """16-bit grey in levels; PIL's own conversion cuts everything above 255 off."""
+    import numpy as np
+    from PIL import Image
+
+    if picture.mode in EIGHT_BITS:
+        return picture
+    if picture.mode != "I" and not picture.mode.startswith("I;16"):
+        raise ValueError(f"mode {picture.mode}: must be of 8 or 16 bits a channel")
+    levels = np.asarray(picture)
+    if levels.min() < 0 or levels.max() > 65535:
+        raise ValueError(f"mode {picture.mode}, levels from {levels.min()} to {levels.max()}: must have 16 bits")
+    turned = Image.fromarray((levels >> 8).astype(np.uint8))
+    turned.info = picture.info
+    return turned
+
+
+def _turned(picture: Any) -> Any:
+    from PIL import Image
+
+    try:
+        orientation = picture.getexif().get(0x0112, 1)
+    except Exception:  # metadata that cannot be read say nothing
+        return picture
+    turn = Image.Transpose
+    ways = {
+        2: turn.FLIP_LEFT_RIGHT,
+        3: turn.ROTATE_180,
+        4: turn.FLIP_TOP_BOTTOM,
+        5: turn.TRANSPOSE,
+        6: turn.ROTATE_270,
+        7: turn.TRANSVERSE,
+        8: turn.ROTATE_90,
+    }
+    return picture.transpose(ways[orientation]) if orientation in ways else picture
 
 
 def grey(pixels: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from amkd_fast import philox
 from amkd_fast.attacks import frozen
 from amkd_fast.attacks.frozen import FrozenModel
 from amkd_fast.distill.batch import Batch
@@ -19,13 +20,13 @@ class Moment(NamedTuple):
         epoch: The running epoch, from 0.
         epochs: Of the whole training, for the schedules.
         draw: Seed of the step's draws: a number that no other step has. An int, or an int64 tensor of no dimensions on
-            the device, which a CUDA graph can change between replays.
+            the device, which a CUDA graph can change between replays; None draws one from torch's generator.
         weights: Takes the place of the method's own :meth:`Method.weights`, as tensors for the same reason.
     """
 
     epoch: int
     epochs: int
-    draw: int | Tensor = 0
+    draw: int | Tensor | None = None
     weights: dict[str, Tensor] | None = None
 
 
@@ -101,6 +102,12 @@ class Method(nn.Module):
             return batch.teacher_logits
         self.must_be_in_eval_mode(teacher)
         return self.view_of(teacher)(batch.images)
+
+    def draw_of(self, moment: Moment, device: torch.device) -> int | Tensor:
+        """The seed of the step's draws, which all ranks have to know."""
+        if moment.draw is None and self.distributed:
+            raise ValueError("moment.draw=None: must be a number that all ranks give, with distributed=True")
+        return philox.chosen_seed(moment.draw, device)
 
     @staticmethod
     def must_be_in_eval_mode(teacher: nn.Module) -> None:

@@ -135,9 +135,10 @@ class BSS(Method):
                 logits, features = student(batch.images), None
         else:
             logits, features = self._run(student, batch.images)
-        chosen = self._choose(logits.detach(), taught, batch.labels, moment.draw)
+        draw = self.draw_of(moment, batch.images.device)
+        chosen = self._choose(logits.detach(), taught, batch.labels, draw)
         samples = self._attack_of(teacher)(
-            batch.images[chosen.source], chosen.base, chosen.target, valid=chosen.valid, seed=moment.draw
+            batch.images[chosen.source], chosen.base, chosen.target, valid=chosen.valid, seed=draw
         )
         if self.bn == "concatenated":
             with self._counting(student, chosen.valid, before=len(batch.images)):
@@ -165,7 +166,7 @@ class BSS(Method):
             student_features=features,
             kl_weight=alpha,
             boundary_weight=beta,
-            seed=moment.draw,
+            seed=draw,
         )
         parts = {"ce": loss.ce, "kl": loss.kl, "boundary": loss.boundary}
         if self.criterion.triplet_weight > 0.0:

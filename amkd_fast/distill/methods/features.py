@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from amkd_fast.attacks.parallel import refuse_replicas
+
 
 def with_features(network: nn.Module, images: Tensor, role: str = "student") -> tuple[Tensor, Tensor]:
     """Logits [B, K] of ``images``, and the features [B, D] that the network's last linear layer made them of.
@@ -11,9 +13,10 @@ def with_features(network: nn.Module, images: Tensor, role: str = "student") -> 
     ``role`` is the network's name in an error.
 
     Raises:
-        ValueError: The network has no linear layer, or its forward pass did not go through the last one (a compiled
-            network's does not).
+        ValueError: The network is spread over devices, has no linear layer, or its forward pass did not go through the
+            last one (a compiled network's does not).
     """
+    refuse_replicas(network, role)
     linear = [module for module in network.modules() if isinstance(module, nn.Linear)]
     if not linear:
         raise ValueError(f"space='features': {role} must have a torch.nn.Linear as its classifier, it has none")

@@ -66,7 +66,7 @@ class MKD(Method):
         self.temperature = checks.positive("temperature", temperature)
 
     def forward(self, batch: Batch, teacher: nn.Module | None, student: nn.Module, moment: Moment) -> Losses:
-        mixed = self._mixed(batch, moment.draw)
+        mixed = self._mixed(batch, self.draw_of(moment, batch.images.device))
         logits = student(mixed.images)
         taught = self.taught(Batch(mixed.images, batch.labels), teacher)
         divergence = standardised_kl_div(logits, taught, self.temperature)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
 from amkd_fast import ranks
+from amkd_fast.attacks.parallel import refuse_replicas
 
 BN_POLICIES = ("separate", "concatenated", "frozen_stats")
 
@@ -55,6 +56,7 @@ def statistics_of(network: nn.Module, rows: Tensor | None = None, *, distributed
         rows: bool [B], the rows that count; None: all. Where none counts nothing is learnt, and the outputs are finite.
         distributed: Count the rows of all ranks. All of them must run the network, with any number of rows each.
     """
+    refuse_replicas(network, "student")
     layers = _training_layers(network)
     before = [vars(layer).get("forward") for layer in layers]
     for layer in layers:

@@ -20,7 +20,7 @@ class TALD(Method):
     (:class:`amkd_fast.attacks.ParticleAttack`); all of them pass the student in one batch of their own.
 
     Args:
-        eps: Radius ≥ 0 of the ball, in the units of the images.
+        eps: Radius ≥ 0 of the ball, in the units of the images, as :class:`amkd_fast.attacks.ParticleAttack` takes it.
         particles: Number a image.
         steps: Number of steps.
         step_size: η; None for 2.5 ``eps``/``steps``.
@@ -54,10 +54,10 @@ class TALD(Method):
     def __init__(
         self,
         *,
-        eps: float,
+        eps: float | Tensor,
         particles: int = 4,
         steps: int = 5,
-        step_size: float | None = None,
+        step_size: float | Tensor | None = None,
         lower: float | Tensor | None = None,
         upper: float | Tensor | None = None,
         particle_weight: float = 1.0,
@@ -75,7 +75,7 @@ class TALD(Method):
             temperature=temperature, ce_weight=ce_weight, scale_by_t2=scale_by_t2, distributed=distributed
         )
         self.attack_options = {
-            "eps": checks.non_negative("eps", eps),
+            "eps": eps if isinstance(eps, Tensor) else checks.non_negative("eps", eps),
             "particles": particles,
             "steps": steps,
             "step_size": step_size,
@@ -91,7 +91,8 @@ class TALD(Method):
     def forward(self, batch: Batch, teacher: nn.Module | None, student: nn.Module, moment: Moment) -> Losses:
         weights = moment.weights or self.weights(moment)
         rows = ranks.row_numbers(batch.images, self.distributed)
-        samples = self._attack_of(teacher)(batch.images, batch.labels, rows=rows, seed=moment.draw)
+        draw = self.draw_of(moment, rows.device)
+        samples = self._attack_of(teacher)(batch.images, batch.labels, rows=rows, seed=draw)
         logits = student(batch.images)
         clean = self.criterion(logits, self.taught(batch, teacher), batch.labels, kl_weight=weights["kl"])
         around = student(samples.images.flatten(0, 1))

@@ -11,6 +11,7 @@ from amkd_fast.ops.attack.function import FusedStep
 from amkd_fast.ops.attack.operators import Operators, Step
 from amkd_fast.ops.attack.particles import svgd_step
 from amkd_fast.ops.attack.reference import BoundaryBases
+from amkd_fast.ops.attack.steps import rounded_inside
 
 __all__ = ["BoundaryBases", "attack_objective", "attack_step", "draw_targets", "select_boundary_bases", "svgd_step"]
 
@@ -59,7 +60,12 @@ def attack_step(
     A sample stays exactly where it is when it is not active, when its gradient is all zero (or all blocked, see
     ``project``) or not finite, when its step size, gap or radius is not a usable number, and when a Newton step would
     overflow. No NaN ever enters a sample that was finite: results saturate at the largest number of their dtype, and
-    a NaN in a bound bounds nothing. ``eps`` = 0 returns ``x0`` as it is, also where it breaks a bound.
+    a NaN in a bound bounds nothing. ``eps`` = 0 returns ``x0`` as it is, also where it breaks a bound. Rounding to two
+    bytes takes no sample out of its ball.
+
+    Where ``step_size`` η_c or ``eps`` ε_c differ from channel to channel, lengths are taken in their units: the ball of
+    ``"l2"`` and ``"l1"`` is ‖(x − ``x0``)/ε‖ ≤ 1, and g becomes η_c/max η · g, whose heading each channel then goes
+    η_c far. That is the attack on images in other units, such as pixels of which the channels of ``x`` are multiples.
 
     Args:
         x: Samples [B, ...] with at least two dimensions, any strides; float32, float64, float16 or bfloat16. The
@@ -67,8 +73,10 @@ def attack_step(
         grad: Gradients, shape of ``x``, in its dtype or in that of the arithmetic. Steps climb; a negative
             ``step_size`` descends.
         x0: Clean samples, shape and dtype of ``x``; needed with ``eps``.
-        step_size: η, a number or [B], in the units of ``x`` (without unit for ``norm_power=2``).
-        eps: Radius, a number or [B], in the units of ``x``; None for no ball. Not for ``"boundary"``.
+        step_size: η, in the units of ``x`` (without unit for ``norm_power=2``): a number, one per sample [B], or what
+            broadcasts as [1 or B, C, 1, …]. One per channel is written ``values.view(1, -1, 1, 1)``: [C] alone is taken
+            for [B] where B = C, and refused elsewhere. Not by channel for ``norm_power=2``.
+        eps: Radius, in the units of ``x``, likewise; None for no ball. Not for ``"boundary"``.
         norm: ``"linf"``, ``"l2"``, ``"l1"`` or ``"boundary"``.
         norm_power: p of the boundary step, 1 or 2.
         gap: L [B] of the boundary step, floating; needed there and refused elsewhere.
@@ -76,7 +84,7 @@ def attack_step(
             Samples that stay keep their velocity. Not for ``"boundary"``.
         decay: μ of the momentum.
         lower: Smallest value, a number or one per channel [C] = [x.shape[1]]; None for none.
-        upper: Largest value, likewise.
+        upper: Largest value, likewise, not below ``lower`` (of tensors on a GPU nobody looks: there it prevails).
         active: bool [B]; samples that are False do not move.
         project: Coordinates that stand at a bound and would leave through it drop out of the step and of its norm
             (projected gradient; ours).
@@ -107,17 +115,23 @@ def attack_step(
     checks.finite("decay", decay)
     if not 0.0 < checks.finite("top", top) <= 1.0:
         raise ValueError(f"top={top!r}: must lie above 0 and at most at 1")
+    step_size, eps = arguments.size_of(step_size, x), arguments.size_of(eps, x)
     call = Step(x0, step_size, eps, norm, norm_power, gap, momentum, decay, lower, upper, active, project, top)
     follows = torch.is_grad_enabled() and (x.requires_grad or grad.requires_grad)
     _, fast = _serving(x, _TRACED if follows and torch.compiler.is_compiling() else "")
     if x.numel() == 0:
         return x.clone() if out is None else out
+    narrow = eps is not None and x.dtype.itemsize == 2
+    into = None if narrow else out
     if fast is not None:
-        return FusedStep.apply(x, grad, fast, call) if follows else operators.step(fast, x, grad, out, call)
-    moved, velocity = reference.attack_step(x, grad, **call._asdict())
-    if momentum is not None:
-        momentum.copy_(velocity.detach())
-    return moved if out is None else out.copy_(moved)
+        moved = FusedStep.apply(x, grad, fast, call) if follows else operators.step(fast, x, grad, into, call)
+    else:
+        moved, velocity = reference.attack_step(x, grad, **call._asdict())
+        if momentum is not None:
+            momentum.copy_(velocity.detach())
+    if narrow:
+        moved = rounded_inside(moved, x, x0, eps, norm, lower, upper)
+    return moved if out is None or moved is out else out.copy_(moved)
 
 
 def attack_objective(
@@ -189,7 +203,7 @@ def attack_objective(
 
 
 def select_boundary_bases(
-    student: Tensor, teacher: Tensor, labels: Tensor, limit: int, *, seed: int | Tensor
+    student: Tensor, teacher: Tensor, labels: Tensor, limit: int, *, seed: int | Tensor | None = None
 ) -> BoundaryBases:
     """Choose the rows of a batch that boundary samples are searched from, and the class each should reach.
 
@@ -203,7 +217,8 @@ def select_boundary_bases(
         teacher: Logits [B, K], floating.
         labels: int64 or int32 [B]. A label outside [0, K) makes its row ineligible. A row with a NaN is so, too.
         limit: M ≥ 0, the number of rows returned, also when B is smaller.
-        seed: Seed of the draw, an int or an int64 tensor of no dimensions; take another one for every batch.
+        seed: Seed of the draw, an int or an int64 tensor of no dimensions; None draws one from torch's generator of the
+            device.
 
     Returns:
         :class:`BoundaryBases` ``(index, base, target, valid)``, each [M]. Valid rows come first, the largest
@@ -233,14 +248,16 @@ def select_boundary_bases(
     if teacher.shape[1] < 2:
         raise ValueError(f"teacher.shape={tuple(teacher.shape)}: must have at least 2 classes")
     checks.same_device(student=student, teacher=teacher, labels=labels)
-    philox.check_seed(seed, teacher.device)
+    seed = philox.chosen_seed(seed, teacher.device)
     _, fast = _serving(teacher)
     if fast is None:
         return reference.select_boundary_bases(student, teacher, labels, limit, seed)
     return BoundaryBases(*operators.bases(fast, student, teacher, labels, limit, seed))
 
 
-def draw_targets(logits: Tensor, base: Tensor, *, seed: int | Tensor, rows: Tensor | None = None) -> Tensor:
+def draw_targets(
+    logits: Tensor, base: Tensor, *, seed: int | Tensor | None = None, rows: Tensor | None = None
+) -> Tensor:
     """Draw a class k ≠ b for every row from σ(z)_k/(1 − σ(z)_b), without leaving the device.
 
     Inversion in float64 with number ``rows[i]`` of the seed's Philox stream, so that a CPU and a GPU agree. The public
@@ -250,7 +267,7 @@ def draw_targets(logits: Tensor, base: Tensor, *, seed: int | Tensor, rows: Tens
     Args:
         logits: [B, K] with K ≥ 2, floating.
         base: int64 or int32 [B], the class that is left out, in [0, K).
-        seed: An int or an int64 tensor of no dimensions.
+        seed: An int or an int64 tensor of no dimensions; None draws one from torch's generator of the device.
         rows: int64 [B], counters of the draws; by default 0 … B − 1.
 
     Returns:
@@ -271,7 +288,7 @@ def draw_targets(logits: Tensor, base: Tensor, *, seed: int | Tensor, rows: Tens
         raise ValueError(f"logits.shape={tuple(logits.shape)}: must have at least 2 classes")
     arguments.check_classes("base", base, logits)
     checks.same_device(logits=logits, base=base, rows=rows)
-    philox.check_seed(seed, logits.device)
+    seed = philox.chosen_seed(seed, logits.device)
     if rows is not None:
         checks.integer("rows", rows)
         checks.shape("rows", rows, (logits.shape[0],), "one counter per row")

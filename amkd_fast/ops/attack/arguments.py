@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import math
+import operator
 
 import torch
 from torch import Tensor
 
 from amkd_fast import checks
+from amkd_fast.ops.attack.steps import has_channels
 
 NORMS = ("linf", "l2", "l1", "boundary")
 LOSSES = ("ce", "boundary", "dlr")
 SCORES = ("logits", "softmax")
+
+
+_NEWTON = "must be one number, or one per sample, for norm_power=2, whose steps have no unit"
 
 
 def check_step(x, grad, x0, step_size, eps, norm, norm_power, gap, momentum, lower, upper, active, out) -> None:
@@ -42,14 +47,15 @@ def check_step(x, grad, x0, step_size, eps, norm, norm_power, gap, momentum, low
             raise ValueError(f"eps={eps!r}: must be None for norm='boundary', which has no ball")
         if x0 is None:
             raise ValueError("x0=None: must be given with eps")
-        check_per_sample("eps", eps, x)
+        check_size("eps", eps, x)
         if not isinstance(eps, Tensor) and not eps >= 0:
             raise ValueError(f"eps={eps!r}: must be at least 0")
-    check_per_sample("step_size", step_size, x)
+    check_size("step_size", step_size, x)
+    if norm_power == 2 and has_channels(size_of(step_size, x)):
+        raise ValueError(f"step_size.shape={tuple(step_size.shape)}: {_NEWTON}")
     if momentum is not None:
         _check_momentum(momentum, x, norm)
-    for name, value in (("lower", lower), ("upper", upper)):
-        check_bound(name, value, x)
+    check_bounds(lower, upper, x)
     if active is not None:
         checks.tensor("active", active)
         if active.dtype != torch.bool:
@@ -58,6 +64,8 @@ def check_step(x, grad, x0, step_size, eps, norm, norm_power, gap, momentum, low
     checks.same_device(
         x=x, grad=grad, x0=x0, gap=gap, momentum=momentum, lower=lower, upper=upper, active=active, out=out, eps=eps
     )
+    if out is not None and out is not x and overlaps(out, x, grad, x0, momentum):
+        raise ValueError("out: must be x itself, or share no memory with x, grad, x0 and momentum")
     if out is not None and torch.is_grad_enabled() and (x.requires_grad or grad.requires_grad):
         raise ValueError("out: must be None where autograd follows x or grad")
 
@@ -67,7 +75,7 @@ def _is_usual(x, images, numbers, norm, norm_power, gap, active) -> bool:
     if not isinstance(x, Tensor) or x.requires_grad or x.dim() < 2:
         return False
     shape, dtype, device = x.shape, x.dtype, x.device
-    grad, x0, momentum, _ = images
+    grad, x0, momentum, out = images
     if dtype not in (torch.float32, torch.float64) or grad is None:
         return False
     for image in images:
@@ -78,17 +86,44 @@ def _is_usual(x, images, numbers, norm, norm_power, gap, active) -> bool:
     for number in numbers:
         if number is not None and not (type(number) is float and -1e30 < number < 1e30):
             return False
-    step_size, eps, _, _ = numbers
+    step_size, eps, lower, upper = numbers
+    if lower is not None and upper is not None and lower > upper:
+        return False
     for row, kinds in ((gap, (dtype,)), (active, (torch.bool,))):
         if row is not None and not (
             isinstance(row, Tensor) and row.dtype in kinds and row.shape == shape[:1] and row.device == device
         ):
             return False
+    if out is not None and out is not x and overlaps(out, x, grad, x0, momentum):
+        return False
     if grad.requires_grad or step_size is None or (eps is not None and (eps < 0 or x0 is None)):
         return False
     if norm == "boundary":
         return gap is not None and eps is None and momentum is None and norm_power in (1, 2)
     return norm in NORMS and norm_power == 1 and gap is None and (momentum is None or not momentum.requires_grad)
+
+
+def overlaps(out: Tensor, x: Tensor, *others: Tensor | None) -> bool:
+    """Whether ``out`` shares memory with another tensor, unless it is all of ``x``'s.
+
+    Where one of two is not dense, it is copied, and what they share does no harm.
+    """
+    if torch.compiler.is_compiling() or out.is_meta or not _dense(out):
+        return False
+    start, end = out.data_ptr(), out.data_ptr() + out.numel() * out.itemsize
+    for other in (x, *others):
+        if other is None:
+            continue
+        first = other.data_ptr()
+        if first < end and start < first + other.numel() * other.itemsize and _dense(other):
+            if other is x and first == start and x.stride() == out.stride() and x.dtype == out.dtype:
+                continue
+            return True
+    return False
+
+
+def _dense(image: Tensor) -> bool:
+    return image.is_contiguous() or (image.dim() == 4 and image.is_contiguous(memory_format=torch.channels_last))
 
 
 def _check_momentum(momentum: Tensor, x: Tensor, norm: str) -> None:
@@ -103,16 +138,42 @@ def _check_momentum(momentum: Tensor, x: Tensor, norm: str) -> None:
         raise ValueError("momentum.requires_grad=True: must be False, it is changed in place")
 
 
-def check_per_sample(name: str, value: object, x: Tensor) -> None:
-    """``value`` must be a number or a floating tensor [B]."""
+def check_size(name: str, value: object, x: Tensor) -> None:
+    """A radius or step size must be a number, a floating tensor [B], or one that broadcasts as [1 or B, C, 1, …]."""
     if isinstance(value, Tensor):
         checks.floating(name, value)
-        checks.shape(name, value, (x.shape[0],), "one number per sample")
         checks.same_device(x=x, **{name: value})
-    elif isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} is a {type(value).__name__}: must be a number or a tensor [B]")
-    elif value != value or (name == "step_size" and abs(value) == math.inf):  # as a compiler can trace
+        count, channels, *rest = x.shape
+        shape = tuple(value.shape)
+        if shape == (count,) or (_broadcasts(shape, x) and len(shape) != 1):
+            return
+        forms = f"[{', '.join(['1 or B', 'C', *['1'] * len(rest)])}]"
+        rule = f"one number per sample [B] = [{count}] or broadcast as {forms} with C = {channels}"
+        if shape == (channels,):
+            form = ", ".join(["1", "-1", *["1"] * len(rest)])
+            rule += f"; one per channel is written {name}.view({form})"
+        raise ValueError(f"{name}.shape={shape}: must be {rule}")
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} is a {type(value).__name__}: must be a number or a tensor")
+    if value != value or (name == "step_size" and abs(value) == math.inf):  # as a compiler can trace
         raise ValueError(f"{name}={value!r}: must be {'finite' if name == 'step_size' else 'no NaN'}")
+
+
+def size_of(value: float | Tensor | None, x: Tensor) -> float | Tensor | None:
+    """A checked radius or step size as the number, [B], or [1 or B, C, 1, …] with as many dimensions as ``x``."""
+    if not isinstance(value, Tensor) or value.dim() == 1:
+        return value
+    value = value.reshape(*[1] * (x.dim() - value.dim()), *value.shape)
+    if value.shape[1] == 1:
+        return value.flatten().expand(x.shape[0])
+    return value
+
+
+def _broadcasts(shape: tuple[int, ...], x: Tensor) -> bool:
+    if len(shape) > x.dim():
+        return False
+    whole = (1,) * (x.dim() - len(shape)) + shape
+    return whole[0] in (1, x.shape[0]) and whole[1] in (1, x.shape[1]) and all(size == 1 for size in whole[2:])
 
 
 def check_bound(name: str, value: object, x: Tensor) -> None:
@@ -125,6 +186,20 @@ def check_bound(name: str, value: object, x: Tensor) -> None:
             raise TypeError(f"{name} is a {type(value).__name__}: must be a number, a tensor [C] or None")
         if value != value:  # as a compiler can trace
             raise ValueError(f"{name}={value!r}: must be no NaN")
+
+
+def check_bounds(lower: object, upper: object, x: Tensor) -> None:
+    """Bounds must be such, and in order; of tensors on a GPU nobody asks, which would wait for it."""
+    check_bound("lower", lower, x)
+    check_bound("upper", upper, x)
+    if lower is None or upper is None or torch.compiler.is_compiling():
+        return
+    if any(isinstance(bound, Tensor) and bound.device.type != "cpu" for bound in (lower, upper)):
+        return
+    low, high = (bound.tolist() if isinstance(bound, Tensor) else bound for bound in (lower, upper))
+    lows, highs = (bound if isinstance(bound, list) else [bound] * x.shape[1] for bound in (low, high))
+    if any(map(operator.gt, lows, highs)):
+        raise ValueError(f"lower={low} is above upper={high}: must be at most upper")
 
 
 def check_logits(name: str, value: object) -> None:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from amkd_fast import checks, philox
-from amkd_fast.ops.attack.steps import top_count
+from amkd_fast.ops.attack import steps
+from amkd_fast.ops.attack.steps import has_channels, top_count
 
 NAMES = ("attack_step", "attack_objective", "attack_bases", "attack_draw")
 LOSSES = ("ce", "boundary", "dlr")  # the position is the operators' `loss` number
@@ -61,6 +62,9 @@ def work_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def step(operators: Operators, x: Tensor, grad: Tensor, out: Tensor | None, call: Step) -> Tensor:
     """Run the step operator; the velocity of ``call`` changes in place."""
+    if has_channels(call.step_size) or has_channels(call.eps):
+        moved = _step_by_channel(operators, x, grad, call)
+        return moved if out is None else out.copy_(moved)
     work = work_dtype(x.dtype)
     x = dense(x)
     grad = lying_like(x, grad)
@@ -81,6 +85,35 @@ def step(operators: Operators, x: Tensor, grad: Tensor, out: Tensor | None, call
     if velocity is not call.velocity:
         call.velocity.copy_(velocity)
     return into if out is None or into is out else out.copy_(into)
+
+
+def _step_by_channel(operators: Operators, x: Tensor, grad: Tensor, call: Step) -> Tensor:
+    """The operator finds where each sample heads; how far, and the ball, differ from channel to channel."""
+    work = work_dtype(x.dtype)
+    wide, g = x.to(work), grad.to(work)
+    eta, radius = steps.per_sample(call.step_size, wide), steps.per_sample(call.eps, wide)
+    reach = eta if call.gap is None else eta * (steps.per_sample(call.gap, wide) + steps.GAP_MARGIN)
+    usable = torch.isfinite(reach).flatten(1).all(1)
+    for flags in (None if radius is None else (radius >= 0).flatten(1).all(1), call.active):
+        usable = usable if flags is None else usable & flags
+    usable = usable.expand(x.shape[0]).contiguous()
+
+    def heading(g: Tensor, norm: str, velocity: Tensor | None) -> tuple[Tensor, Tensor]:
+        only = Step(None, 1.0, None, norm, 1, None, velocity, call.decay, None, None, usable, False, call.top)
+        heading = step(operators, torch.zeros_like(g), g, None, only)
+        return heading, (heading != 0).flatten(1).any(1).view(-1, *[1] * (x.dim() - 1))
+
+    if has_channels(call.step_size) and (call.norm != "linf" or call.velocity is not None):
+        g = g * steps.shares(eta)
+    if call.velocity is not None:
+        _, moves = heading(g, "linf", call.velocity)
+        g = torch.where(moves, call.velocity, 0.0)
+    if call.project:
+        low, high = steps.per_channel(call.lower, wide), steps.per_channel(call.upper, wide)
+        g = steps.without_blocked(wide, g, g * reach.sign(), low, high)
+    way, moves = heading(g, "l2" if call.norm == "boundary" else call.norm, None)
+    change = torch.where(moves, reach, 0.0) * way
+    return steps.landed(x, change, moves, call.x0, call.eps, call.norm, call.lower, call.upper)
 
 
 def objective(

@@ -9,8 +9,10 @@ from torch import Tensor
 
 from amkd_fast import backends, checks
 from amkd_fast.ops.attack import arguments, operators, particles_reference
+from amkd_fast.ops.attack.steps import has_channels, rounded_inside
 
 MOST = 64  # particles an image
+_FAR = 2.0**120  # where no particle is
 _NATIVE: Callable | None = None
 if backends.build_info() is not None:
     torch.library.register_fake("amkd_fast::attack_svgd", operators.fake_step)
@@ -53,8 +55,9 @@ def svgd_step(
         grad: Gradients, shape of ``particles``, in their dtype or in that of the arithmetic. Steps climb; a negative
             ``step_size`` turns the whole direction.
         x0: Clean images [B, ...], dtype of ``particles``.
-        step_size: η, a number or [B], in the units of the images.
-        eps: Radius, a number or [B], likewise.
+        step_size: η, in the units of the images: a number, one per image [B], or what broadcasts as [1 or B, C, 1, …]
+            (one per channel is written ``values.view(1, -1, 1, 1)``).
+        eps: Radius, likewise. By channel, d_ij is taken in units of ε_c/max ε.
         lower: Smallest value, a number or one per channel [C] = [x0.shape[1]]; None for none.
         upper: Largest value, likewise.
         bandwidth: h > 0, in squared units of the images; None for the median.
@@ -76,19 +79,34 @@ def svgd_step(
                  [0.7500, 0.2500]]])
     """
     _check(particles, grad, x0, step_size, eps, lower, upper, bandwidth, out)
+    if isinstance(step_size, Tensor) or isinstance(eps, Tensor):
+        step_size, eps = arguments.size_of(step_size, x0), arguments.size_of(eps, x0)
     run = _serving(particles)
     if particles.numel() == 0:
         return particles.detach().clone() if out is None else out
-    if run is None:
-        moved = particles_reference.svgd_step(
-            particles.detach(), grad.detach(), x0.detach(),
-            step_size=step_size, eps=eps, lower=lower, upper=upper, bandwidth=bandwidth,
-        )  # fmt: skip
-        return moved if out is None else out.copy_(moved)
+    narrow = particles.dtype.itemsize == 2
+    images = (particles.detach(), grad.detach(), x0.detach())
+    moved = _moved(run, *images, step_size, eps, lower, upper, bandwidth, None if narrow else out)
+    if narrow:
+        count = particles.shape[1]
+        sizes = eps.repeat_interleave(count, 0) if isinstance(eps, Tensor) and len(eps) == len(x0) else eps
+        rows = (moved.flatten(0, 1), particles.detach().flatten(0, 1), x0.detach().repeat_interleave(count, 0))
+        moved = rounded_inside(*rows, sizes, "linf", lower, upper).unflatten(0, particles.shape[:2])
+    return moved if out is None or moved is out else out.copy_(moved)
 
-    x, grad, clean = _lying_alike(particles.detach(), grad.detach(), x0.detach())
+
+def _moved(run: Callable | None, particles, grad, x0, step_size, eps, lower, upper, bandwidth, out) -> Tensor:
+    """The step by the operator ``run``, or the specification's."""
+    if run is None:
+        return particles_reference.svgd_step(
+            particles, grad, x0, step_size=step_size, eps=eps, lower=lower, upper=upper, bandwidth=bandwidth
+        )
+    if has_channels(step_size) or has_channels(eps):
+        return _by_channel(run, particles, grad, x0, step_size, eps, lower, upper, bandwidth)
+    x, grad, clean = _lying_alike(particles, grad, x0)
     # Every particle of an image is read for each of them that is written.
-    into = out if out is not None and out is not particles and out.stride() == x.stride() else torch.empty_like(x)
+    own = out is not None and out.data_ptr() != particles.data_ptr() and out.stride() == x.stride()
+    into = out if own else torch.empty_like(x)
     work = operators.work_dtype(x.dtype)
     step_sizes, step_size = operators.split(step_size, 0.0, work)
     radii, radius = operators.split(eps, 0.0, work)
@@ -96,7 +114,20 @@ def svgd_step(
     uppers, upper = operators.split(upper, operators.INF, work)
     h = 0.0 if bandwidth is None else float(bandwidth)
     run(into, x, grad, clean, step_sizes, radii, lowers, uppers, step_size, radius, lower, upper, h)
-    return into if out is None or into is out else out.copy_(into)
+    return into
+
+
+def _by_channel(run: Callable, particles, grad, x0, step_size, eps, lower, upper, bandwidth) -> Tensor:
+    """The operator finds the direction's signs, by a step that takes every coordinate to its ball's rim."""
+    x, g = particles, grad
+    if has_channels(eps):
+        x, g = particles_reference.in_units_of(eps, particles, grad)
+    work = operators.work_dtype(x.dtype)
+    x, g, clean = _lying_alike(x.to(work), g.to(work), torch.zeros_like(x0, dtype=work))
+    rim = torch.empty_like(x)
+    run(rim, x, g, clean, None, None, None, None, 32.0 * _FAR, _FAR, -operators.INF, operators.INF, bandwidth or 0.0)
+    signs = (rim == _FAR).to(work) - (rim == -_FAR).to(work)
+    return particles_reference.along(signs, particles, x0, step_size, eps, lower, upper)
 
 
 def _serving(particles: Tensor) -> Callable | None:
@@ -134,12 +165,11 @@ def _check(particles, grad, x0, step_size, eps, lower, upper, bandwidth, out) ->
     for name, value in (("x0", x0), ("out", out)):
         if value is not None and value.dtype != dtype:
             raise TypeError(f"{name}.dtype={value.dtype}: must be {dtype}, the dtype of particles")
-    arguments.check_per_sample("step_size", step_size, x0)
-    arguments.check_per_sample("eps", eps, x0)
+    arguments.check_size("step_size", step_size, x0)
+    arguments.check_size("eps", eps, x0)
     if not isinstance(eps, Tensor) and not eps >= 0:
         raise ValueError(f"eps={eps!r}: must be at least 0")
-    arguments.check_bound("lower", lower, x0)
-    arguments.check_bound("upper", upper, x0)
+    arguments.check_bounds(lower, upper, x0)
     if bandwidth is not None:
         checks.positive("bandwidth", bandwidth)
     if out is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from amkd_fast.ops.attack.steps import attack_step
+from amkd_fast.ops.attack.steps import attack_step, has_channels, shares
 
 
 def svgd_step(
@@ -20,11 +20,35 @@ def svgd_step(
     bandwidth: float | None,
 ) -> Tensor:
     """The step of :func:`amkd_fast.attack_step` with norm ``"linf"`` along Stein's direction."""
+    if has_channels(eps):
+        phi = stein_direction(*in_units_of(eps, particles, grad), bandwidth)
+    else:
+        phi = stein_direction(particles, grad, bandwidth)
+    return along(phi, particles, x0, step_size, eps, lower, upper)
+
+
+def in_units_of(eps: Tensor, particles: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+    """Particles and gradients where the radius of an image is the same in every channel."""
+    work = torch.promote_types(particles.dtype, torch.float32)
+    unit = shares(eps.to(work))[:, None]
+    return particles.to(work) / torch.where(unit > 0, unit, 1.0), grad.to(work) * unit
+
+
+def along(
+    phi: Tensor,
+    particles: Tensor,
+    x0: Tensor,
+    step_size: float | Tensor,
+    eps: float | Tensor,
+    lower: float | Tensor | None,
+    upper: float | Tensor | None,
+) -> Tensor:
+    """A sign step of every particle along its ``phi``."""
     count = particles.shape[1]
-    phi = stein_direction(particles, grad, bandwidth)
     x, phi = particles.flatten(0, 1), phi.flatten(0, 1)
     step_size, eps, x0 = (
-        value.repeat_interleave(count, 0) if isinstance(value, Tensor) else value for value in (step_size, eps, x0)
+        value.repeat_interleave(count, 0) if isinstance(value, Tensor) and len(value) == len(x0) else value
+        for value in (step_size, eps, x0)
     )
     moved, _ = attack_step(
         x, phi, x0=x0, step_size=step_size, eps=eps, norm="linf", norm_power=1, gap=None, velocity=None, decay=1.0,

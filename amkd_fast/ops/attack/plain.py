@@ -25,6 +25,8 @@ def step(
         return None
     if not x.is_cpu or x.requires_grad or grad.requires_grad or type(norm) is not str or type(norm_power) is not int:
         return None
+    if x0 is not None and x.dtype.itemsize == 2:  # whose rounding is looked at
+        return None
     rule = RULES.get((norm, norm_power), 2)
     if rule == 2 or (x0 is None) != (eps is None) or (rule > 2 and (x0 is not None or momentum is not None)):
         return None
@@ -52,19 +54,20 @@ def step(
         uppers, upper = upper, INF
     if not (type(step_size) is type(eps) is type(lower) is type(upper) is type(decay) is float):
         return None
-    if not (-INF < step_size < INF and eps >= 0.0 and lower == lower and upper == upper and -INF < decay < INF):
+    if not (-INF < step_size < INF and eps >= 0.0 and lower <= upper and -INF < decay < INF):
         return None
-
+    if backends.select("attack", "cpu", x.numel()) != "cpu":
+        return None
+    if out is None:
+        out = torch.empty_like(x)
     try:
-        if backends.select("attack", "cpu", x.numel()) != "cpu":
-            return None
-        if out is None:
-            out = torch.empty_like(x)
         operators.step(
             out, x, grad, x0, step_sizes, radii, gap, momentum, lowers, uppers, active, rule, step_size, eps, lower,
             upper, decay, project, 1,
         )  # fmt: skip
-    except RuntimeError:
+    except RuntimeError as error:
+        if "arguments: " not in str(error):  # it had begun, and would move samples twice
+            raise
         return None
     return out
 

@@ -31,18 +31,20 @@ def attack_step(
     """One step for every sample of ``x`` [B, ...]; returns the new samples and the new velocity."""
     work = torch.promote_types(x.dtype, torch.float32)
     wide, g = x.to(work), grad.to(work)
-    eta, radius = _per_sample(step_size, wide), _per_sample(eps, wide)
-    low, high = _per_channel(lower, wide), _per_channel(upper, wide)
+    eta, radius = per_sample(step_size, wide), per_sample(eps, wide)
+    low, high = per_channel(lower, wide), per_channel(upper, wide)
 
-    reach = eta if gap is None else eta * (_per_sample(gap, wide) + GAP_MARGIN)  # [B, 1, ...]
-    moves = torch.isfinite(reach) & _all(torch.isfinite(g)) & _any(g != 0)
+    reach = eta if gap is None else eta * (per_sample(gap, wide) + GAP_MARGIN)  # [B, 1 or C, 1, ...]
+    moves = _all(torch.isfinite(reach)) & _all(torch.isfinite(g)) & _any(g != 0)
     if active is not None:
-        moves = moves & _per_sample(active, wide, torch.bool)
+        moves = moves & per_sample(active, wide, torch.bool)
     if radius is not None:
-        moves = moves & (radius >= 0)
+        moves = moves & _all(radius >= 0)
 
     # A sample that stays is computed on ones: neither its result nor its derivative can meet a NaN.
     g = torch.where(moves, g, 1.0)
+    if has_channels(step_size) and (norm != "linf" or velocity is not None):
+        g = g * shares(eta)
     if velocity is not None:
         relative = g / _peak(g)
         fresh = decay * velocity + relative / relative.abs().mean(_sample_dims(g), keepdim=True)
@@ -50,7 +52,7 @@ def attack_step(
         velocity = torch.where(moves, fresh, velocity)
         g = torch.where(moves, fresh, 1.0)
     if project:
-        g = _without_blocked(wide, g, g * reach.sign(), low, high)
+        g = without_blocked(wide, g, g * reach.sign(), low, high)
 
     peak = _peak(g)
     moves = moves & (peak > 0)
@@ -59,17 +61,75 @@ def attack_step(
         moves = moves & torch.isfinite(reach)
     g, peak = torch.where(moves, g, 1.0), torch.where(moves, peak, 1.0)
 
-    moved = wide + torch.where(moves, reach, 0.0) * _heading(g, peak, norm, norm_power, top)
-    largest = torch.finfo(work).max
-    moved = moved.clamp(-largest, largest)  # the ball can pull back what is finite
+    change = torch.where(moves, reach, 0.0) * _heading(g, peak, norm, norm_power, top)
+    return landed(x, change, moves, x0, eps, norm, lower, upper), velocity
+
+
+def landed(
+    x: Tensor,
+    change: Tensor,
+    moves: Tensor,
+    x0: Tensor | None,
+    eps: float | Tensor | None,
+    norm: str,
+    lower: float | Tensor | None,
+    upper: float | Tensor | None,
+) -> Tensor:
+    """``x`` + ``change`` inside the ball and the bounds, in ``x``'s dtype; samples that do not move stay."""
+    wide = x.to(change.dtype)
+    radius, low, high = per_sample(eps, wide), per_channel(lower, wide), per_channel(upper, wide)
+    largest = torch.finfo(wide.dtype).max
+    moved = (wide + change).clamp(-largest, largest)  # the ball can pull back what is finite
     if radius is not None:
-        moved = _into_ball(moved, x0.to(work), radius, norm)
+        clean = x0.to(wide.dtype)
+        moved = (_into_ellipsoid if has_channels(eps) and norm != "linf" else _into_ball)(moved, clean, radius, norm)
     moved = _within(moved, low, high)
     limit = torch.finfo(x.dtype).max
     moved = moved.clamp(-limit, limit).to(x.dtype)
     if radius is not None:
         moved = torch.where(radius == 0, x0, moved)
-    return torch.where(moves, moved, x), velocity
+    return torch.where(moves, moved, x)
+
+
+def rounded_inside(
+    moved: Tensor, before: Tensor, x0: Tensor, eps: float | Tensor, norm: str, lower=None, upper=None
+) -> Tensor:
+    """Pull back the samples of a two-byte dtype that rounding has taken out of their ball; ``before`` may stay.
+
+    Where ``x0`` itself breaks a bound, the bound prevails.
+    """
+    wide, clean = moved.detach().float(), x0.detach().float()
+    radius, low, high = per_sample(eps, wide), per_channel(lower, wide), per_channel(upper, wide)
+    change = wide - clean
+    if norm == "linf":
+        inner = torch.minimum(torch.maximum(change, -radius), radius)
+    else:
+        unit = change / torch.where(radius > 0, radius, 1.0)
+        length = torch.linalg.vector_norm(unit, int(norm[1]), dim=_sample_dims(unit), keepdim=True)
+        inner = torch.where(length > 1.0, change / torch.where(length > 1.0, length, 1.0), change)
+    back = (clean + inner).to(moved.dtype)
+    back = torch.where((back.float() - clean).abs() > inner.abs(), _nearer(back, x0.detach()), back)
+    stays = ((moved == before) | moved.isnan()).flatten(1).all(1).view(-1, *[1] * (moved.dim() - 1))
+    free = (inner != change) & ~stays & (_within(clean, low, high) == clean)
+    return moved + (torch.where(free, back, moved) - moved).detach() if moved.requires_grad else back.where(free, moved)
+
+
+def _nearer(x: Tensor, to: Tensor) -> Tensor:
+    """The next number of a two-byte dtype on the way from ``x`` to ``to``, which differs from it."""
+    bits, grows = x.view(torch.int16), (to > x) == (x > 0)
+    smallest = torch.where(to > x, 1, -32767).to(torch.int16)
+    return torch.where(x == 0, smallest, torch.where(grows, bits + 1, bits - 1)).view(x.dtype)
+
+
+def has_channels(size: float | Tensor | None) -> bool:
+    """Whether a radius or step size is given by channel."""
+    return isinstance(size, Tensor) and size.dim() > 1
+
+
+def shares(eta: Tensor) -> Tensor:
+    """The channels' sizes as shares of the largest: the units in which a gradient's length is taken."""
+    share = eta.abs() / eta.abs().amax(1, keepdim=True)
+    return torch.where(torch.isfinite(share), share, 1.0)  # all 0, or a sample that stays
 
 
 def project_l1(difference: Tensor, radius: Tensor) -> Tensor:
@@ -95,7 +155,7 @@ def _heading(g: Tensor, peak: Tensor, norm: str, norm_power: int, top: float) ->
     if norm == "l1":
         size = g.abs().flatten(1)  # [B, n]
         largest = size.topk(top_count(top, size.shape[1]), dim=1).values[:, -1]
-        chosen = (g.abs() >= _per_sample(largest, g)) & (g != 0)
+        chosen = (g.abs() >= per_sample(largest, g)) & (g != 0)
         return torch.where(chosen, g.sign(), 0.0) / chosen.sum(_sample_dims(g), keepdim=True)
     unit = g / peak  # so that no norm overflows
     length = torch.linalg.vector_norm(unit, dim=_sample_dims(unit), keepdim=True)
@@ -116,6 +176,15 @@ def _into_ball(moved: Tensor, x0: Tensor, radius: Tensor, norm: str) -> Tensor:
     return torch.where(length > radius, x0 + difference * (radius / length), moved)
 
 
+def _into_ellipsoid(moved: Tensor, x0: Tensor, radius: Tensor, norm: str) -> Tensor:
+    """The ball of radius 1 in units of the channels' radii."""
+    unit = torch.where(radius > 0, radius, 1.0)
+    difference = torch.where(radius > 0, moved - x0, 0.0) / unit
+    one = difference.new_ones([1] * difference.dim())
+    inside = _into_ball(difference, torch.zeros_like(difference), one, norm)
+    return torch.where(inside == difference, torch.where(radius > 0, moved, x0), x0 + inside * unit)
+
+
 def _within(moved: Tensor, low: Tensor | None, high: Tensor | None) -> Tensor:
     """Clip; a NaN bound bounds nothing, and a NaN that was in the sample stays."""
     if low is not None:
@@ -125,7 +194,7 @@ def _within(moved: Tensor, low: Tensor | None, high: Tensor | None) -> Tensor:
     return moved
 
 
-def _without_blocked(x: Tensor, g: Tensor, direction: Tensor, low: Tensor | None, high: Tensor | None) -> Tensor:
+def without_blocked(x: Tensor, g: Tensor, direction: Tensor, low: Tensor | None, high: Tensor | None) -> Tensor:
     """Take out the coordinates that stand at a bound and would leave through it."""
     if low is not None:
         g = torch.where((x <= low) & (direction < 0), 0.0, g)
@@ -151,17 +220,19 @@ def _any(flags: Tensor) -> Tensor:
     return flags.flatten(1).any(1).view(-1, *[1] * (flags.dim() - 1))
 
 
-def _per_sample(value: float | Tensor | None, like: Tensor, dtype: torch.dtype | None = None) -> Tensor | None:
-    """A number or [B] as a tensor that broadcasts along the samples, [B or 1, 1, ...]."""
+def per_sample(value: float | Tensor | None, like: Tensor, dtype: torch.dtype | None = None) -> Tensor | None:
+    """A number or [B] as a tensor that broadcasts along the samples, [B or 1, 1, ...]; one by channel keeps its."""
     if value is None:
         return None
     ones = [1] * (like.dim() - 1)
+    if isinstance(value, Tensor) and value.dim() > 1:
+        return value.to(dtype or like.dtype)
     if isinstance(value, Tensor):
         return value.to(dtype or like.dtype).reshape(-1, *ones)
     return torch.full((1, *ones), value, dtype=dtype or like.dtype, device=like.device)
 
 
-def _per_channel(value: float | Tensor | None, like: Tensor) -> Tensor | None:
+def per_channel(value: float | Tensor | None, like: Tensor) -> Tensor | None:
     """A number or [C] as a tensor that broadcasts along the channels, [1, C or 1, 1, ...]."""
     if value is None:
         return None

@@ -32,7 +32,7 @@ def crop_flip(
     shift: Tensor | Sequence[float],
     pad: int = 0,
     flip: bool = False,
-    seed: int | Tensor = 0,
+    seed: int | Tensor | None = None,
     dtype: torch.dtype = torch.float32,
     memory_format: torch.memory_format = torch.contiguous_format,
 ) -> Tensor:
@@ -55,7 +55,8 @@ def crop_flip(
         pad: p ≥ 0, in pixels; 0 for no crop.
         flip: Whether to mirror half of the images.
         seed: Seed of the draws, an int, or an int64 tensor of no dimensions on the device of ``pixels``, which a CUDA
-            graph can change between replays. Without ``pad`` and ``flip`` nothing is drawn.
+            graph can change between replays; None draws one from torch's generator of that device
+            (``torch.manual_seed``). Without ``pad`` and ``flip`` nothing is drawn.
         dtype: Of the result: float32, float64, float16 or bfloat16. The arithmetic is float32 (float64 for float64),
             the product and the sum each rounded.
         memory_format: ``torch.contiguous_format`` or ``torch.channels_last``.
@@ -98,7 +99,8 @@ def crop_flip(
         raise ValueError(f"pad={pad}: must be from 0 to {_MOST_PAD}")
     if not isinstance(flip, bool):
         raise TypeError(f"flip is a {type(flip).__name__}: must be a bool")
-    philox.check_seed(seed, device)
+    if seed is not None or not (pad or flip):
+        seed = philox.check_seed(0 if seed is None else seed, device)
 
     size = (count if index is None else index.shape[0], channels, height, width)
     operator = _serving(pixels, math.prod(size))
@@ -108,6 +110,7 @@ def crop_flip(
     if out.numel() == 0:
         return out
     index = None if index is None else index.long()
+    seed = philox.chosen_seed(seed, device)
     if operator is None:
         return out.copy_(reference.crop_flip(pixels, index, scale, shift, pad, flip, seed))
     return operators.crop_flip(operator, out, pixels, index, scale, shift, pad, flip, seed)

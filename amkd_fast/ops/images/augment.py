@@ -23,7 +23,7 @@ def joint_augment(
     pixels: Tensor,
     *,
     probability: float = 0.5,
-    seed: int | Tensor,
+    seed: int | Tensor | None = None,
     rows: Tensor | None = None,
     fill: int = 0,
     operations: Sequence[str] | None = None,
@@ -60,7 +60,8 @@ def joint_augment(
             less than 2³⁰ levels an image.
         probability: Of each operation, from 0 to 1.
         seed: Seed of the draws, an int, or an int64 tensor of no dimensions on the device of ``pixels``, which a CUDA
-            graph can change between replays.
+            graph can change between replays; None draws one from torch's generator of that device
+            (``torch.manual_seed``).
         rows: int64 [B] on the device of ``pixels``, what the images are called in the draws, such as their rows in a
             data set; None for 0 … B - 1.
         fill: Level, 0 to 255, of positions that come from outside of the image.
@@ -86,7 +87,8 @@ def joint_augment(
     """
     _check_pixels(pixels)
     threshold = _threshold(probability)
-    philox.check_seed(seed, pixels.device)
+    if seed is not None:
+        philox.check_seed(seed, pixels.device)
     if rows is not None:
         _check_rows(rows, pixels)
     if isinstance(fill, bool) or not isinstance(fill, int):
@@ -98,6 +100,7 @@ def joint_augment(
     operator = _serving(pixels)
     if pixels.numel() == 0:
         return torch.empty_like(pixels)
+    seed = philox.chosen_seed(seed, pixels.device)
     if operator is None:
         return reference.joint_augment(pixels, rows, seed, threshold, chosen, fill)
     return operators.joint_augment(operator, pixels, rows, seed, threshold, chosen, fill)
