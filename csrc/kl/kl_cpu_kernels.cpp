@@ -239,7 +239,7 @@ void finish_label(Forward& p, int64_t row, const Partial& sums, double log_sum_a
   if (label == p.scalars.ignore_index) {
     p.cross_entropy[row] = 0.0;
   } else if (label < 0 || label >= p.classes) {
-    __atomic_store_n(&p.bad_row, row, __ATOMIC_RELAXED);
+    keep_first(p.bad_row, row);
     p.cross_entropy[row] = kInfinity - kInfinity;
   } else {
     const Vector<T> chosen = load_some(Row<T>(p, row).student + label, 1, ElementTraits<T>::excluded());
@@ -379,19 +379,26 @@ AMKD_INLINE void backward_row(const Backward& p, int64_t row, int64_t begin, int
   constexpr bool kJs = kDivergence == Divergence::kJs;
   constexpr double kUnit = kJs ? 1.0 : kLog2E;  // of logarithms: see LogMixture for the 1
   const double side = kJs ? 1.0 - s.beta : kDivergence == Divergence::kReverse ? kLog2 : 1.0;
-  const V scale = splat<V>(upstream * s.kl_factor * weight_of<T>(p.weight, row) * s.row_scale * side * p.per_t);
+  const double weight = weight_of<T>(p.weight, row), ce_weight = weight_of<T>(p.ce_weight, row);
+  const int64_t label = kLabels ? label_of(p, row) : s.ignore_index;
+  // What a weight of 0 hides may be NaN, and 0 times that too.
+  const bool is_seen = weight != 0.0 && s.kl_factor != 0.0;
+  const bool has_ce = kLabels && label != s.ignore_index && ce_weight != 0.0 && s.ce_factor != 0.0;
+  T* out = static_cast<T*>(p.grad_student) + row * p.classes;
+  if (!is_seen && !has_ce) {
+    for (int64_t i = begin; i < end; ++i) out[i] = T{};
+    return;
+  }
+  const V scale = splat<V>(upstream * s.kl_factor * weight * s.row_scale * side * p.per_t);
   const V inner = splat<V>(stat<T>(p, kInner, row) * kUnit);
   const auto log_q = log_probability<T>(p, row, kStudentMax, kStudentLogSum, p.per_t, kUnit);
   const auto log_p = log_probability<T>(p, row, kTeacherMax, kTeacherLogSum, p.per_t, kUnit);
   const auto log2_q1 = log_probability<T>(p, row, kStudentMax, kStudentLogSumAtOne, 1.0, kLog2E);
   const LogMixture<V> log_mixture(p);
-  const int64_t label = kLabels ? label_of(p, row) : s.ignore_index;
   const double labelled = static_cast<const Stat<T>*>(p.stats)[kFields * p.rows + kLabelled];
-  const double ce_scale =
-      label == s.ignore_index ? 0.0 : upstream * s.ce_factor * weight_of<T>(p.ce_weight, row) / labelled;
+  const double ce_scale = has_ce ? upstream * s.ce_factor * ce_weight / labelled : 0.0;
   const V ce = splat<V>(ce_scale);
   const Row<T> r(p, row);
-  T* out = static_cast<T*>(p.grad_student) + row * p.classes;
   for_each_vector<T, Overlap::kRepeat>(r.student, r.teacher, begin, end,
                                        [&](V student, V teacher, int64_t i, int64_t count) {
                                          const V a = log_q(student), c = log_p(teacher);
@@ -405,6 +412,7 @@ AMKD_INLINE void backward_row(const Backward& p, int64_t row, int64_t begin, int
                                            grad = scale * (q - exp2_nonpositive(c));
                                          }
                                          if constexpr (kLabels) {
+                                           if (!is_seen) grad = V{};
                                            grad += ce * exp2_nonpositive(log2_q1(student));
                                            if (label >= i && label < i + count) {
                                              Stat<T> lane[lanes<V>];

@@ -244,6 +244,12 @@ struct MixtureSums {
   __device__ static bool negligible(Stat r, Stat m) { return r <= Stat(1e-35) || m <= 0; }
 };
 
+// What a factor of 0 hides may be NaN, and 0 times that too.
+template <class Stat>
+__device__ Stat product_or_zero(Stat factor, Stat value) {
+  return factor == 0 ? Stat(0) : factor * value;
+}
+
 // Calls body(student, teacher) with a fixed number of columns at a time, in the statistics' type. Where the columns run
 // out the body gets -inf in both, as from masked classes, which add nothing.
 template <class Scalar, class Body>
@@ -366,13 +372,15 @@ __device__ void finish_row(const Forward<Scalar>& call, int64_t row, const RowSu
   stats[kInner * in.rows] = inner;
   stats[kStudentLogSumAtOne * in.rows] = log_sum_at_one;
 
-  const Stat divergence = n.row_scale * value;
-  const Stat weighted = divergence * in.weight_of(row);
-  if (n.per_row) call.loss[row] = n.kl_factor * weighted;
+  const Stat weight = in.weight_of(row), divergence = weight == 0 ? Stat(0) : n.row_scale * value;
+  const Stat weighted = divergence * weight;
+  if (n.per_row) call.loss[row] = product_or_zero(n.kl_factor, weighted);
   totals[kWeightedDivergence] += weighted;
   totals[kDivergences] += divergence;
   if (labelled) {
-    totals[kWeightedCrossEntropy] += ce * in.ce_weight_of(row);
+    const Stat ce_weight = in.ce_weight_of(row);
+    if (ce_weight == 0) ce = 0;
+    totals[kWeightedCrossEntropy] += ce * ce_weight;
     totals[kCrossEntropies] += ce;
     totals[kLabels] += 1;
   }
@@ -384,7 +392,8 @@ __device__ void finish_call(const Stat (&totals)[kTotals], Stat* loss, Stat* sta
                             const Numbers<Stat>& n) {
   const Stat per_label = 1 / Larger()(totals[kLabels], Stat(1));
   if (!n.per_row) {
-    *loss = n.kl_factor * totals[kWeightedDivergence] + n.ce_factor * totals[kWeightedCrossEntropy] * per_label;
+    *loss = product_or_zero(n.kl_factor, totals[kWeightedDivergence]) +
+            product_or_zero(n.ce_factor, totals[kWeightedCrossEntropy] * per_label);
   }
   Stat* const tail = stats + kFields * rows;
   tail[kLabelled] = totals[kLabels];
@@ -551,6 +560,7 @@ struct RowGradient {
   Stat student_inverse, teacher_inverse;  // of the sums
   Stat constant;                          // reverse: log-sum difference plus the row's divergence; js: KL(q‖m)
   Stat factor;                            // of the divergence
+  bool is_seen;                           // unless a weight of 0 hides the divergence
   Stat ce_factor;
   Stat student_inverse_at_one;
   int label;  // -1 where there is none
@@ -566,7 +576,9 @@ struct RowGradient {
     teacher_max = stats[kTeacherMax * in.rows];
     student_inverse = exp_of(-student_log_sum);
     teacher_inverse = exp_of(-teacher_log_sum);
-    factor = grad_loss * n.kl_factor * n.row_scale * n.inverse_temperature * in.weight_of(row);
+    const Stat weight = n.kl_factor * in.weight_of(row);
+    is_seen = weight != 0;
+    factor = grad_loss * weight * n.row_scale * n.inverse_temperature;
     if constexpr (kForm == Form::kStudentWeighted) {
       constant = student_log_sum - teacher_log_sum + stats[kInner * in.rows];
     } else if constexpr (kForm == Form::kMixture) {
@@ -580,10 +592,11 @@ struct RowGradient {
     const int64_t wanted = in.label_of(row);
     if (wanted == n.ignore_index) return;
     const bool valid = wanted >= 0 && wanted < in.classes;
+    const Stat ce_weight = n.ce_factor * in.ce_weight_of(row);
+    if (ce_weight == 0) return;
     label = valid ? static_cast<int>(wanted) : 0;
     const Stat labelled = call.stats[kFields * in.rows + kLabelled];
-    ce_factor =
-        valid ? grad_loss * n.ce_factor * in.ce_weight_of(row) / Larger()(labelled, Stat(1)) : static_cast<Stat>(NAN);
+    ce_factor = valid ? grad_loss * ce_weight / Larger()(labelled, Stat(1)) : static_cast<Stat>(NAN);
     student_inverse_at_one = exp_of(-stats[kStudentLogSumAtOne * in.rows]);
   }
 
@@ -600,7 +613,7 @@ struct RowGradient {
       const Stat m = MixtureSums<Stat>::mixture(q, p, n);
       slope = MixtureSums<Stat>::negligible(q, m) ? Stat(0) : q * (log_of(q / m) - constant);
     }
-    Stat grad = factor * slope;
+    Stat grad = is_seen ? factor * slope : Stat(0);
     if (label >= 0) {
       grad += ce_factor * (exp2_of(x * Stat(kLog2E)) * student_inverse_at_one - (column == label ? Stat(1) : Stat(0)));
     }

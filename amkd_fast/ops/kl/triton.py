@@ -19,7 +19,7 @@ from torch import Tensor
 
 from amkd_fast import backends
 from amkd_fast.ops.kl import fake
-from amkd_fast.ops.kl.function import DIVERGENCES, FIELDS, TAIL
+from amkd_fast.ops.kl.function import DIVERGENCES, FIELDS, REDUCTIONS, TAIL
 from amkd_fast.ops.kl.reference import statistics_dtype
 from amkd_fast.ops.triton_common import on
 
@@ -97,6 +97,12 @@ def _mixture_sums(u, v, log2_ratio, log2_beta, log2_rest, slip):
 
 
 @triton.jit
+def times(factor, value):
+    """The product; what a factor of 0 hides may be NaN."""
+    return tl.where(factor == 0.0, 0.0, factor * value)
+
+
+@triton.jit
 def _finish_rows(
     row, max_s, sum_s, max_t, sum_t, cross, inner, sum_one,
     student, student_stride, weight, labels, ce_weight, loss, stats,
@@ -120,17 +126,19 @@ def _finish_rows(
         inner = inner / sum_s * LN2
         value = beta * (cross / sum_t * LN2) + (1.0 - beta) * inner
     value = row_scale * value
+    scale = 1.0
+    if weight is not None:
+        scale = tl.load(weight + row, mask=valid, other=0.0)
+        value = tl.where(scale == 0.0, 0.0, value)  # what has weight 0 may be NaN
 
     tl.store(stats + row, max_s, mask=valid)
     tl.store(stats + rows + row, log_s, mask=valid)
     tl.store(stats + 2 * rows + row, max_t, mask=valid)
     tl.store(stats + 3 * rows + row, log_t, mask=valid)
     tl.store(stats + 4 * rows + row, inner, mask=valid)
-    weighted = value
-    if weight is not None:
-        weighted *= tl.load(weight + row, mask=valid, other=0.0)
+    weighted = value * scale
     if PER_ROW:
-        tl.store(loss + row, kl_factor * weighted, mask=valid)
+        tl.store(loss + row, times(kl_factor, weighted), mask=valid)
 
     labelled = tl.zeros_like(value)
     ce = tl.zeros_like(value)
@@ -148,7 +156,9 @@ def _finish_rows(
         labelled = tl.where(counts, 1.0, labelled)
         weighted_ce = ce
         if ce_weight is not None:
-            weighted_ce = tl.where(counts, ce * tl.load(ce_weight + row, mask=valid, other=0.0), 0.0)
+            ce_scale = tl.load(ce_weight + row, mask=counts, other=0.0)
+            ce = tl.where(ce_scale == 0.0, 0.0, ce)
+            weighted_ce = ce * ce_scale
     tl.store(stats + 5 * rows + row, log_one, mask=valid)
     return labelled, ce, tl.where(valid, value, 0.0), tl.where(valid, weighted, 0.0), weighted_ce
 
@@ -166,7 +176,7 @@ def _store_sums(
         tl.store(tail + 1, ce / count)
         tl.store(tail + 2, value / tl.maximum(rows, 1).to(value.dtype))
         if not PER_ROW:
-            tl.store(loss, kl_factor * weighted + ce_factor * (weighted_ce / count))
+            tl.store(loss, times(kl_factor, weighted) + times(ce_factor, weighted_ce / count))
     else:
         programs = tl.num_programs(0)
         sums += tl.program_id(0)
@@ -403,19 +413,21 @@ def kl_grad_kernel(
         core = q * tl.where(q > 0.0, log2_quotient * LN2 - inner, 0.0)
 
     upstream = tl.load(grad_loss + row * grad_stride).to(ACC)  # [R]
-    factor = upstream * kl_factor
+    factor = tl.zeros_like(upstream) + kl_factor
     if weight is not None:
         factor *= tl.load(weight + row)
-    result = factor[:, None] * core
+    result = times(factor[:, None], upstream[:, None] * core)
     if labels is not None:
         label = tl.load(labels + row).to(tl.int64)
-        factor = upstream * ce_factor / tl.maximum(tl.load(stats + 6 * rows), 1.0)
+        factor = tl.zeros_like(upstream) + ce_factor
         if ce_weight is not None:
             factor *= tl.load(ce_weight + row)
         inside = (label >= 0) & (label < classes * WIDTH)
-        factor = tl.where(label == ignore_index, 0.0, tl.where(inside, factor, float("nan")))
+        factor = tl.where((label == ignore_index) | (factor == 0.0), 0.0, tl.where(inside, factor, float("nan")))
+        upstream /= tl.maximum(tl.load(stats + 6 * rows), 1.0)
         one = tl.exp2(from_s * LOG2E - (tl.load(stats + 5 * rows + row) * LOG2E)[:, None])
-        result += factor[:, None] * (one - tl.where(column[None, :] == label[:, None], 1.0, 0.0))
+        slope = one - tl.where(column[None, :] == label[:, None], 1.0, 0.0)
+        result += times(factor[:, None], upstream[:, None] * slope)
     pointers = grad + row[:, None] * classes * WIDTH + column[None, :]
     tl.store(pointers, result, mask=valid[:, None] & (column < classes * WIDTH)[None, :])
 
@@ -480,12 +492,19 @@ def _columns_together(logits: Tensor) -> Tensor:
     return logits if logits.stride(1) == 1 or logits.shape[1] == 1 else logits.contiguous()
 
 
+def over_rows(factor: float, rows: int, reduction: int) -> tuple[float, bool]:
+    """The factor of a sum over the rows, and whether there is none: csrc/kl/reduction.h."""
+    name = REDUCTIONS[reduction]
+    return factor / max(rows, 1) if name == "mean" else factor, name == "none"
+
+
 def launch_forward(
     student, teacher, weight, labels, ce_weight,
-    temperature, divergence, beta, row_scale, kl_factor, ce_factor, ignore_index, per_row,
+    temperature, divergence, beta, row_scale, kl_factor, ce_factor, ignore_index, reduction,
 ):  # fmt: skip
     """(loss, stats), as csrc/kl/kl.h describes them."""
     rows, classes = student.shape
+    kl_factor, per_row = over_rows(kl_factor, rows, reduction)
     dtype = statistics_dtype(student.dtype)
     if rows == 0:
         return student.new_zeros((0,) if per_row else (), dtype=dtype), student.new_zeros(TAIL, dtype=dtype)
@@ -537,10 +556,11 @@ def launch_forward(
 
 def launch_backward(
     grad_loss, student, teacher, weight, labels, ce_weight, stats,
-    temperature, divergence, beta, row_scale, kl_factor, ce_factor, ignore_index, per_row,
+    temperature, divergence, beta, row_scale, kl_factor, ce_factor, ignore_index, reduction,
 ):  # fmt: skip
     """The student's gradient."""
     rows, classes = student.shape
+    kl_factor, per_row = over_rows(kl_factor, rows, reduction)
     # The interpreter truncates where a GPU rounds to bf16, so there the kernel stores fp32 and torch rounds.
     truncates = backends.INTERPRETING and student.dtype == torch.bfloat16
     grad = student.new_empty(rows, classes, dtype=torch.float32 if truncates else student.dtype)
@@ -564,7 +584,7 @@ def launch_backward(
 
 _SCALARS = (
     "float temperature, int divergence, float beta, float row_scale, float kl_factor, float ce_factor, "
-    "int ignore_index, bool per_row"
+    "int ignore_index, int reduction"
 )
 _library = torch.library.Library("amkd_fast", "FRAGMENT")
 _library.define(

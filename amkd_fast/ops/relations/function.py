@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 
 from amkd_fast.ops.relations import reference
+from amkd_fast.ops.saved import save, saved
 
 
 class FusedRelations(torch.autograd.Function):
@@ -17,13 +18,13 @@ class FusedRelations(torch.autograd.Function):
     def forward(ctx, call, student, teacher):
         operator, distance_weight, angle_weight, with_gradient = call
         loss, grad = operator(student, teacher, distance_weight, angle_weight, with_gradient)
-        ctx.save_for_backward(student, teacher, grad)
+        save(ctx, student, teacher, grad)
         ctx.call = call
         return loss
 
     @staticmethod
     def backward(ctx, grad_loss):
-        student, teacher, grad = ctx.saved_tensors
+        student, teacher, grad = saved(ctx)
         operator, distance_weight, angle_weight, _ = ctx.call
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             return (None, *_differentiable(ctx, grad_loss, student, teacher))

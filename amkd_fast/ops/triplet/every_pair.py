@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from amkd_fast.ops.saved import save, saved
 from amkd_fast.ops.triplet import reference as specification
 from amkd_fast.ops.triplet.arguments import Rows
 from amkd_fast.ops.triplet.distances import DISTANCES, from_unit, rowwise, rowwise_grads, short_rows
@@ -69,7 +70,7 @@ class EveryPair(torch.autograd.Function):
     def forward(ctx, anchor, positive, reference, used, call):
         operators, rows, rule = call
         labels = (rows.labels, rows.reference_labels, rows.exclude_labels)
-        ctx.save_for_backward(anchor, positive, reference, used, *labels)
+        save(ctx, anchor, positive, reference, used, *labels)
         ctx.operators, ctx.rule, ctx.self_offset = operators, rule, rows.self_offset
         with _full_precision(anchor):
             parts = [operators.rows_forward(product, *rest) for _, product, rest in _chunks(rows, used, rule)]
@@ -82,7 +83,7 @@ class EveryPair(torch.autograd.Function):
     def backward(ctx, grad_total, *_):
         if grad_total is None:
             return (None,) * 5
-        anchor, positive, reference, used, *labels = ctx.saved_tensors
+        anchor, positive, reference, used, *labels = saved(ctx)
         is_batch = reference is None
         rows = Rows(anchor, positive, anchor if is_batch else reference, *labels, ctx.self_offset, is_batch)
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from amkd_fast.ops.saved import save, saved
 from amkd_fast.ops.triplet import reference as specification
 from amkd_fast.ops.triplet.arguments import Rows
 from amkd_fast.ops.triplet.distances import DISTANCES, from_unit, rowwise, rowwise_grads
@@ -35,7 +36,7 @@ class EveryPair(torch.autograd.Function):
         total, counts, sums, grads = _operate(operators, rows, rule, weight, weight, with_gradient)
         ctx.per_anchor, ctx.operators, ctx.rule, ctx.self_offset = per_anchor, operators, rule, rows.self_offset
         labels = (rows.labels, rows.reference_labels, rows.exclude_labels)
-        ctx.save_for_backward(anchor, positive, reference, weight, *labels, total, *grads)
+        save(ctx, anchor, positive, reference, weight, *labels, total, *grads)
         ctx.mark_non_differentiable(counts, sums)
         ctx.set_materialize_grads(False)
         value = total if weight is None else weight * total
@@ -45,7 +46,7 @@ class EveryPair(torch.autograd.Function):
     def backward(ctx, grad, *_):
         if grad is None:
             return (None,) * 5
-        anchor, positive, reference, weight, *labels, total, grad_a, grad_p, grad_r = ctx.saved_tensors
+        anchor, positive, reference, weight, *labels, total, grad_a, grad_p, grad_r = saved(ctx)
         rows = Rows(
             anchor,
             positive,

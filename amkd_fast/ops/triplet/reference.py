@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from amkd_fast import backends
 from amkd_fast.ops.triplet import selection
 from amkd_fast.ops.triplet.arguments import Rows
 from amkd_fast.ops.triplet.distances import pairwise, rowwise
@@ -225,7 +226,10 @@ def _every_triplet_swept(pool: Pool, rule: Rule) -> Terms:
         at = slice(i, i + n)
         pn = d_pn if d_pn is None or d_pn.shape[0] == 1 else d_pn[at]
         candidates = (pool.d_ap[at], pool.d_an[at], pool.is_positive[at], pool.is_negative[at], pn)
-        parts.append(checkpoint(sweep, *candidates, use_reentrant=False, preserve_rng_state=False))
+        if backends.transforming():  # which know no checkpoints
+            parts.append(sweep(*candidates))
+        else:
+            parts.append(checkpoint(sweep, *candidates, use_reentrant=False, preserve_rng_state=False))
     total, count, nonzero = (torch.cat(part) for part in zip(*parts, strict=True))
     return Terms(total, count, nonzero, count, *_sums(pool))
 

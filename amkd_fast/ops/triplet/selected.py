@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from amkd_fast.ops.saved import save, saved
 from amkd_fast.ops.triplet import reference as specification
 from amkd_fast.ops.triplet.arguments import Rows, widened
 from amkd_fast.ops.triplet.distances import DISTANCES, rowwise
@@ -97,7 +98,8 @@ class SelectedTerms(torch.autograd.Function):
             REDUCTIONS.index(reduction),
         )
         value, stats = operators.terms(anchor, positive, reference, positive_index, negative_index, weight, *scalars)
-        ctx.save_for_backward(
+        save(
+            ctx,
             anchor,
             positive,
             reference,
@@ -120,10 +122,10 @@ class SelectedTerms(torch.autograd.Function):
     def backward(ctx, grad, *_):
         if grad is None:
             return (None,) * 7
-        saved = ctx.saved_tensors
-        anchor, positive, reference, weight, positive_index, negative_index, stats, value = saved[:8]
+        kept = saved(ctx)
+        anchor, positive, reference, weight, positive_index, negative_index, stats, value = kept[:8]
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            return _differentiable_grads(ctx, grad, saved)
+            return _differentiable_grads(ctx, grad, kept)
         grads = [None] * 4
         if any(ctx.needs_input_grad[:3]):
             deterministic = torch.are_deterministic_algorithms_enabled()

@@ -5,9 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from amkd_fast import backends
 from amkd_fast.ops.kl.consistency import reference
 from amkd_fast.ops.kl.function import reference_grads
 from amkd_fast.ops.kl.reference import statistics_dtype
+from amkd_fast.ops.saved import save, saved
 
 # Statistics that the forward operator leaves for the backward one, field by field ([FIELDS, B], flat), then the TAIL:
 # the means of both views. csrc/kl/consistency.h has the same list.
@@ -27,7 +29,7 @@ def compute(
     clean, augmented, confidence = reference.row_terms(
         student, teacher, augmented_student, augmented_teacher, temperature
     )
-    factor = row_scale / max(len(clean), 1)
+    factor = row_scale / max(clean.shape[0], 1)
     # In fp64, as the operators add their rows up.
     means = [factor * rows.sum(dtype=torch.float64) for rows in (clean, confidence * augmented)]
     total, *means = (mean.to(clean.dtype) for mean in (0.5 * (means[0] + means[1]), *means))
@@ -49,7 +51,7 @@ class FusedConsistency(torch.autograd.Function):
     @staticmethod
     def forward(ctx, operators, temperature, row_scale, *tensors):
         total, stats = operators[0](*tensors, temperature, row_scale)
-        ctx.save_for_backward(stats, *tensors)
+        save(ctx, stats, *tensors)
         ctx.backward_op, ctx.scalars = operators[1], (temperature, row_scale)
         ctx.mark_non_differentiable(stats)
         ctx.set_materialize_grads(False)
@@ -60,9 +62,9 @@ class FusedConsistency(torch.autograd.Function):
         needed = list(ctx.needs_input_grad[3:])
         grads = [None] * 4
         if grad_total is not None:
-            stats, *tensors = ctx.saved_tensors
+            stats, *tensors = saved(ctx)
             differentiable = torch.is_grad_enabled() and not torch.compiler.is_compiling()
-            if (needed[0] or needed[2]) and not differentiable:
+            if (needed[0] or needed[2]) and not differentiable and not backends.transforming():
                 both = ctx.backward_op(grad_total, *tensors, stats, *ctx.scalars)
                 for i, grad in zip((0, 2), both, strict=True):
                     grads[i], needed[i] = grad if needed[i] else None, False

@@ -8,7 +8,7 @@ from torch import Tensor
 from amkd_fast.ops.kl.reference import row_divergence, statistics_dtype
 
 
-def row_divergence_of_standardised(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+def row_divergence_of_standardised(student: Tensor, teacher: Tensor, temperature: float | Tensor) -> Tensor:
     """KL of every row, [B, K] and [B, K] → [B], without T² and weights."""
     return row_divergence(standardised(student), standardised(teacher), temperature, "forward", 0.5)
 
