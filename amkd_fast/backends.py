@@ -87,7 +87,7 @@ _forced_in_graphs = "auto"
 _transforms = torch._C._are_functorch_transforms_active
 _ONLY_REFERENCE = "torch.func and forward-mode differentiation go through the reference alone"
 
-_last: dict[str, str] = {}
+_last: dict[str, str | None] = dict.fromkeys(WRITTEN)  # with all its keys: compiled graphs watch how many there are
 _warned: set[str] = set()
 
 
@@ -113,7 +113,7 @@ def available() -> dict[str, dict[str, str]]:
 def last(op: str) -> str | None:
     """Name the backend that the latest call of ``op`` used in this process (None before the first call)."""
     checks.choice("op", op, WRITTEN)
-    return _last.get(op)
+    return _last[op]
 
 
 @contextmanager
