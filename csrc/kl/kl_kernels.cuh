@@ -53,6 +53,7 @@ enum Partial : int {
   kPartStudentSumAtOne,
   kPartMixtureTeacher,
   kPartMixtureStudent,
+  kPartTeacherAtTop,
   kPartials,
 };
 
@@ -151,12 +152,14 @@ template <class Stat, Form kForm>
 struct RowSums {
   Stat student_max = -infinity<Stat>();
   Stat teacher_max = -infinity<Stat>();
-  Stat student_sum = 0;         // Σ e^x, x = (student - student_max) / T
-  Stat teacher_sum = 0;         // Σ e^y, y = (teacher - teacher_max) / T
-  Stat cross = 0;               // T Σ e^y (keep·y - x), or T Σ e^x (x - y)
-  Stat student_sum_at_one = 0;  // Σ e^(student - student_max)
+  Stat student_sum = 0;                     // Σ e^x, x = (student - student_max) / T
+  Stat teacher_sum = 0;                     // Σ e^y, y = (teacher - teacher_max) / T
+  Stat cross = 0;                           // T Σ e^y (keep·y - x), or T Σ e^x (x - y) with y from `teacher_at_top`
+  Stat student_sum_at_one = 0;              // Σ e^(student - student_max)
+  Stat teacher_at_top = -infinity<Stat>();  // reverse: the teacher's logit of the student's largest class
 
-  __device__ void rescale(Stat new_student_max, Stat new_teacher_max, const Numbers<Stat>& n, bool at_one) {
+  __device__ void rescale(Stat new_student_max, Stat new_teacher_max, Stat new_teacher_at_top, const Numbers<Stat>& n,
+                          bool at_one) {
     const Stat student_origin = origin(new_student_max), teacher_origin = origin(new_teacher_max);
     const Stat student_scale = scale(student_max, student_origin, n.exponent);
     const Stat teacher_scale = scale(teacher_max, teacher_origin, n.exponent);
@@ -165,25 +168,30 @@ struct RowSums {
     if constexpr (kForm == Form::kTeacherWeighted) {
       cross = scaled(cross + teacher_sum * (student_shift - n.keep_teacher * teacher_shift), teacher_scale);
     } else if constexpr (kForm == Form::kStudentWeighted) {
-      cross = scaled(cross + student_sum * (teacher_shift - student_shift), student_scale);
+      const Stat moved = origin(new_teacher_at_top) - origin(teacher_at_top) - student_shift;
+      cross = scaled(cross + student_sum * moved, student_scale);
     }
     if (at_one) student_sum_at_one *= scale(student_max, student_origin, Stat(kLog2E));
     student_sum *= student_scale;
     teacher_sum *= teacher_scale;
     student_max = new_student_max;
     teacher_max = new_teacher_max;
+    teacher_at_top = new_teacher_at_top;
   }
 
   template <int kCount>
   __device__ void add(const Stat (&student)[kCount], const Stat (&teacher)[kCount], const Numbers<Stat>& n,
                       bool at_one) {
-    Stat new_student_max = student_max, new_teacher_max = teacher_max;
+    Stat new_student_max = student_max, new_teacher_max = teacher_max, new_teacher_at_top = teacher_at_top;
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
+      if constexpr (kForm == Form::kStudentWeighted) {
+        if (student[i] > new_student_max) new_teacher_at_top = teacher[i];
+      }
       new_student_max = Larger()(new_student_max, student[i]);
       new_teacher_max = Larger()(new_teacher_max, teacher[i]);
     }
-    rescale(new_student_max, new_teacher_max, n, at_one);
+    rescale(new_student_max, new_teacher_max, new_teacher_at_top, n, at_one);
     const Stat student_origin = origin(student_max), teacher_origin = origin(teacher_max);
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
@@ -195,7 +203,7 @@ struct RowSums {
       if constexpr (kForm == Form::kTeacherWeighted) {
         if (ey != 0) cross += ey * (n.keep_teacher * y - x);
       } else if constexpr (kForm == Form::kStudentWeighted) {
-        if (ex != 0) cross += ex * (x - y);
+        if (ex != 0) cross += ex * (x - (teacher[i] - origin(teacher_at_top)));  // 0 - 0 of the largest class
       }
     }
     if (!at_one) return;
@@ -306,6 +314,7 @@ __device__ void sweep(const Scalar* student, const Scalar* teacher, int classes,
 template <class Stat>
 struct Scratch {
   Stat maxima[2][kWarp];
+  Stat tops[1][kWarp];
   Stat sums[4][kWarp];
   Stat mixture[2][kWarp];
   Stat totals[kTotals][kWarp];
@@ -317,7 +326,9 @@ __device__ void merge(const Team& team, RowSums<Stat, kForm>& row, const Numbers
                       Scratch<Stat>& scratch) {
   Stat maxima[2] = {row.student_max, row.teacher_max};
   reduce_team(team, maxima, -infinity<Stat>(), scratch.maxima, Larger());
-  row.rescale(maxima[0], maxima[1], n, at_one);
+  Stat top[1] = {row.student_max == maxima[0] ? row.teacher_at_top : -infinity<Stat>()};
+  if constexpr (kForm == Form::kStudentWeighted) reduce_team(team, top, -infinity<Stat>(), scratch.tops, Larger());
+  row.rescale(maxima[0], maxima[1], top[0], n, at_one);
   Stat sums[4] = {row.student_sum, row.teacher_sum, row.cross, row.student_sum_at_one};
   reduce_team(team, sums, Stat(0), scratch.sums, Plus());
   row.student_sum = sums[0];
@@ -345,8 +356,9 @@ __device__ void finish_row(const Forward<Scalar>& call, int64_t row, const RowSu
     const Stat log_sums = n.keep_teacher != 0 ? sums.student_sum / sums.teacher_sum : sums.student_sum;
     value = n.inverse_temperature * (sums.cross / sums.teacher_sum) + log_of(log_sums);
   } else if constexpr (kForm == Form::kStudentWeighted) {
-    value = n.inverse_temperature * (sums.cross / sums.student_sum) + log_of(sums.teacher_sum / sums.student_sum);
-    inner = value;
+    const Stat from_top = origin(sums.teacher_max) - origin(sums.teacher_at_top);
+    inner = n.inverse_temperature * (sums.cross / sums.student_sum);
+    value = inner + n.inverse_temperature * from_top + log_of(sums.teacher_sum / sums.student_sum);
   } else {
     value = n.beta * mixture.teacher + n.one_minus_beta * mixture.student;
     inner = mixture.student;
@@ -367,7 +379,7 @@ __device__ void finish_row(const Forward<Scalar>& call, int64_t row, const RowSu
   Stat* const stats = call.stats + row;
   stats[kStudentMax * in.rows] = sums.student_max;
   stats[kStudentLogSum * in.rows] = log_of(sums.student_sum);
-  stats[kTeacherMax * in.rows] = sums.teacher_max;
+  stats[kTeacherMax * in.rows] = kForm == Form::kStudentWeighted ? origin(sums.teacher_at_top) : sums.teacher_max;
   stats[kTeacherLogSum * in.rows] = log_of(sums.teacher_sum);
   stats[kInner * in.rows] = inner;
   stats[kStudentLogSumAtOne * in.rows] = log_sum_at_one;
@@ -455,6 +467,7 @@ __global__ void __launch_bounds__(kMaxThreads<Scalar, kForm>, 1) forward_kernel(
         part[kPartTeacherSum * step] = sums.teacher_sum;
         part[kPartCross * step] = sums.cross;
         part[kPartStudentSumAtOne * step] = sums.student_sum_at_one;
+        part[kPartTeacherAtTop * step] = sums.teacher_at_top;
       }
       continue;
     }
@@ -518,10 +531,12 @@ __global__ void __launch_bounds__(kCombineThreads) combine_kernel(const Forward<
       other.teacher_sum = part[kPartTeacherSum * step];
       other.cross = part[kPartCross * step];
       other.student_sum_at_one = part[kPartStudentSumAtOne * step];
+      other.teacher_at_top = part[kPartTeacherAtTop * step];
       const Stat student_max = Larger()(sums.student_max, other.student_max);
       const Stat teacher_max = Larger()(sums.teacher_max, other.teacher_max);
-      sums.rescale(student_max, teacher_max, in.numbers, at_one);
-      other.rescale(student_max, teacher_max, in.numbers, at_one);
+      const Stat top = other.student_max > sums.student_max ? other.teacher_at_top : sums.teacher_at_top;
+      sums.rescale(student_max, teacher_max, top, in.numbers, at_one);
+      other.rescale(student_max, teacher_max, top, in.numbers, at_one);
       sums.student_sum += other.student_sum;
       sums.teacher_sum += other.teacher_sum;
       sums.cross += other.cross;
@@ -558,7 +573,7 @@ template <class Stat, Form kForm>
 struct RowGradient {
   Stat student_max, teacher_max;
   Stat student_inverse, teacher_inverse;  // of the sums
-  Stat constant;                          // reverse: log-sum difference plus the row's divergence; js: KL(q‖m)
+  Stat constant;                          // kInner of the row
   Stat factor;                            // of the divergence
   bool is_seen;                           // unless a weight of 0 hides the divergence
   Stat ce_factor;
@@ -579,10 +594,8 @@ struct RowGradient {
     const Stat weight = n.kl_factor * in.weight_of(row);
     is_seen = weight != 0;
     factor = grad_loss * weight * n.row_scale * n.inverse_temperature;
-    if constexpr (kForm == Form::kStudentWeighted) {
-      constant = student_log_sum - teacher_log_sum + stats[kInner * in.rows];
-    } else if constexpr (kForm == Form::kMixture) {
-      constant = stats[kInner * in.rows];
+    constant = stats[kInner * in.rows];
+    if constexpr (kForm == Form::kMixture) {
       factor *= n.one_minus_beta;
     }
     ce_factor = 0;

@@ -124,7 +124,7 @@ void forward(const Forward& p, int64_t first, int64_t last) {
     stat<T>(p, kStudentMax, row) = of_student.max;
     stat<T>(p, kStudentLogSum, row) = ::log(sums.student);
     stat<T>(p, kStudentCentre, row) = of_student.centre;
-    stat<T>(p, kStudentScale, row) = of_student.scale;
+    stat<T>(p, kStudentScale, row) = of_student.count > 2.0 ? of_student.scale : 0.0;
     stat<T>(p, kStudentPull, row) = pull / of_student.degrees();
     stat<T>(p, kTeacherMax, row) = of_teacher.max;
     stat<T>(p, kTeacherLogSum, row) = ::log(sums.teacher);

@@ -149,7 +149,7 @@ __global__ void __launch_bounds__(kMaxThreads<Scalar, Form::kMixture>, 1)
     stats[kStudentMax * in.rows] = maxima[0];
     stats[kStudentLogSum * in.rows] = log_of(sums[0]);
     stats[kStudentCentre * in.rows] = centre;
-    stats[kStudentScale * in.rows] = scale;
+    stats[kStudentScale * in.rows] = means[2] > 2 ? scale : Stat(0);
     stats[kStudentPull * in.rows] = pull;
     stats[kTeacherMax * in.rows] = maxima[1];
     stats[kTeacherLogSum * in.rows] = log_of(sums[1]);

@@ -36,8 +36,8 @@ def rows(
 ) -> Rows:
     """Check what every function of the family takes."""
     checks.floating("anchor", anchor)
-    if anchor.ndim != 2:
-        raise ValueError(f"anchor.shape={tuple(anchor.shape)}: must be [N, D]")
+    if anchor.ndim != 2 or anchor.shape[1] == 0:
+        raise ValueError(f"anchor.shape={tuple(anchor.shape)}: must be [N, D] with at least one column")
     n, d = anchor.shape
     if positive is not None:
         checks.floating("positive", positive)

@@ -21,6 +21,16 @@ def rowwise(x: Tensor, y: Tensor, distance: str) -> Tensor:
     return _root((x - y).square().sum(-1))
 
 
+def numbers(distances: Tensor) -> Tensor:
+    """NaN in place of an infinity: a row that is not finite has no distance to any other."""
+    return torch.where(distances.isfinite(), distances, torch.nan)
+
+
+def finite_or_nan(rows: Tensor) -> Tensor:
+    """NaN all through a row that is not finite, so that its distances and all gradients with them are NaN."""
+    return rows + (rows * 0.0).sum(-1, keepdim=True)
+
+
 def rowwise_grads(x: Tensor, y: Tensor, grad: Tensor, distance: str) -> tuple[Tensor, Tensor]:
     """The gradients of :func:`rowwise` written out: ``grad`` [N] to x and y [N, D]."""
     if distance == "cosine":

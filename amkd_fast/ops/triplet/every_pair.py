@@ -14,7 +14,7 @@ from torch import Tensor
 from amkd_fast.ops.saved import save, saved
 from amkd_fast.ops.triplet import reference as specification
 from amkd_fast.ops.triplet.arguments import Rows
-from amkd_fast.ops.triplet.distances import DISTANCES, from_unit, rowwise, rowwise_grads, short_rows
+from amkd_fast.ops.triplet.distances import DISTANCES, from_unit, numbers, rowwise, rowwise_grads, short_rows
 from amkd_fast.ops.triplet.operators import Operators
 from amkd_fast.ops.triplet.reference import Outcome, Rule, Terms
 
@@ -123,7 +123,7 @@ def _grads(operators: Operators, rows: Rows, used: Tensor | None, rule: Rule, gr
 def _chunks(rows: Rows, used: Tensor | None, rule: Rule):
     """For some anchors at a time: where they are, their product with the reference, the operators' other arguments."""
     a, r = centred(rows, rule.distance, rows.anchor.dtype)
-    d_ap = None if rows.positive is None else rowwise(rows.anchor, rows.positive, rule.distance)
+    d_ap = None if rows.positive is None else numbers(rowwise(rows.anchor, rows.positive, rule.distance))
     scalars = (
         DISTANCES.index(rule.distance),
         rule.margin,

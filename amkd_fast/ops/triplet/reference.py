@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from amkd_fast import backends
 from amkd_fast.ops.triplet import selection
 from amkd_fast.ops.triplet.arguments import Rows
-from amkd_fast.ops.triplet.distances import pairwise, rowwise
+from amkd_fast.ops.triplet.distances import finite_or_nan, pairwise, rowwise
 from amkd_fast.ops.triplet.selection import Slots
 
 REDUCTIONS = ("mean", "mean_nonzero", "sum", "none")
@@ -143,11 +143,14 @@ def _pool(rows: Rows, rule: Rule, weight: Tensor | None, differentiable: bool) -
 
 
 def _drop(rows: Rows, anchors: Tensor, references: Tensor) -> Rows:
-    """Zero the rows that take no part: multiplying by 0 later would not keep their NaN out of loss and gradients."""
+    """Zero the rows that take no part: multiplying by 0 later would not keep their NaN out of loss and gradients.
+
+    An infinity among the others is as good as a NaN.
+    """
     return rows._replace(
-        anchor=torch.where(anchors[:, None], rows.anchor, 0.0),
-        positive=None if rows.positive is None else torch.where(anchors[:, None], rows.positive, 0.0),
-        reference=torch.where(references[:, None], rows.reference, 0.0),
+        anchor=torch.where(anchors[:, None], finite_or_nan(rows.anchor), 0.0),
+        positive=None if rows.positive is None else torch.where(anchors[:, None], finite_or_nan(rows.positive), 0.0),
+        reference=torch.where(references[:, None], finite_or_nan(rows.reference), 0.0),
     )
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from amkd_fast.ops.saved import save, saved
 from amkd_fast.ops.triplet import reference as specification
 from amkd_fast.ops.triplet.arguments import Rows, widened
-from amkd_fast.ops.triplet.distances import DISTANCES, rowwise
+from amkd_fast.ops.triplet.distances import DISTANCES, numbers, rowwise
 from amkd_fast.ops.triplet.operators import TAIL, Operators, statistics_dtype
 from amkd_fast.ops.triplet.reference import REDUCTIONS, Outcome, Rule, Statistics
 from amkd_fast.ops.triplet.selection import INF
@@ -75,7 +75,7 @@ def nearest_negatives(operators: Operators, rows: Rows, k: int, distance: str) -
     dtype = statistics_dtype(rows.anchor.dtype)
     anchor = torch.where(found, rows.anchor[:, None].to(dtype), 0.0)  # [N, k, D]
     negative = torch.where(found, rows.reference[index.clamp(min=0)].to(dtype), 0.0)
-    d = torch.where(index >= 0, rowwise(anchor, negative, distance), INF)
+    d = torch.where(index >= 0, numbers(rowwise(anchor, negative, distance)), INF)
     rest = (0, k - index.shape[1])
     return F.pad(d, rest, value=INF), F.pad(index, rest, value=-1)
 

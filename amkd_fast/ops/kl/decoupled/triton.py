@@ -46,7 +46,7 @@ def _others(
     is_target = column[None, :] == label[:, None]
     s = tl.where(is_target, float("-inf"), _load(student, student_stride, row, column, classes, WIDTH, ACC))
     t = tl.where(is_target, float("-inf"), _load(teacher, teacher_stride, row, column, classes, WIDTH, ACC))
-    _, _, max_s, sum_s, max_t, sum_t, cross, _ = _sweep(s, t, scale, FORWARD, False)
+    _, _, max_s, sum_s, max_t, sum_t, cross, _, _ = _sweep(s, t, scale, FORWARD, False)
     return max_s, sum_s, max_t, sum_t, cross
 
 

@@ -54,7 +54,7 @@ def _moments(
     base, stride, first, row, column, classes,
     N: tl.constexpr, CHUNKS: tl.constexpr, WIDTH: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """Maximum, centre, 1/s and n − 1 of rows [R], whose first columns are there; csrc/kl/standardised.h names them."""
+    """Maximum, centre, 1/s and n of rows [R], whose first columns are there; csrc/kl/standardised.h names them."""
     max = tl.max(first, 1)
     for chunk in range(1, CHUNKS):
         z = load_columns(base, stride, row, chunk * N + column, classes, WIDTH, ACC)
@@ -75,7 +75,7 @@ def _moments(
         square += tl.sum(from_centre * from_centre, 1)
     degrees = tl.where(count > 1.0, count - 1.0, 1.0)
     scale = tl.where(square == 0.0, 0.0, tl.sqrt(degrees / tl.where(square == 0.0, 1.0, square)))
-    return max, centre, scale, degrees
+    return max, centre, scale, count
 
 
 @triton.jit
@@ -105,9 +105,10 @@ def kl_standardised_rows_kernel(
         real = tl.minimum(row, rows - 1)
         s = load_columns(student, student_stride, real, column, classes, WIDTH, ACC)  # [R, N]
         t = load_columns(teacher, teacher_stride, real, column, classes, WIDTH, ACC)  # [R, N]
-        max_s, centre, scale_s, degrees = _moments(
+        max_s, centre, scale_s, kept = _moments(
             student, student_stride, s, real, column, classes, N, CHUNKS, WIDTH, ACC
         )
+        degrees = tl.where(kept > 1.0, kept - 1.0, 1.0)
         max_t, _, scale_t, _ = _moments(teacher, teacher_stride, t, real, column, classes, N, CHUNKS, WIDTH, ACC)
         shift_s, shift_t, middle = shift_of(max_s)[:, None], shift_of(max_t)[:, None], centre[:, None]
         u_scale, v_scale = (_exponent_of(scale_s) * per_t)[:, None], (_exponent_of(scale_t) * per_t)[:, None]
@@ -127,7 +128,8 @@ def kl_standardised_rows_kernel(
         tl.store(stats + row, max_s, mask=valid)
         tl.store(stats + rows + row, log_s, mask=valid)
         tl.store(stats + 2 * rows + row, centre, mask=valid)
-        tl.store(stats + 3 * rows + row, scale_s, mask=valid)
+        # Two logits become ±1/√2, whatever they are.
+        tl.store(stats + 3 * rows + row, tl.where(kept > 2.0, scale_s, 0.0), mask=valid)
         tl.store(stats + 4 * rows + row, (of_q / sum_s - of_p / sum_t) * scale_s / degrees, mask=valid)
         tl.store(stats + 5 * rows + row, max_t, mask=valid)
         tl.store(stats + 6 * rows + row, log_t, mask=valid)
