@@ -87,7 +87,12 @@ _forced_in_graphs = "auto"
 _transforms = torch._C._are_functorch_transforms_active
 _ONLY_REFERENCE = "torch.func and forward-mode differentiation go through the reference alone"
 
-_last: dict[str, str | None] = dict.fromkeys(WRITTEN)  # with all its keys: compiled graphs watch how many there are
+
+class _Last:
+    """What ran last, an attribute for each operation: of a dictionary a compiled graph would watch all its entries."""
+
+
+_last = _Last()
 _warned: set[str] = set()
 
 
@@ -113,7 +118,7 @@ def available() -> dict[str, dict[str, str]]:
 def last(op: str) -> str | None:
     """Name the backend that the latest call of ``op`` used in this process (None before the first call)."""
     checks.choice("op", op, WRITTEN)
-    return _last[op]
+    return getattr(_last, op, None)
 
 
 @contextmanager
@@ -165,6 +170,11 @@ def transforming() -> bool:
     return _transforms() or forward_ad._current_level >= 0
 
 
+def differentiates() -> bool:
+    """Whether a backward pass must itself be made of plain PyTorch: for a second one, or under torch.func."""
+    return (torch.is_grad_enabled() and not torch.compiler.is_compiling()) or transforming()
+
+
 def select(op: str, device: str, size: int, only_reference: str = "", function: str = "") -> str:
     """Choose the backend for a call of ``op`` on tensors of a device type (``"cpu"``, ``"cuda"``); :func:`last` tells.
 
@@ -189,7 +199,7 @@ def select(op: str, device: str, size: int, only_reference: str = "", function: 
         name = "reference"
     else:
         name = _select_auto(op, device, size, function or op) if forced == "auto" else _named(forced, op, device)
-    _last[op] = name
+    setattr(_last, op, name)
     return name
 
 

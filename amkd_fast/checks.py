@@ -103,15 +103,17 @@ def refused(error: RuntimeError, mark: str) -> Exception:
     return ValueError(rule.splitlines()[0]) if rule else error
 
 
-def whole(name: str, value: object) -> int:
-    """``value`` must be an integer: an int, NumPy's, or a tensor on the CPU that holds one."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value
-    if isinstance(value, Tensor):
-        value = _number_in(name, value, "an int")
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise TypeError(f"{name} is a {type(value).__name__}: must be an int")
-    return int(value)
+def whole(name: str, value: object, least: int | None = None) -> int:
+    """``value`` must be an integer, of at least ``least``: an int, NumPy's, or a tensor on the CPU that holds one."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        if isinstance(value, Tensor):
+            value = _number_in(name, value, "an int")
+        if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+            raise TypeError(f"{name} is a {type(value).__name__}: must be an int")
+        value = int(value)
+    if least is not None and value < least:
+        raise ValueError(f"{name}={value}: must be at least {least}")
+    return value
 
 
 def _number(name: str, value: object) -> float:

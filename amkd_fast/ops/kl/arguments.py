@@ -49,7 +49,7 @@ def logits_of(student: Tensor, teacher: Tensor, dim: int = -1) -> tuple[torch.Si
 
 
 def _check_dim(dim: object, dims: int) -> None:
-    checks.whole("dim", dim)
+    dim = checks.whole("dim", dim)
     if not -dims <= dim < dims:
         raise ValueError(f"dim={dim}: must be from {-dims} to {dims - 1}, a dimension of student")
 
@@ -65,14 +65,17 @@ def weight_of(
     if weight.dtype == torch.bool:
         _check_mask(name, weight, shape, student)
         return None, None, weight if mask is None else mask & weight
+    if weight.dim() == 0 and len(shape) > 1 and is_number(weight):
+        return checks.finite(name, weight), None, mask
     checks.floating(name, weight)
-    if weight.dim() == 0 and len(shape) > 1:
-        if is_number(weight):
-            return checks.finite(name, weight), None, mask
+    if weight.dim() == 0:
         weight = weight.expand(shape[:-1])
     checks.shape(name, weight, tuple(shape[:-1]), "one weight a row of student")
     checks.same_device(student=student, **{name: weight})
-    return None, weight.reshape(-1).to(statistics_dtype(student.dtype)), mask
+    weight = weight.reshape(-1).to(statistics_dtype(student.dtype))
+    if not torch.compiler.is_compiling() and weight.is_inference():
+        weight = weight.clone()  # which the reference can save
+    return None, weight, mask
 
 
 def _check_mask(name: str, mask: object, shape: torch.Size, student: Tensor) -> None:
@@ -126,9 +129,9 @@ def is_number(value: object) -> bool:
 
 def temperature_of(temperature: Tensor, shape: torch.Size, student: Tensor) -> float | Tensor:
     """A number, or the tensor, [] or [B], that the reference computes with."""
-    checks.floating("temperature", temperature)
     if is_number(temperature):
         return checks.positive("temperature", temperature)
+    checks.floating("temperature", temperature)
     if temperature.dim() != 0:
         checks.shape(
             "temperature", temperature, tuple(shape[:-1]), "one temperature a row of student, or be one number"

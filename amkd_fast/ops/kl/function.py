@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from amkd_fast import backends
+from amkd_fast.ops.autograd import reference_grads, save, saved
 from amkd_fast.ops.kl import reference
-from amkd_fast.ops.saved import save, saved
 
 # The positions are the operators' numbers `divergence` and `reduction`.
 DIVERGENCES = ("forward", "reverse", "js", "soft_cross_entropy")
@@ -100,8 +100,8 @@ class FusedKL(torch.autograd.Function):
         grads = [None] * len(needed)
         if grad_loss is not None:
             stats, student, teacher, *optional = saved(ctx)
-            differentiable = torch.is_grad_enabled() and not torch.compiler.is_compiling()
-            if needed[0] and not differentiable and not backends.transforming():
+            differentiable = backends.differentiates()
+            if needed[0] and not differentiable:
                 tensors = (student, teacher, *(optional or ABSENT), stats)
                 grads[0] = ctx.backward_op(grad_loss, *tensors, *ctx.scalars)
                 needed = (False, *needed[1:])
@@ -110,19 +110,6 @@ class FusedKL(torch.autograd.Function):
                 def loss_of(student, teacher, *optional):
                     return compute(student, teacher, *(optional or ABSENT), Scalars(*ctx.scalars))[0]
 
-                inputs = (student, teacher, *optional)
-                for i, grad in reference_grads(loss_of, grad_loss, inputs, needed, differentiable):
-                    grads[i] = grad
+                others = reference_grads(loss_of, grad_loss, (student, teacher, *optional), needed, differentiable)
+                grads = [own if own is not None else other for own, other in zip(grads, others, strict=True)]
         return (None, None, None, *grads)
-
-
-def reference_grads(loss_of, grad_loss, inputs, needed, differentiable):
-    """(position, gradient) of every input that needs one, for the loss that a reference makes of all of them."""
-    with torch.enable_grad():
-        if not differentiable:
-            inputs = [x.detach().requires_grad_(need) if need else x for x, need in zip(inputs, needed, strict=True)]
-        wanted = [i for i, need in enumerate(needed) if need]
-        grads = torch.autograd.grad(
-            loss_of(*inputs), [inputs[i] for i in wanted], grad_loss, create_graph=differentiable
-        )
-    return zip(wanted, grads, strict=True)

@@ -5,10 +5,13 @@ The loss is one number, so what the backward pass brings is only a factor, and n
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 
+from amkd_fast import backends
+from amkd_fast.ops.autograd import reference_grads, save, saved
 from amkd_fast.ops.relations import reference
-from amkd_fast.ops.saved import save, saved
 
 
 class FusedRelations(torch.autograd.Function):
@@ -26,8 +29,9 @@ class FusedRelations(torch.autograd.Function):
     def backward(ctx, grad_loss):
         student, teacher, grad = saved(ctx)
         operator, distance_weight, angle_weight, _ = ctx.call
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            return (None, *_differentiable(ctx, grad_loss, student, teacher))
+        if backends.differentiates():
+            loss_of = partial(reference.loss, distance_weight=distance_weight, angle_weight=angle_weight)
+            return (None, *reference_grads(loss_of, grad_loss, (student, teacher), ctx.needs_input_grad[1:]))
         grads = [None, None]
         if ctx.needs_input_grad[1]:
             grads[0] = (grad_loss * grad).to(student.dtype)
@@ -35,15 +39,3 @@ class FusedRelations(torch.autograd.Function):
             _, grad = operator(teacher, student, distance_weight, angle_weight, True)
             grads[1] = (grad_loss * grad).to(teacher.dtype)
         return None, *grads
-
-
-def _differentiable(ctx, grad_loss, student, teacher):
-    """For a double backward, which is rare: through the reference."""
-    grads = [None, None]
-    with torch.enable_grad():
-        loss = reference.loss(student, teacher, *ctx.call[1:3])
-        wanted = [i for i in range(2) if ctx.needs_input_grad[1 + i]]
-        found = torch.autograd.grad(loss, [(student, teacher)[i] for i in wanted], grad_loss, create_graph=True)
-    for i, grad in zip(wanted, found, strict=True):
-        grads[i] = grad
-    return grads

@@ -5,6 +5,8 @@ Differentiable any number of times, in the student and the teacher. Sums over pa
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -31,7 +33,7 @@ def angle_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
 def loss(student: Tensor, teacher: Tensor, distance_weight: float, angle_weight: float) -> Tensor:
     """The weighted sum of both; a weight of 0 leaves its part out."""
-    with torch.autocast(student.device.type, enabled=False):
+    with _full_precision(student):
         total = 0.0 * (_wide(student).sum() + _wide(teacher).sum()).double()  # has a graph, whatever is left out
         if distance_weight != 0:
             total = total + distance_weight * distance_loss(student, teacher)
@@ -43,6 +45,11 @@ def loss(student: Tensor, teacher: Tensor, distance_weight: float, angle_weight:
 def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
     """fp64 for fp64, else fp32: the dtype of losses."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _full_precision(rows: Tensor):
+    """Autocast would round the products; tensors without values know none."""
+    return nullcontext() if rows.is_meta else torch.autocast(rows.device.type, enabled=False)
 
 
 def _wide(rows: Tensor) -> Tensor:

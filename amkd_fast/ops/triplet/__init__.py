@@ -285,7 +285,7 @@ def nearest_negatives(
         >>> distances.tolist(), indices.tolist()
         ([[3.0, inf], [2.0, inf], [2.0, 3.0]], [[2, -1], [2, -1], [1, 0]])
     """
-    arguments.whole("k", k, 1)
+    k = checks.whole("k", k, 1)
     checks.choice("distance", distance, DISTANCES)
     for name, value in (("labels", labels), ("reference", reference), ("reference_labels", reference_labels)):
         checks.tensor(name, value)
@@ -325,6 +325,6 @@ def _rule(
 ) -> Rule:
     checks.choice("mining", mining, MINING)
     checks.choice("distance", distance, DISTANCES)
-    arguments.whole("k", k, 1)
+    k = checks.whole("k", k, 1)
     margin = checks.non_negative("margin", margin)
     return Rule(mining, margin, k, semihard_fallback, distance, soft_margin, swap)

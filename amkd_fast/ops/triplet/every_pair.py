@@ -11,9 +11,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from amkd_fast.ops.saved import save, saved
+from amkd_fast import backends
+from amkd_fast.ops.autograd import reference_grads, save, saved
 from amkd_fast.ops.triplet import reference as specification
-from amkd_fast.ops.triplet.arguments import Rows
+from amkd_fast.ops.triplet.arguments import Rows, with_rows
 from amkd_fast.ops.triplet.distances import DISTANCES, from_unit, numbers, rowwise, rowwise_grads, short_rows
 from amkd_fast.ops.triplet.operators import Operators
 from amkd_fast.ops.triplet.reference import Outcome, Rule, Terms
@@ -86,7 +87,7 @@ class EveryPair(torch.autograd.Function):
         anchor, positive, reference, used, *labels = saved(ctx)
         is_batch = reference is None
         rows = Rows(anchor, positive, anchor if is_batch else reference, *labels, ctx.self_offset, is_batch)
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        if backends.differentiates():
             return _differentiable_grads(ctx, grad_total, rows, used)
         with _full_precision(anchor):
             return *_grads(ctx.operators, rows, used, ctx.rule, grad_total), None, None
@@ -163,12 +164,9 @@ def _full_precision(x: Tensor):
 def _differentiable_grads(ctx, grad_total: Tensor, rows: Rows, used: Tensor | None):
     """For a double backward, which is rare: through the reference."""
     weight = None if used is None else used.to(rows.anchor.dtype)
-    with torch.enable_grad():
-        total = specification.loss(rows, ctx.rule, weight, "none").value
-        inputs = (rows.anchor, rows.positive, rows.reference)
-        wanted = [i for i in range(3) if ctx.needs_input_grad[i]]
-        found = torch.autograd.grad(total, [inputs[i] for i in wanted], grad_total, create_graph=True)
-    grads = [None] * 5
-    for i, g in zip(wanted, found, strict=True):
-        grads[i] = g
-    return tuple(grads)
+
+    def total_of(anchor, positive, reference):
+        return specification.loss(with_rows(rows, anchor, positive, reference), ctx.rule, weight, "none").value
+
+    inputs = (rows.anchor, rows.positive, None if rows.is_batch else rows.reference)
+    return *reference_grads(total_of, grad_total, inputs, ctx.needs_input_grad[:3]), None, None

@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from amkd_fast.ops.saved import save, saved
+from amkd_fast import backends
+from amkd_fast.ops.autograd import reference_grads, save, saved
 from amkd_fast.ops.triplet import reference as specification
-from amkd_fast.ops.triplet.arguments import Rows, widened
+from amkd_fast.ops.triplet.arguments import Rows, widened, with_rows
 from amkd_fast.ops.triplet.distances import DISTANCES, numbers, rowwise
 from amkd_fast.ops.triplet.operators import TAIL, Operators, statistics_dtype
 from amkd_fast.ops.triplet.reference import REDUCTIONS, Outcome, Rule, Statistics
@@ -124,7 +125,7 @@ class SelectedTerms(torch.autograd.Function):
             return (None,) * 7
         kept = saved(ctx)
         anchor, positive, reference, weight, positive_index, negative_index, stats, value = kept[:8]
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        if backends.differentiates():
             return _differentiable_grads(ctx, grad, kept)
         grads = [None] * 4
         if any(ctx.needs_input_grad[:3]):
@@ -173,12 +174,10 @@ def _differentiable_grads(ctx, grad, saved):
         ctx.self_offset,
         reference is None,
     )
-    with torch.enable_grad():
-        value = specification.loss(widened(rows), ctx.rule, weight, ctx.reduction).value
-        inputs = (anchor, positive, reference, weight)
-        wanted = [i for i in range(4) if ctx.needs_input_grad[i]]
-        found = torch.autograd.grad(value, [inputs[i] for i in wanted], grad, create_graph=True)
-    grads = [None] * 7
-    for i, g in zip(wanted, found, strict=True):
-        grads[i] = g
-    return tuple(grads)
+
+    def value_of(anchor, positive, reference, weight):
+        given = widened(with_rows(rows, anchor, positive, reference))
+        return specification.loss(given, ctx.rule, weight, ctx.reduction).value
+
+    inputs = (anchor, positive, reference, weight)
+    return *reference_grads(value_of, grad, inputs, ctx.needs_input_grad[:4]), None, None, None

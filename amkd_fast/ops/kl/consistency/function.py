@@ -6,10 +6,9 @@ import torch
 from torch import Tensor
 
 from amkd_fast import backends
+from amkd_fast.ops.autograd import reference_grads, save, saved
 from amkd_fast.ops.kl.consistency import reference
-from amkd_fast.ops.kl.function import reference_grads
 from amkd_fast.ops.kl.reference import statistics_dtype
-from amkd_fast.ops.saved import save, saved
 
 # Statistics that the forward operator leaves for the backward one, field by field ([FIELDS, B], flat), then the TAIL:
 # the means of both views. csrc/kl/consistency.h has the same list.
@@ -63,17 +62,16 @@ class FusedConsistency(torch.autograd.Function):
         grads = [None] * 4
         if grad_total is not None:
             stats, *tensors = saved(ctx)
-            differentiable = torch.is_grad_enabled() and not torch.compiler.is_compiling()
-            if (needed[0] or needed[2]) and not differentiable and not backends.transforming():
+            differentiable = backends.differentiates()
+            if (needed[0] or needed[2]) and not differentiable:
                 both = ctx.backward_op(grad_total, *tensors, stats, *ctx.scalars)
                 for i, grad in zip((0, 2), both, strict=True):
                     grads[i], needed[i] = grad if needed[i] else None, False
             if True in needed:
-                found = reference_grads(
+                others = reference_grads(
                     lambda *inputs: compute(*inputs, *ctx.scalars)[0], grad_total, tensors, needed, differentiable
                 )
-                for i, grad in found:
-                    grads[i] = grad
+                grads = [own if own is not None else other for own, other in zip(grads, others, strict=True)]
         return (None, None, None, *grads)
 
 

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from amkd_fast import backends
+from amkd_fast.ops.autograd import reference_grads, save, saved
 from amkd_fast.ops.kl.decoupled import reference
-from amkd_fast.ops.kl.function import REDUCTIONS, reduced, reference_grads
+from amkd_fast.ops.kl.function import REDUCTIONS, reduced
 from amkd_fast.ops.kl.reference import every_row, statistics_dtype, without
-from amkd_fast.ops.saved import save, saved
 
 # Statistics that the forward operator leaves for the backward one, field by field ([FIELDS, B], flat): of the classes
 # other than the target the student's max and log-sum and the teacher's, then the slope of the target's divergence in
@@ -57,8 +57,8 @@ class FusedDecoupled(torch.autograd.Function):
         needed = ctx.needs_input_grad[2:]
         grads = [None] * len(needed)
         stats, student, teacher, labels, *optional = saved(ctx)
-        differentiable = torch.is_grad_enabled() and not torch.compiler.is_compiling()
-        if needed[0] and not differentiable and not backends.transforming():
+        differentiable = backends.differentiates()
+        if needed[0] and not differentiable:
             tensors = (student, teacher, labels, *(optional or (None,)), stats)
             grads[0] = ctx.backward_op(grad_loss, *tensors, *ctx.scalars)
             needed = (False, *needed[1:])
@@ -67,9 +67,8 @@ class FusedDecoupled(torch.autograd.Function):
             def loss_of(student, teacher, labels, weight=None):
                 return compute(student, teacher, labels, weight, Scalars(*ctx.scalars))
 
-            inputs = (student, teacher, labels, *optional)
-            for i, grad in reference_grads(loss_of, grad_loss, inputs, needed, differentiable):
-                grads[i] = grad
+            others = reference_grads(loss_of, grad_loss, (student, teacher, labels, *optional), needed, differentiable)
+            grads = [own if own is not None else other for own, other in zip(grads, others, strict=True)]
         return (None, None, *grads)
 
 

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from amkd_fast import backends
-from amkd_fast.ops.kl.function import REDUCTIONS, reduced, reference_grads
+from amkd_fast.ops.autograd import reference_grads, save, saved
+from amkd_fast.ops.kl.function import REDUCTIONS, reduced
 from amkd_fast.ops.kl.reference import every_row, statistics_dtype, without
 from amkd_fast.ops.kl.standardised import reference
-from amkd_fast.ops.saved import save, saved
 
 # Statistics that the forward operator leaves for the backward one, field by field ([FIELDS, B], flat).
 # csrc/kl/standardised.h has the same list.
@@ -52,8 +52,8 @@ class FusedStandardised(torch.autograd.Function):
         needed = ctx.needs_input_grad[2:]
         grads = [None] * len(needed)
         stats, student, teacher, *optional = saved(ctx)
-        differentiable = torch.is_grad_enabled() and not torch.compiler.is_compiling()
-        if needed[0] and not differentiable and not backends.transforming():
+        differentiable = backends.differentiates()
+        if needed[0] and not differentiable:
             grads[0] = ctx.backward_op(grad_loss, student, teacher, *(optional or (None,)), stats, *ctx.scalars)
             needed = (False, *needed[1:])
         if True in needed:
@@ -61,8 +61,8 @@ class FusedStandardised(torch.autograd.Function):
             def loss_of(student, teacher, weight=None):
                 return compute(student, teacher, weight, *ctx.scalars)
 
-            for i, grad in reference_grads(loss_of, grad_loss, (student, teacher, *optional), needed, differentiable):
-                grads[i] = grad
+            others = reference_grads(loss_of, grad_loss, (student, teacher, *optional), needed, differentiable)
+            grads = [own if own is not None else other for own, other in zip(grads, others, strict=True)]
         return (None, None, *grads)
 
 
