@@ -14,8 +14,10 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
+from torch.autograd import forward_ad
 
 from amkd_fast import checks
 from amkd_fast.crossover import SMALLEST
@@ -75,8 +77,22 @@ if EMULATED:
     _UNUSABLE["cuda"] = "AMKD_FAST_EMULATE is set, but the emulated kernels are not loaded: tests/emulator does that"
 _AUTO = {"cpu": ("reference",) if EMULATED else ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
 
-_forced = "auto"
-_last: dict[str, str] = {}
+_forced: ContextVar[str] = ContextVar("amkd_fast_backend", default="auto")
+# torch.compile traces no context variable. What it can look at, and watch, is the innermost block that is open now; it
+# cannot tell threads apart.
+_open_blocks: list[_Block] = []
+_forced_in_graphs = "auto"
+
+# torch.func works on plain PyTorch alone.
+_transforms = torch._C._are_functorch_transforms_active
+_ONLY_REFERENCE = "torch.func and forward-mode differentiation go through the reference alone"
+
+
+class _Last:
+    """What ran last, an attribute for each operation: of a dictionary a compiled graph would watch all its entries."""
+
+
+_last = _Last()
 _warned: set[str] = set()
 
 
@@ -102,12 +118,14 @@ def available() -> dict[str, dict[str, str]]:
 def last(op: str) -> str | None:
     """Name the backend that the latest call of ``op`` used in this process (None before the first call)."""
     checks.choice("op", op, WRITTEN)
-    return _last.get(op)
+    return getattr(_last, op, None)
 
 
 @contextmanager
 def backend(name: str) -> Iterator[None]:
-    """Run every operation inside the block on one backend; process-wide, like the flags of ``torch.backends``.
+    """Run every operation inside the block on one backend, in this thread alone; new threads begin with ``"auto"``.
+
+    Compiled graphs, which know no threads, follow the block that was opened last in any of them.
 
     Args:
         name: ``"auto"``, ``"reference"``, ``"cpu"``, ``"triton"`` or ``"cuda"``. A named backend never falls back.
@@ -122,13 +140,39 @@ def backend(name: str) -> Iterator[None]:
         >>> af.backends.last("kl")
         'reference'
     """
-    global _forced
     checks.choice("name", name, ("auto", *BACKENDS))
-    before, _forced = _forced, name
+    block = _Block(name)
+    token = _forced.set(name)
+    _open_blocks.append(block)
+    _tell_graphs()
     try:
         yield
     finally:
-        _forced = before
+        _forced.reset(token)
+        _open_blocks.remove(block)
+        _tell_graphs()
+
+
+class _Block:
+    """An open block of :func:`backend`, which equals no other one."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+
+def _tell_graphs() -> None:
+    global _forced_in_graphs
+    _forced_in_graphs = _open_blocks[-1].name if _open_blocks else "auto"
+
+
+def transforming() -> bool:
+    """Whether torch.func or forward-mode differentiation looks at the tensors, whose values then are not for us."""
+    return _transforms() or forward_ad._current_level >= 0
+
+
+def differentiates() -> bool:
+    """Whether a backward pass must itself be made of plain PyTorch: for a second one, or under torch.func."""
+    return (torch.is_grad_enabled() and not torch.compiler.is_compiling()) or transforming()
 
 
 def select(op: str, device: str, size: int, only_reference: str = "", function: str = "") -> str:
@@ -141,15 +185,21 @@ def select(op: str, device: str, size: int, only_reference: str = "", function: 
     Raises:
         RuntimeError: A backend was asked for by name that cannot run here, not on this device or not this call.
     """
-    if device == "cuda" and not torch.compiler.is_compiling():
-        _ask_driver()
-    if only_reference and _forced not in ("auto", "reference"):
-        raise RuntimeError(f"backend {_forced!r} was asked for by name, but for {op!r}: {only_reference}")
+    if torch.compiler.is_compiling():
+        forced = _forced_in_graphs
+    else:
+        forced = _forced.get()
+        if device == "cuda":
+            _ask_driver()
+    if _transforms() or forward_ad._current_level >= 0:
+        only_reference = only_reference or _ONLY_REFERENCE
+    if only_reference and forced not in ("auto", "reference"):
+        raise RuntimeError(f"backend {forced!r} was asked for by name, but for {op!r}: {only_reference}")
     if only_reference:
         name = "reference"
     else:
-        name = _select_auto(op, device, size, function or op) if _forced == "auto" else _select_named(op, device)
-    _last[op] = name
+        name = _select_auto(op, device, size, function or op) if forced == "auto" else _named(forced, op, device)
+    setattr(_last, op, name)
     return name
 
 
@@ -169,13 +219,13 @@ def _too_old(built: str, driver: int) -> str:
     return f"it needs a driver for CUDA {built}, and this one is for CUDA {driver // 1000}.{driver % 1000 // 10}"
 
 
-def _select_named(op: str, device: str) -> str:
-    reason = _unusable(op, _forced)
+def _named(name: str, op: str, device: str) -> str:
+    reason = _unusable(op, name)
     if reason:
-        raise RuntimeError(f"backend {_forced!r} was asked for by name, but for {op!r}: {reason}")
-    if not _serves(_forced, device):
-        raise RuntimeError(f"backend {_forced!r} was asked for by name, but the tensors are on {device!r}")
-    return _forced
+        raise RuntimeError(f"backend {name!r} was asked for by name, but for {op!r}: {reason}")
+    if not _serves(name, device):
+        raise RuntimeError(f"backend {name!r} was asked for by name, but the tensors are on {device!r}")
+    return name
 
 
 def _select_auto(op: str, device: str, size: int, function: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Iterable
 
 import torch
@@ -102,7 +103,35 @@ def refused(error: RuntimeError, mark: str) -> Exception:
     return ValueError(rule.splitlines()[0]) if rule else error
 
 
+def whole(name: str, value: object, least: int | None = None) -> int:
+    """``value`` must be an integer, of at least ``least``: an int, NumPy's, or a tensor on the CPU that holds one."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        if isinstance(value, Tensor):
+            value = _number_in(name, value, "an int")
+        if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+            raise TypeError(f"{name} is a {type(value).__name__}: must be an int")
+        value = int(value)
+    if least is not None and value < least:
+        raise ValueError(f"{name}={value}: must be at least {least}")
+    return value
+
+
 def _number(name: str, value: object) -> float:
-    if isinstance(value, (Tensor, bool)) or not isinstance(value, (int, float)):
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(value, Tensor):
+        value = _number_in(name, value, "a number")
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):  # which NumPy's scalars are
         raise TypeError(f"{name} is a {type(value).__name__}: must be a number")
     return float(value)
+
+
+def _number_in(name: str, value: Tensor, what: str) -> object:
+    """The number that a tensor on the CPU holds: for others one would wait, and a gradient would be lost."""
+    if value.dim() != 0 or value.device.type != "cpu" or value.requires_grad:
+        grad = " that requires grad" if value.requires_grad else ""
+        raise TypeError(
+            f"{name} is a Tensor of shape {tuple(value.shape)} on {value.device}{grad}: must be {what}, "
+            "or one in a tensor of no dimensions on the CPU, without gradient"
+        )
+    return value.item()

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 
 from amkd_fast import checks
-from amkd_fast.ops.triplet.arguments import whole
 
 EMPTY = torch.iinfo(torch.int32).min  # the label of a slot that holds no row; no class may have it
 
@@ -67,8 +66,7 @@ class CrossBatchMemory(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        whole("size", size, 1)
-        whole("dim", dim, 1)
+        size, dim = checks.whole("size", size, 1), checks.whole("dim", dim, 1)
         dtype = torch.float32 if dtype is None else dtype
         if dtype not in checks.FLOATING:
             raise TypeError(f"dtype={dtype}: must be float32, float64, float16 or bfloat16")

@@ -2,27 +2,30 @@
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(amkd_fast, m) {
-  // student, teacher [B, K]; weight, ce_weight [B] in the statistics' dtype; labels [B] int32 or int64.
-  // Returns the loss ([] or, per row, [B]) and the statistics of csrc/kl/kl.h.
+  // student, teacher [B, K]; weight, ce_weight [B] in the statistics' dtype; labels [B] int32 or int64. A row of weight
+  // 0 has no part in loss and gradient, whatever its logits are. reduction, here and below: 0 sum, 1 mean over the
+  // rows, 2 none; with labels the cross-entropy is a mean over those that are not ignored. Returns the loss ([] or,
+  // unreduced, [B]) and the statistics of csrc/kl/kl.h.
   m.def(
       "kl_forward(Tensor student, Tensor teacher, Tensor? weight, Tensor? labels, Tensor? ce_weight, "
       "float temperature, int divergence, float beta, float row_scale, float kl_factor, float ce_factor, "
-      "int ignore_index, bool per_row) -> (Tensor loss, Tensor stats)");
+      "int ignore_index, int reduction) -> (Tensor loss, Tensor stats)");
   // grad_loss has the shape of the loss. Returns the gradient of the student, [B, K] in its dtype.
   m.def(
       "kl_backward(Tensor grad_loss, Tensor student, Tensor teacher, Tensor? weight, Tensor? labels, "
       "Tensor? ce_weight, Tensor stats, float temperature, int divergence, float beta, float row_scale, "
-      "float kl_factor, float ce_factor, int ignore_index, bool per_row) -> Tensor");
+      "float kl_factor, float ce_factor, int ignore_index, int reduction) -> Tensor");
   // Decoupled distillation. student, teacher [B, K]; labels [B] int32 or int64; weight [B] in the statistics' dtype;
-  // target_factor and other_factor weigh a row's two divergences, factor the rows. Returns the loss ([] or, per row,
-  // [B]) and the statistics of csrc/kl/decoupled.h. A label out of range is an error on a CPU and a NaN row on a GPU.
+  // target_factor and other_factor weigh a row's two divergences, factor the rows. Returns the loss ([] or,
+  // unreduced, [B]) and the statistics of csrc/kl/decoupled.h. A label out of range is an error on a CPU and a NaN row
+  // on a GPU.
   m.def(
       "kl_decoupled_forward(Tensor student, Tensor teacher, Tensor labels, Tensor? weight, float temperature, "
-      "float target_factor, float other_factor, float factor, bool per_row) -> (Tensor loss, Tensor stats)");
+      "float target_factor, float other_factor, float factor, int reduction) -> (Tensor loss, Tensor stats)");
   // grad_loss has the shape of the loss. Returns the gradient of the student, [B, K] in its dtype.
   m.def(
       "kl_decoupled_backward(Tensor grad_loss, Tensor student, Tensor teacher, Tensor labels, Tensor? weight, "
-      "Tensor stats, float temperature, float target_factor, float other_factor, float factor, bool per_row) "
+      "Tensor stats, float temperature, float target_factor, float other_factor, float factor, int reduction) "
       "-> Tensor");
 
   // Four logits [B, K] of one dtype. Returns the loss [] and the statistics of csrc/kl/consistency.h.
@@ -34,15 +37,15 @@ STABLE_TORCH_LIBRARY(amkd_fast, m) {
       "kl_consistency_backward(Tensor grad_total, Tensor student, Tensor teacher, Tensor augmented_student, "
       "Tensor augmented_teacher, Tensor stats, float temperature, float row_scale) "
       "-> (Tensor grad_student, Tensor grad_augmented_student)");
-  // student, teacher [B, K]; weight [B] in the statistics' dtype. Returns the loss ([] or, per row, [B]) and the
+  // student, teacher [B, K]; weight [B] in the statistics' dtype. Returns the loss ([] or, unreduced, [B]) and the
   // statistics of csrc/kl/standardised.h.
   m.def(
       "kl_standardised_forward(Tensor student, Tensor teacher, Tensor? weight, float temperature, float factor, "
-      "bool per_row) -> (Tensor loss, Tensor stats)");
+      "int reduction) -> (Tensor loss, Tensor stats)");
   // grad_loss has the shape of the loss. Returns the gradient of the student, [B, K] in its dtype.
   m.def(
       "kl_standardised_backward(Tensor grad_loss, Tensor student, Tensor teacher, Tensor? weight, Tensor stats, "
-      "float temperature, float factor, bool per_row) -> Tensor");
+      "float temperature, float factor, int reduction) -> Tensor");
 
   // anchor [N, D], reference [P, D] (none: the anchors) of one dtype; labels [N], reference_labels [P] and
   // exclude_labels [N, E] int32 or int64; anchor i is reference row self_offset + i, none of them where it is -1.

@@ -64,7 +64,7 @@ def nearest_negatives(anchor, labels, reference, reference_labels, **arguments):
 
 def only_the_reference_serves(call):
     """The combination that the other backends, asked for by name, refuse."""
-    return backends._forced != "reference" and call.get("swap") and call.get("mining") in ("all", "semihard")
+    return backends._forced.get() != "reference" and call.get("swap") and call.get("mining") in ("all", "semihard")
 
 
 @functools.cache

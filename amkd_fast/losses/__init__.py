@@ -7,6 +7,7 @@ from amkd_fast.losses.faces import DistillationLoss, KLDivLoss, TripletMarginLos
 from amkd_fast.losses.relations import RKDLoss
 from amkd_fast.losses.segments import SegmentMSELoss
 from amkd_fast.losses.standardised import StandardisedKLLoss
+from amkd_fast.ops.kl import DistillationTerms
 
 __all__ = [
     "NEGATIVES",
@@ -19,6 +20,7 @@ __all__ = [
     "ConsistencyLoss",
     "DKDLoss",
     "DistillationLoss",
+    "DistillationTerms",
     "KLDivLoss",
     "RKDLoss",
     "SegmentMSELoss",

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from amkd_fast import checks
 from amkd_fast.ops.kl.decoupled import dkd_loss
+from amkd_fast.ops.kl.scalars import checked_temperature
 
 
 class DKDLoss(nn.Module):
@@ -17,10 +18,11 @@ class DKDLoss(nn.Module):
         other_weight: β, weight of the divergence among the other classes.
         scale_by_t2: Multiply by T².
         reduction: ``"none"``, ``"sum"``, ``"mean"`` or ``"batchmean"``.
+        dim: The dimension that holds the classes.
 
     Shape:
-        ``forward(student, teacher, labels, weight=None)``: logits [..., K] twice, labels [...], weight a float or
-        [...]; scalar, or [...] for ``"none"``.
+        ``forward(student, teacher, labels, weight=None, mask=None)``: logits [..., K] twice, labels [...], weight a
+        float or [...], mask bool [...]; scalar, or [...] for ``"none"``.
 
     Example:
         >>> import torch
@@ -33,22 +35,30 @@ class DKDLoss(nn.Module):
 
     def __init__(
         self,
-        temperature: float = 4.0,
+        temperature: float | Tensor = 4.0,
         *,
         target_weight: float = 1.0,
         other_weight: float = 8.0,
         scale_by_t2: bool = True,
         reduction: str = "mean",
+        dim: int = -1,
     ) -> None:
         super().__init__()
-        checks.positive("temperature", temperature)
+        checked_temperature(temperature)
         checks.finite("target_weight", target_weight)
         checks.finite("other_weight", other_weight)
         checks.choice("reduction", reduction, ("none", "sum", "mean", "batchmean"))
         self.temperature, self.target_weight, self.other_weight = temperature, target_weight, other_weight
-        self.scale_by_t2, self.reduction = scale_by_t2, reduction
+        self.scale_by_t2, self.reduction, self.dim = scale_by_t2, reduction, dim
 
-    def forward(self, student: Tensor, teacher: Tensor, labels: Tensor, weight: float | Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        student: Tensor,
+        teacher: Tensor,
+        labels: Tensor,
+        weight: float | Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
         return dkd_loss(
             student,
             teacher,
@@ -57,8 +67,10 @@ class DKDLoss(nn.Module):
             target_weight=self.target_weight,
             other_weight=self.other_weight,
             weight=weight,
+            mask=mask,
             scale_by_t2=self.scale_by_t2,
             reduction=self.reduction,
+            dim=self.dim,
         )
 
     def extra_repr(self) -> str:

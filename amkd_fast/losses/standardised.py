@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from amkd_fast import checks
+from amkd_fast.ops.kl.scalars import checked_temperature
 from amkd_fast.ops.kl.standardised import standardised_kl_div
 
 
@@ -29,20 +30,31 @@ class StandardisedKLLoss(nn.Module):
         '0.3700'
     """
 
-    def __init__(self, temperature: float = 1.0, *, scale_by_t2: bool = True, reduction: str = "batchmean") -> None:
+    def __init__(
+        self,
+        temperature: float | Tensor = 1.0,
+        *,
+        scale_by_t2: bool = True,
+        reduction: str = "batchmean",
+        dim: int = -1,
+    ) -> None:
         super().__init__()
-        checks.positive("temperature", temperature)
+        checked_temperature(temperature)
         checks.choice("reduction", reduction, ("none", "sum", "mean", "batchmean"))
-        self.temperature, self.scale_by_t2, self.reduction = temperature, scale_by_t2, reduction
+        self.temperature, self.scale_by_t2, self.reduction, self.dim = temperature, scale_by_t2, reduction, dim
 
-    def forward(self, student: Tensor, teacher: Tensor, weight: float | Tensor | None = None) -> Tensor:
+    def forward(
+        self, student: Tensor, teacher: Tensor, weight: float | Tensor | None = None, mask: Tensor | None = None
+    ) -> Tensor:
         return standardised_kl_div(
             student,
             teacher,
             self.temperature,
             weight=weight,
+            mask=mask,
             scale_by_t2=self.scale_by_t2,
             reduction=self.reduction,
+            dim=self.dim,
         )
 
     def extra_repr(self) -> str:

@@ -97,6 +97,7 @@ inline const int64_t* seed_of(const std::optional<Tensor>& seeds, const Tensor& 
 
 inline void check_logits(const Tensor& logits, const char* name, int64_t least) {
   STD_TORCH_CHECK(logits.dim() == 2 && logits.size(1) >= least, name, ": must be [B, K] with enough classes");
+  check_storage(logits, name);
 }
 
 }  // namespace amkd::attack

@@ -36,10 +36,25 @@ inline Tensor new_empty(const Tensor& like, std::initializer_list<int64_t> sizes
   return Tensor(handle);
 }
 
+// A tensor whose storage was freed or cut (`untyped_storage().resize_(0)`) still has its shape; torch's own operators
+// refuse it too.
+inline void check_storage(const Tensor& tensor, const char* name) {
+  int64_t last = tensor.storage_offset(), bytes = 0;
+  for (int64_t i = 0; i < tensor.dim(); ++i) {
+    if (tensor.size(i) == 0) return;
+    last += (tensor.size(i) - 1) * tensor.stride(i);
+  }
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(tensor.get(), &bytes));
+  STD_TORCH_CHECK((last + 1) * static_cast<int64_t>(tensor.element_size()) <= bytes, name,
+                  ": its storage was freed, or is too short for its shape");
+}
+
+// Where a tensor lies: on the device of the first one, and all of it.
 inline void check_device(const Tensor& tensor, const char* name, const Tensor& like) {
   STD_TORCH_CHECK(
       tensor.is_cuda() == like.is_cuda() && (!like.is_cuda() || tensor.get_device_index() == like.get_device_index()),
       name, ": must be on the device of the first tensor");
+  check_storage(tensor, name);
 }
 
 // The data of an optional tensor with one element for each row of `like`, checked, or null. `hold` keeps a contiguous

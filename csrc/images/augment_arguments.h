@@ -13,6 +13,7 @@ struct JointAugmentArguments : JointAugment {
                         int64_t fill_in, int64_t seed_in) {
     STD_TORCH_CHECK(pixels_in.dim() == 4 && pixels_in.is_contiguous(), "pixels: must be [B, C, H, W], contiguous");
     STD_TORCH_CHECK(pixels_in.scalar_type() == ScalarType::Byte, "pixels: must be uint8");
+    check_storage(pixels_in, "pixels");
     images = pixels_in.size(0);
     channels = pixels_in.size(1);
     height = pixels_in.size(2);

@@ -19,6 +19,7 @@ struct Arguments {
     STD_TORCH_CHECK(student_in.dim() == 2 && student_in.size(1) > 0, "student: must be [B, K] with at least one class");
     rows = student_in.size(0);
     classes = student_in.size(1);
+    check_storage(student_in, "student");
     student[0] = with_unit_columns(student_in);
     teacher[0] = checked(teacher_in, "teacher", student_in);
     student[1] = checked(augmented_student_in, "augmented_student", student_in);

@@ -4,6 +4,7 @@
 
 #include "../common/tensors.h"
 #include "decoupled.h"
+#include "reduction.h"
 
 namespace amkd::kl::decoupled {
 
@@ -17,7 +18,7 @@ struct Arguments {
   const void* weight;     // [rows] or null
 
   Arguments(const Tensor& student_in, const Tensor& teacher_in, const Tensor& labels_in,
-            const std::optional<Tensor>& weight_in, const Scalars& scalars_in)
+            const std::optional<Tensor>& weight_in, const Scalars& scalars_in, int64_t reduction)
       : scalars(scalars_in), stat(statistics_type(student_in.scalar_type())) {
     STD_TORCH_CHECK(student_in.dim() == 2 && teacher_in.dim() == 2, "student, teacher: must be [B, K]");
     rows = student_in.size(0);
@@ -26,7 +27,10 @@ struct Arguments {
                     "teacher: must have the shape of student, with at least one class");
     STD_TORCH_CHECK(classes <= int64_t{1} << 30, "student: more than 2^30 classes");
     STD_TORCH_CHECK(teacher_in.scalar_type() == student_in.scalar_type(), "teacher: must have the dtype of student");
+    check_storage(student_in, "student");
     check_device(teacher_in, "teacher", student_in);
+    scalars.factor = over_rows(scalars.factor, reduction, rows);
+    scalars.per_row = is_per_row(reduction);
     student = with_unit_columns(student_in);
     teacher = with_unit_columns(teacher_in);
     labels_are_int64 = labels_in.scalar_type() == ScalarType::Long;

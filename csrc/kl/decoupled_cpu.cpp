@@ -46,7 +46,8 @@ void reduce(const Forward& p, Stat* loss) {
   const auto* weight = static_cast<const Stat*>(p.weight);
   double sum = 0.0;
   for (int64_t row = 0; row < p.rows; ++row) {
-    const double value = weight ? static_cast<double>(values[row]) * weight[row] : values[row];
+    const double w = p.scalars.factor == 0.0 ? 0.0 : weight ? weight[row] : 1.0;
+    const double value = w == 0.0 ? 0.0 : values[row] * w;  // what has weight 0 may be NaN
     sum += value;
     if (p.scalars.per_row) loss[row] = p.scalars.factor * value;
   }
@@ -55,11 +56,11 @@ void reduce(const Forward& p, Stat* loss) {
 
 std::tuple<Tensor, Tensor> forward(const Tensor& student, const Tensor& teacher, const Tensor& labels,
                                    const std::optional<Tensor>& weight, double temperature, double target_factor,
-                                   double other_factor, double factor, bool per_row) {
-  Call<Forward> call(
-      Arguments(student, teacher, labels, weight, {temperature, target_factor, other_factor, factor, per_row}));
+                                   double other_factor, double factor, int64_t reduction) {
+  Call<Forward> call(Arguments(student, teacher, labels, weight,
+                               {temperature, target_factor, other_factor, factor, false}, reduction));
   Forward& p = call.problem;
-  Tensor loss = per_row ? new_empty(student, {p.rows}, call.stat) : new_empty(student, {}, call.stat);
+  Tensor loss = call.scalars.per_row ? new_empty(student, {p.rows}, call.stat) : new_empty(student, {}, call.stat);
   Tensor stats = new_empty(student, {kFields * p.rows}, call.stat);
   p.stats = stats.mutable_data_ptr();
   p.bad_row = -1;
@@ -77,9 +78,9 @@ std::tuple<Tensor, Tensor> forward(const Tensor& student, const Tensor& teacher,
 
 Tensor backward(const Tensor& grad_loss, const Tensor& student, const Tensor& teacher, const Tensor& labels,
                 const std::optional<Tensor>& weight, const Tensor& stats, double temperature, double target_factor,
-                double other_factor, double factor, bool per_row) {
-  Call<Backward> call(
-      Arguments(student, teacher, labels, weight, {temperature, target_factor, other_factor, factor, per_row}));
+                double other_factor, double factor, int64_t reduction) {
+  Call<Backward> call(Arguments(student, teacher, labels, weight,
+                                {temperature, target_factor, other_factor, factor, false}, reduction));
   Backward& p = call.problem;
   call.check(grad_loss, stats);
   const Tensor upstream = grad_loss.is_contiguous() ? grad_loss : torch::stable::contiguous(grad_loss);

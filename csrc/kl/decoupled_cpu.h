@@ -29,7 +29,7 @@ static inline int64_t label_of(const Problem& p, int64_t row) {
 }
 
 struct Forward : Problem {
-  int64_t bad_row;  // a row whose label is out of range, or -1
+  int64_t bad_row;  // the first row whose label is out of range, or -1
 };
 
 struct Backward : Problem {

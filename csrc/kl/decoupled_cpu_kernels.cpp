@@ -196,11 +196,17 @@ AMKD_INLINE Stat<T> widened(const T* element) {
   }
 }
 
-// The label of a row; where it is out of range, the call will fail and any class will do.
+template <class T>
+double weight_of(const Problem& p, int64_t row) {
+  return p.weight ? static_cast<const Stat<T>*>(p.weight)[row] : 1.0;
+}
+
+// The label of a row; where it is out of range, the call will fail and any class will do, as in a row of weight 0.
+template <class T>
 AMKD_INLINE int64_t checked_label(Forward& p, int64_t row) {
   const int64_t label = label_of(p, row);
   if (label >= 0 && label < p.classes) return label;
-  __atomic_store_n(&p.bad_row, row, __ATOMIC_RELAXED);
+  if (weight_of<T>(p, row) != 0.0) keep_first(p.bad_row, row);
   return 0;
 }
 
@@ -215,7 +221,7 @@ void sweep_rows(Forward& p, int64_t row, int64_t count, Group<Vector<T>>& out) {
       continue;
     }
     const Row<T> r(p, row + lane);
-    const int64_t label = checked_label(p, row + lane);
+    const int64_t label = checked_label<T>(p, row + lane);
     const Sums sums = sweep(p, r, label);
     fields[0][lane] = sums.student_max;
     fields[1][lane] = sums.student_sum;
@@ -240,7 +246,7 @@ void sweep_short_rows(Forward& p, int64_t row, int64_t count, Group<Vector<T>>& 
   for (int lane = 0; lane < kRows; ++lane) {
     const int64_t source = row + (lane < count ? lane : count - 1);
     const Row<T> r(p, source);
-    target[lane] = checked_label(p, source);
+    target[lane] = checked_label<T>(p, source);
     for (int64_t i = 0; i < p.classes; ++i) {
       student[i][lane] = r.student[i];
       teacher[i][lane] = r.teacher[i];
@@ -344,16 +350,20 @@ void backward(const Backward& p, int64_t first, int64_t last) {
   using V = Vector<T>;
   const Scalars& s = p.scalars;
   const auto* stats = static_cast<const Stat<T>*>(p.stats);
-  const auto* weight = static_cast<const Stat<T>*>(p.weight);
   for (int64_t row = first; row < last; ++row) {
+    const double weight = weight_of<T>(p, row);
+    T* out = static_cast<T*>(p.grad_student) + row * p.classes;
+    if (weight == 0.0 || s.factor == 0.0) {  // what that hides may be NaN
+      for (int64_t i = 0; i < p.classes; ++i) out[i] = T{};
+      continue;
+    }
     const auto stat = [&](Field field) { return stats[field * p.rows + row]; };
     const double upstream = static_cast<const Stat<T>*>(p.grad_loss)[s.per_row ? row : 0];
-    const double scale = upstream * s.factor * (weight ? weight[row] : 1.0) * p.per_t;
+    const double scale = upstream * s.factor * weight * p.per_t;
     const V target = splat<V>(scale * s.target_factor * stat(kSlope)), others = splat<V>(scale * s.other_factor);
     const V per_t = splat<V>(p.per_t * kLog2E);
     const V student_max = splat<V>(stat(kStudentMax)), student_log = splat<V>(stat(kStudentLogSum) * kLog2E);
     const V teacher_max = splat<V>(stat(kTeacherMax)), teacher_log = splat<V>(stat(kTeacherLogSum) * kLog2E);
-    T* out = static_cast<T*>(p.grad_student) + row * p.classes;
     for_each_vector(Row<T>(p, row), 0, p.classes, label_of(p, row),
                     [&](V student, V teacher, int64_t i, auto is_target, auto, int64_t count) {
                       const V q = exp2_nonpositive((student - student_max) * per_t - student_log);

@@ -61,16 +61,19 @@ void launch_forward(const Arguments& call, const Tensor& loss, const Tensor& sta
 
 std::tuple<Tensor, Tensor> forward(const Tensor& student, const Tensor& teacher, const Tensor& labels,
                                    const std::optional<Tensor>& weight, double temperature, double target_factor,
-                                   double other_factor, double factor, bool per_row) {
+                                   double other_factor, double factor, int64_t reduction) {
   const int32_t device = student.get_device_index();
   const DeviceGuard guard(device);
-  const Arguments call(student, teacher, labels, weight, {temperature, target_factor, other_factor, factor, per_row});
+  const Arguments call(student, teacher, labels, weight, {temperature, target_factor, other_factor, factor, false},
+                       reduction);
   const Tensor stats = new_empty(student, {kFields * call.rows}, call.stat);
   if (call.rows == 0) {  // every mean over no rows is 0
     const int64_t no_rows = 0;
-    return {torch::stable::new_zeros(student, {&no_rows, per_row ? size_t{1} : size_t{0}}, call.stat), stats};
+    return {torch::stable::new_zeros(student, {&no_rows, call.scalars.per_row ? size_t{1} : size_t{0}}, call.stat),
+            stats};
   }
-  const Tensor loss = per_row ? new_empty(student, {call.rows}, call.stat) : new_empty(student, {}, call.stat);
+  const Tensor loss =
+      call.scalars.per_row ? new_empty(student, {call.rows}, call.stat) : new_empty(student, {}, call.stat);
   const cudaStream_t stream = current_stream(device);
   dispatch(student.scalar_type(), "student",
            [&](auto scalar) { launch_forward<decltype(scalar)>(call, loss, stats, stream); });
@@ -79,10 +82,11 @@ std::tuple<Tensor, Tensor> forward(const Tensor& student, const Tensor& teacher,
 
 Tensor backward(const Tensor& grad_loss, const Tensor& student, const Tensor& teacher, const Tensor& labels,
                 const std::optional<Tensor>& weight, const Tensor& stats, double temperature, double target_factor,
-                double other_factor, double factor, bool per_row) {
+                double other_factor, double factor, int64_t reduction) {
   const int32_t device = student.get_device_index();
   const DeviceGuard guard(device);
-  const Arguments call(student, teacher, labels, weight, {temperature, target_factor, other_factor, factor, per_row});
+  const Arguments call(student, teacher, labels, weight, {temperature, target_factor, other_factor, factor, false},
+                       reduction);
   call.check(grad_loss, stats);
   const Tensor grad = new_empty(student, {call.rows, call.classes}, student.scalar_type());
   if (call.rows == 0) return grad;
@@ -93,11 +97,11 @@ Tensor backward(const Tensor& grad_loss, const Tensor& student, const Tensor& te
     const BackwardPlan plan = plan_backward(call.rows, call.classes, kBatch<Scalar>, kEdgeBatch);
     Backward<Scalar> backward{};
     backward.in = inputs<Scalar>(call);
-    backward.target_factor = static_cast<Stat>(factor * target_factor / temperature);
-    backward.other_factor = static_cast<Stat>(factor * other_factor / temperature);
+    backward.target_factor = static_cast<Stat>(call.scalars.factor * target_factor / temperature);
+    backward.other_factor = static_cast<Stat>(call.scalars.factor * other_factor / temperature);
     backward.stats = static_cast<const Stat*>(stats.const_data_ptr());
     backward.grad_loss = static_cast<const Stat*>(grad_loss.const_data_ptr());
-    backward.grad_loss_stride = per_row ? grad_loss.stride(0) : 0;
+    backward.grad_loss_stride = call.scalars.per_row ? grad_loss.stride(0) : 0;
     backward.grad = static_cast<Scalar*>(grad.mutable_data_ptr());
     backward.lanes = plan.lanes;
     backward.splits = plan.splits;

@@ -56,12 +56,6 @@ struct Binary {
   }
 };
 
-// A class of probability 0 adds nothing, even where the other factor is infinite; NaN != 0 stays.
-template <class Stat>
-__device__ Stat product_or_zero(Stat probability, Stat factor) {
-  return probability == 0 ? Stat(0) : probability * factor;
-}
-
 // Log-odds of the target against others of this maximum and log-sum; NaN for a target of +inf.
 template <class Stat>
 __device__ Stat log_odds(Stat target, Stat maximum, Stat log_sum, Stat inverse_temperature) {
@@ -89,6 +83,7 @@ __device__ Stat finish_row(const Forward<Scalar>& call, int64_t row, const Other
     student_odds = static_cast<Stat>(NAN);
   }
   const Binary<Stat> s(student_odds), t(teacher_odds);
+  // A class of probability 0 adds nothing, even where the other factor is infinite; NaN != 0 stays.
   const Stat target =
       product_or_zero(t.target, t.log_target - s.log_target) + product_or_zero(t.rest, t.log_rest - s.log_rest);
   const Stat others = sums.cross * n.inverse_temperature / teacher_sum + log_of(student_sum / teacher_sum);
@@ -102,7 +97,7 @@ __device__ Stat finish_row(const Forward<Scalar>& call, int64_t row, const Other
   // Of two probabilities near 1 the difference is that of what is missing from 1.
   stats[kSlope * in.rows] = student_odds + teacher_odds > 0 ? t.rest - s.rest : s.target - t.target;
   stats[kValue * in.rows] = value;
-  const Stat weighted = value * in.weight_of(row);
+  const Stat weighted = product_or_zero(n.kl_factor == 0 ? Stat(0) : in.weight_of(row), value);
   if (n.per_row) call.loss[row] = n.kl_factor * weighted;
   return weighted;
 }
@@ -169,6 +164,7 @@ struct RowGradient {
   Stat target, others;                    // factors, the former with the slope
   Stat exponent;
   int64_t label;
+  bool is_seen;  // unless a weight of 0 hides the row
 
   template <class Scalar>
   __device__ RowGradient(const Backward<Scalar>& call, int64_t row) {
@@ -178,7 +174,8 @@ struct RowGradient {
     teacher_max = stats[kTeacherMax * in.rows];
     student_inverse = exp_of(-stats[kStudentLogSum * in.rows]);
     teacher_inverse = exp_of(-stats[kTeacherLogSum * in.rows]);
-    const Stat upstream = call.grad_loss[row * call.grad_loss_stride] * in.weight_of(row);
+    const Stat weight = in.weight_of(row), upstream = call.grad_loss[row * call.grad_loss_stride] * weight;
+    is_seen = weight != 0 && in.numbers.kl_factor != 0;
     target = upstream * call.target_factor * stats[kSlope * in.rows];
     others = upstream * call.other_factor;
     exponent = in.numbers.exponent;
@@ -186,6 +183,7 @@ struct RowGradient {
   }
 
   __device__ Stat at(int column, Stat student, Stat teacher) const {
+    if (!is_seen) return Stat(0);
     const Stat q = rounded_product(exp2_of((student - student_max) * exponent), student_inverse);
     const Stat p = rounded_product(exp2_of((teacher - teacher_max) * exponent), teacher_inverse);
     return column == label ? target : others * (q - p) - target * q;

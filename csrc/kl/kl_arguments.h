@@ -3,6 +3,7 @@
 
 #include "../common/tensors.h"
 #include "kl.h"
+#include "reduction.h"
 
 namespace amkd::kl {
 
@@ -18,15 +19,20 @@ struct Arguments {
 
   Arguments(const Tensor& student_in, const Tensor& teacher_in, const std::optional<Tensor>& weight_in,
             const std::optional<Tensor>& labels_in, const std::optional<Tensor>& ce_weight_in,
-            const Scalars& scalars_in)
+            const Scalars& scalars_in, int64_t reduction)
       : scalars(scalars_in), stat(statistics_type(student_in.scalar_type())) {
+    STD_TORCH_CHECK(scalars.divergence >= Divergence::kForward && scalars.divergence <= Divergence::kSoftCrossEntropy,
+                    "divergence: must be from 0 to 3");
     STD_TORCH_CHECK(student_in.dim() == 2 && teacher_in.dim() == 2, "student, teacher: must be [B, K]");
     rows = student_in.size(0);
     classes = student_in.size(1);
     STD_TORCH_CHECK(teacher_in.size(0) == rows && teacher_in.size(1) == classes && classes > 0,
                     "teacher: must have the shape of student, with at least one class");
     STD_TORCH_CHECK(teacher_in.scalar_type() == student_in.scalar_type(), "teacher: must have the dtype of student");
+    check_storage(student_in, "student");
     check_device(teacher_in, "teacher", student_in);
+    scalars.kl_factor = over_rows(scalars.kl_factor, reduction, rows);
+    scalars.per_row = is_per_row(reduction);
     student = with_unit_columns(student_in);
     teacher = with_unit_columns(teacher_in);
     labels_are_int64 = labels_in.has_value() && labels_in->scalar_type() == ScalarType::Long;

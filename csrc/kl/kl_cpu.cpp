@@ -93,7 +93,9 @@ void forward_shared_rows(Call<Forward>& call, int64_t ranges) {
   }
 }
 
-// Reduces the rows in their order, so that the result does not depend on the threads.
+double product_or_zero(double factor, double value) { return factor == 0.0 ? 0.0 : factor * value; }
+
+// Reduces the rows in their order, so that the result does not depend on the threads. What has weight 0 is not there.
 template <class Stat>
 void reduce(const Forward& p, Stat* loss) {
   const auto* weight = static_cast<const Stat*>(p.weight);
@@ -101,18 +103,22 @@ void reduce(const Forward& p, Stat* loss) {
   double weighted = 0.0, divergence = 0.0, weighted_ce = 0.0, ce = 0.0;
   int64_t labelled = 0;
   for (int64_t row = 0; row < p.rows; ++row) {
-    const double value = p.divergence[row], w = weight ? weight[row] : 1.0;
+    const double w = weight ? weight[row] : 1.0, value = w == 0.0 ? 0.0 : p.divergence[row];
     divergence += value;
     weighted += value * w;
-    if (p.scalars.per_row) loss[row] = p.scalars.kl_factor * value * w;
+    if (p.scalars.per_row) loss[row] = product_or_zero(p.scalars.kl_factor, value * w);
     if (p.labels == nullptr) continue;
     if (label_of(p, row) == p.scalars.ignore_index) continue;
     ++labelled;
-    ce += p.cross_entropy[row];
-    weighted_ce += p.cross_entropy[row] * (ce_weight ? ce_weight[row] : 1.0);
+    const double ce_w = ce_weight ? ce_weight[row] : 1.0, ce_value = ce_w == 0.0 ? 0.0 : p.cross_entropy[row];
+    ce += ce_value;
+    weighted_ce += ce_value * ce_w;
   }
   const double per_label = 1.0 / std::max<int64_t>(labelled, 1);
-  if (!p.scalars.per_row) *loss = p.scalars.kl_factor * weighted + p.scalars.ce_factor * weighted_ce * per_label;
+  if (!p.scalars.per_row) {
+    *loss =
+        product_or_zero(p.scalars.kl_factor, weighted) + product_or_zero(p.scalars.ce_factor, weighted_ce * per_label);
+  }
   Stat* tail = static_cast<Stat*>(p.stats) + kFields * p.rows;
   tail[kLabelled] = labelled;
   tail[kCrossEntropy] = ce * per_label;
@@ -122,12 +128,13 @@ void reduce(const Forward& p, Stat* loss) {
 std::tuple<Tensor, Tensor> forward(const Tensor& student, const Tensor& teacher, const std::optional<Tensor>& weight,
                                    const std::optional<Tensor>& labels, const std::optional<Tensor>& ce_weight,
                                    double temperature, int64_t divergence, double beta, double row_scale,
-                                   double kl_factor, double ce_factor, int64_t ignore_index, bool per_row) {
-  Call<Forward> call(Arguments(student, teacher, weight, labels, ce_weight,
-                               {temperature, static_cast<Divergence>(divergence), beta, row_scale, kl_factor, ce_factor,
-                                ignore_index, per_row}));
+                                   double kl_factor, double ce_factor, int64_t ignore_index, int64_t reduction) {
+  Call<Forward> call(Arguments(
+      student, teacher, weight, labels, ce_weight,
+      {temperature, static_cast<Divergence>(divergence), beta, row_scale, kl_factor, ce_factor, ignore_index, false},
+      reduction));
   Forward& p = call.problem;
-  Tensor loss = per_row ? new_empty(student, {p.rows}, call.stat) : new_empty(student, {}, call.stat);
+  Tensor loss = call.scalars.per_row ? new_empty(student, {p.rows}, call.stat) : new_empty(student, {}, call.stat);
   Tensor stats = new_empty(student, {kFields * p.rows + kTail}, call.stat);
   p.stats = stats.mutable_data_ptr();
   const std::unique_ptr<double[]> values(new double[(p.labels ? 2 : 1) * p.rows]);
@@ -155,10 +162,12 @@ std::tuple<Tensor, Tensor> forward(const Tensor& student, const Tensor& teacher,
 Tensor backward(const Tensor& grad_loss, const Tensor& student, const Tensor& teacher,
                 const std::optional<Tensor>& weight, const std::optional<Tensor>& labels,
                 const std::optional<Tensor>& ce_weight, const Tensor& stats, double temperature, int64_t divergence,
-                double beta, double row_scale, double kl_factor, double ce_factor, int64_t ignore_index, bool per_row) {
-  Call<Backward> call(Arguments(student, teacher, weight, labels, ce_weight,
-                                {temperature, static_cast<Divergence>(divergence), beta, row_scale, kl_factor,
-                                 ce_factor, ignore_index, per_row}));
+                double beta, double row_scale, double kl_factor, double ce_factor, int64_t ignore_index,
+                int64_t reduction) {
+  Call<Backward> call(Arguments(
+      student, teacher, weight, labels, ce_weight,
+      {temperature, static_cast<Divergence>(divergence), beta, row_scale, kl_factor, ce_factor, ignore_index, false},
+      reduction));
   Backward& p = call.problem;
   call.check(grad_loss, stats);
   const Tensor upstream = grad_loss.is_contiguous() ? grad_loss : torch::stable::contiguous(grad_loss);

@@ -36,7 +36,7 @@ static inline int64_t label_of(const Problem& p, int64_t row) {
 struct Forward : Problem {
   double* divergence;     // [rows], with row_scale and before weights
   double* cross_entropy;  // [rows], 0 where the label is ignored; null without labels
-  int64_t bad_row;        // a row whose label is out of range, or -1
+  int64_t bad_row;        // the first row whose label is out of range, or -1
 };
 
 struct Backward : Problem {
@@ -48,7 +48,9 @@ struct Backward : Problem {
 struct Partial {
   double student_max, student_sum, student_sum_at_one;
   double teacher_max, teacher_sum;
-  double inner;  // forward Σ e^y (y - x), reverse Σ e^x (x - y), soft cross-entropy Σ e^y x
+  // forward Σ e^y (y - x), soft cross-entropy Σ e^y x, reverse Σ e^x (x - y) with y from `teacher_at_top`.
+  double inner;
+  double teacher_at_top;  // reverse: the teacher's logit of the student's largest class; 0 where it is -inf
 };
 
 // The same steps serve a row on one thread (one range) and a row that several threads share.

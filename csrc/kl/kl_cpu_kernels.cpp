@@ -105,6 +105,7 @@ Partial merge(const Problem& p, const Partial& a, const Partial& b) {
   Partial out{};
   out.student_max = a.student_max > b.student_max ? a.student_max : b.student_max;
   out.teacher_max = a.teacher_max > b.teacher_max ? a.teacher_max : b.teacher_max;
+  out.teacher_at_top = a.student_max >= b.student_max ? a.teacher_at_top : b.teacher_at_top;
   const double student_shift = shift_of(out.student_max), teacher_shift = shift_of(out.teacher_max);
   const Partial* const parts[] = {&a, &b};
   for (const Partial* part : parts) {
@@ -121,7 +122,10 @@ Partial merge(const Problem& p, const Partial& a, const Partial& b) {
         if (scale_t != 0.0) out.inner += scale_t * (part->inner + part->teacher_sum * (down_t - down_s) * per_t);
         break;
       case Divergence::kReverse:
-        if (scale_s != 0.0) out.inner += scale_s * (part->inner + part->student_sum * (down_s - down_t) * per_t);
+        if (scale_s != 0.0) {
+          const double moved = down_s - (part->teacher_at_top - out.teacher_at_top);
+          out.inner += scale_s * (part->inner + part->student_sum * moved * per_t);
+        }
         break;
       case Divergence::kSoftCrossEntropy:
         if (scale_t != 0.0) out.inner += scale_t * (part->inner + part->teacher_sum * down_s * per_t);
@@ -136,7 +140,7 @@ Partial merge(const Problem& p, const Partial& a, const Partial& b) {
 // What a pass over logits with known maxima adds up, in every lane apart.
 template <class V, Divergence kDivergence, bool kLabels>
 struct Sums {
-  V student_shift, teacher_shift, per_t;
+  V student_shift, teacher_shift, teacher_at_top, per_t;
   V student{}, teacher{}, inner{}, student_at_one{};
 
   AMKD_INLINE void add(V s, V t) {
@@ -145,25 +149,44 @@ struct Sums {
     student += ex;
     teacher += ey;
     if constexpr (kDivergence == Divergence::kForward) inner += product_or_zero(ey, y - x);
-    if constexpr (kDivergence == Divergence::kReverse) inner += product_or_zero(ex, x - y);
+    if constexpr (kDivergence == Divergence::kReverse) {
+      inner += product_or_zero(ex, x - (t - teacher_at_top) * per_t);  // 0 - 0 of the largest class
+    }
     if constexpr (kDivergence == Divergence::kSoftCrossEntropy) inner += product_or_zero(ey, x);
     if constexpr (kLabels) student_at_one += exp2_nonpositive((s - student_shift) * splat<V>(kLog2E));
   }
 };
 
+// The teacher's logit in the lane that has the student's maximum; 0 where there is none to measure from.
+template <class V>
+AMKD_INLINE double at_top(V student_max, V teacher, double top) {
+  if constexpr (lanes<V> == 1) {
+    return shift_of(teacher);
+  } else {
+    double found = -kInfinity;
+    for (int i = 0; i < lanes<V>; ++i) {
+      if (student_max[i] == top && teacher[i] > found) found = teacher[i];
+    }
+    return shift_of(found);
+  }
+}
+
 template <class T, Divergence kDivergence, bool kLabels>
 Partial sweep_block(const Problem& p, const Row<T>& row, int64_t begin, int64_t end) {
   using V = Vector<T>;
-  V student_max = splat<V>(-kInfinity), teacher_max = student_max;
+  constexpr bool kReverse = kDivergence == Divergence::kReverse;
+  V student_max = splat<V>(-kInfinity), teacher_max = student_max, teacher_at_top = student_max;
   for_each_vector<T, Overlap::kExclude>(row.student, row.teacher, begin, end, [&](V s, V t, int64_t, int64_t) {
+    if constexpr (kReverse) teacher_at_top = s > student_max ? t : teacher_at_top;
     student_max = larger(student_max, s);
     teacher_max = larger(teacher_max, t);
   });
   Partial out{};
   out.student_max = max_lanes(student_max);
   out.teacher_max = max_lanes(teacher_max);
+  if constexpr (kReverse) out.teacher_at_top = at_top(student_max, teacher_at_top, out.student_max);
   Sums<V, kDivergence, kLabels> sums{splat<V>(shift_of(out.student_max)), splat<V>(shift_of(out.teacher_max)),
-                                     splat<V>(p.per_t * kLog2E)};
+                                     splat<V>(out.teacher_at_top), splat<V>(p.per_t * kLog2E)};
   for_each_vector<T, Overlap::kExclude>(row.student, row.teacher, begin, end,
                                         [&](V s, V t, int64_t, int64_t) { sums.add(s, t); });
   out.student_sum = sum_lanes(sums.student);
@@ -187,18 +210,21 @@ void sweep_short_rows(const Problem& p, int64_t row, int64_t count, Partial* out
       teacher[i][lane] = r.teacher[i];
     }
   }
-  V student_max = splat<V>(-kInfinity), teacher_max = student_max;
+  V student_max = splat<V>(-kInfinity), teacher_max = student_max, teacher_at_top = student_max;
   for (int64_t i = 0; i < p.classes; ++i) {
-    student_max = larger(student_max, load(student[i]));
-    teacher_max = larger(teacher_max, load(teacher[i]));
+    const V s = load(student[i]), t = load(teacher[i]);
+    if constexpr (kDivergence == Divergence::kReverse) teacher_at_top = s > student_max ? t : teacher_at_top;
+    student_max = larger(student_max, s);
+    teacher_max = larger(teacher_max, t);
   }
   const V none = splat<V>(-kInfinity);
+  teacher_at_top = teacher_at_top == none ? V{} : teacher_at_top;
   Sums<V, kDivergence, kLabels> sums{student_max == none ? V{} : student_max, teacher_max == none ? V{} : teacher_max,
-                                     splat<V>(p.per_t * kLog2E)};
+                                     teacher_at_top, splat<V>(p.per_t * kLog2E)};
   for (int64_t i = 0; i < p.classes; ++i) sums.add(load(student[i]), load(teacher[i]));
   for (int64_t i = 0; i < count; ++i) {
-    out[i] = {student_max[i], sums.student[i], sums.student_at_one[i],
-              teacher_max[i], sums.teacher[i], sums.inner[i] * kLog2};
+    out[i] = {student_max[i],  sums.student[i],       sums.student_at_one[i], teacher_max[i],
+              sums.teacher[i], sums.inner[i] * kLog2, teacher_at_top[i]};
   }
 }
 
@@ -239,7 +265,7 @@ void finish_label(Forward& p, int64_t row, const Partial& sums, double log_sum_a
   if (label == p.scalars.ignore_index) {
     p.cross_entropy[row] = 0.0;
   } else if (label < 0 || label >= p.classes) {
-    __atomic_store_n(&p.bad_row, row, __ATOMIC_RELAXED);
+    keep_first(p.bad_row, row);
     p.cross_entropy[row] = kInfinity - kInfinity;
   } else {
     const Vector<T> chosen = load_some(Row<T>(p, row).student + label, 1, ElementTraits<T>::excluded());
@@ -260,7 +286,9 @@ void finish(Forward& p, int64_t row, const Partial& sums) {
       divergence = sums.inner / sums.teacher_sum - teacher_log + student_log;
       break;
     case Divergence::kReverse:
-      divergence = inner = sums.inner / sums.student_sum - student_log + teacher_log;
+      inner = sums.inner / sums.student_sum;
+      divergence = inner + (shift_of(sums.teacher_max) - sums.teacher_at_top) * p.per_t - student_log + teacher_log;
+      stat<T>(p, kTeacherMax, row) = sums.teacher_at_top;
       break;
     case Divergence::kSoftCrossEntropy:
       divergence = student_log - sums.inner / sums.teacher_sum;
@@ -379,32 +407,42 @@ AMKD_INLINE void backward_row(const Backward& p, int64_t row, int64_t begin, int
   constexpr bool kJs = kDivergence == Divergence::kJs;
   constexpr double kUnit = kJs ? 1.0 : kLog2E;  // of logarithms: see LogMixture for the 1
   const double side = kJs ? 1.0 - s.beta : kDivergence == Divergence::kReverse ? kLog2 : 1.0;
-  const V scale = splat<V>(upstream * s.kl_factor * weight_of<T>(p.weight, row) * s.row_scale * side * p.per_t);
+  const double weight = weight_of<T>(p.weight, row), ce_weight = weight_of<T>(p.ce_weight, row);
+  const int64_t label = kLabels ? label_of(p, row) : s.ignore_index;
+  // What a weight of 0 hides may be NaN, and 0 times that too.
+  const bool is_seen = weight != 0.0 && s.kl_factor != 0.0;
+  const bool has_ce = kLabels && label != s.ignore_index && ce_weight != 0.0 && s.ce_factor != 0.0;
+  T* out = static_cast<T*>(p.grad_student) + row * p.classes;
+  if (!is_seen && !has_ce) {
+    for (int64_t i = begin; i < end; ++i) out[i] = T{};
+    return;
+  }
+  const V scale = splat<V>(upstream * s.kl_factor * weight * s.row_scale * side * p.per_t);
   const V inner = splat<V>(stat<T>(p, kInner, row) * kUnit);
   const auto log_q = log_probability<T>(p, row, kStudentMax, kStudentLogSum, p.per_t, kUnit);
   const auto log_p = log_probability<T>(p, row, kTeacherMax, kTeacherLogSum, p.per_t, kUnit);
+  const V per_t = splat<V>(p.per_t * kUnit);
   const auto log2_q1 = log_probability<T>(p, row, kStudentMax, kStudentLogSumAtOne, 1.0, kLog2E);
   const LogMixture<V> log_mixture(p);
-  const int64_t label = kLabels ? label_of(p, row) : s.ignore_index;
   const double labelled = static_cast<const Stat<T>*>(p.stats)[kFields * p.rows + kLabelled];
-  const double ce_scale =
-      label == s.ignore_index ? 0.0 : upstream * s.ce_factor * weight_of<T>(p.ce_weight, row) / labelled;
+  const double ce_scale = has_ce ? upstream * s.ce_factor * ce_weight / labelled : 0.0;
   const V ce = splat<V>(ce_scale);
   const Row<T> r(p, row);
-  T* out = static_cast<T*>(p.grad_student) + row * p.classes;
   for_each_vector<T, Overlap::kRepeat>(r.student, r.teacher, begin, end,
                                        [&](V student, V teacher, int64_t i, int64_t count) {
                                          const V a = log_q(student), c = log_p(teacher);
                                          const V q = kJs ? exp_nonpositive(a) : exp2_nonpositive(a);
                                          V grad;
                                          if constexpr (kDivergence == Divergence::kReverse) {
-                                           grad = scale * product_or_zero(q, a - c - inner);
+                                           const V from_top = (student - log_q.max) - (teacher - log_p.max);
+                                           grad = scale * product_or_zero(q, from_top * per_t - inner);
                                          } else if constexpr (kJs) {
                                            grad = scale * product_or_zero(q, a - log_mixture(a, c) - inner);
                                          } else {
                                            grad = scale * (q - exp2_nonpositive(c));
                                          }
                                          if constexpr (kLabels) {
+                                           if (!is_seen) grad = V{};
                                            grad += ce * exp2_nonpositive(log2_q1(student));
                                            if (label >= i && label < i + count) {
                                              Stat<T> lane[lanes<V>];

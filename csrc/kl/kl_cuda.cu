@@ -130,18 +130,20 @@ void launch_forward(const Arguments& call, const Tensor& loss, const Tensor& sta
 std::tuple<Tensor, Tensor> forward(const Tensor& student, const Tensor& teacher, const std::optional<Tensor>& weight,
                                    const std::optional<Tensor>& labels, const std::optional<Tensor>& ce_weight,
                                    double temperature, int64_t divergence, double beta, double row_scale,
-                                   double kl_factor, double ce_factor, int64_t ignore_index, bool per_row) {
+                                   double kl_factor, double ce_factor, int64_t ignore_index, int64_t reduction) {
   const int32_t device = student.get_device_index();
   const DeviceGuard guard(device);
   const Arguments call(
       student, teacher, weight, labels, ce_weight,
-      {temperature, static_cast<Divergence>(divergence), beta, row_scale, kl_factor, ce_factor, ignore_index, per_row});
+      {temperature, static_cast<Divergence>(divergence), beta, row_scale, kl_factor, ce_factor, ignore_index, false},
+      reduction);
   if (call.rows == 0) {  // every mean over no rows is 0
     const int64_t no_rows = 0, tail = kTail;
-    return {torch::stable::new_zeros(student, {&no_rows, per_row ? size_t{1} : size_t{0}}, call.stat),
+    return {torch::stable::new_zeros(student, {&no_rows, call.scalars.per_row ? size_t{1} : size_t{0}}, call.stat),
             torch::stable::new_zeros(student, {&tail, 1}, call.stat)};
   }
-  const Tensor loss = per_row ? new_empty(student, {call.rows}, call.stat) : new_empty(student, {}, call.stat);
+  const Tensor loss =
+      call.scalars.per_row ? new_empty(student, {call.rows}, call.stat) : new_empty(student, {}, call.stat);
   const Tensor stats = new_empty(student, {kFields * call.rows + kTail}, call.stat);
   const cudaStream_t stream = current_stream(device);
   dispatch(call, [&](auto scalar, auto form) {
@@ -153,12 +155,14 @@ std::tuple<Tensor, Tensor> forward(const Tensor& student, const Tensor& teacher,
 Tensor backward(const Tensor& grad_loss, const Tensor& student, const Tensor& teacher,
                 const std::optional<Tensor>& weight, const std::optional<Tensor>& labels,
                 const std::optional<Tensor>& ce_weight, const Tensor& stats, double temperature, int64_t divergence,
-                double beta, double row_scale, double kl_factor, double ce_factor, int64_t ignore_index, bool per_row) {
+                double beta, double row_scale, double kl_factor, double ce_factor, int64_t ignore_index,
+                int64_t reduction) {
   const int32_t device = student.get_device_index();
   const DeviceGuard guard(device);
   const Arguments call(
       student, teacher, weight, labels, ce_weight,
-      {temperature, static_cast<Divergence>(divergence), beta, row_scale, kl_factor, ce_factor, ignore_index, per_row});
+      {temperature, static_cast<Divergence>(divergence), beta, row_scale, kl_factor, ce_factor, ignore_index, false},
+      reduction);
   call.check(grad_loss, stats);
   const Tensor grad = new_empty(student, {call.rows, call.classes}, student.scalar_type());
   if (call.rows == 0) return grad;
@@ -172,7 +176,7 @@ Tensor backward(const Tensor& grad_loss, const Tensor& student, const Tensor& te
     backward.in = inputs<Scalar>(call);
     backward.stats = static_cast<const Stat*>(stats.const_data_ptr());
     backward.grad_loss = static_cast<const Stat*>(grad_loss.const_data_ptr());
-    backward.grad_loss_stride = per_row ? grad_loss.stride(0) : 0;
+    backward.grad_loss_stride = call.scalars.per_row ? grad_loss.stride(0) : 0;
     backward.grad = static_cast<Scalar*>(grad.mutable_data_ptr());
     backward.lanes = plan.lanes;
     backward.splits = plan.splits;

@@ -53,6 +53,7 @@ enum Partial : int {
   kPartStudentSumAtOne,
   kPartMixtureTeacher,
   kPartMixtureStudent,
+  kPartTeacherAtTop,
   kPartials,
 };
 
@@ -151,12 +152,14 @@ template <class Stat, Form kForm>
 struct RowSums {
   Stat student_max = -infinity<Stat>();
   Stat teacher_max = -infinity<Stat>();
-  Stat student_sum = 0;         // Σ e^x, x = (student - student_max) / T
-  Stat teacher_sum = 0;         // Σ e^y, y = (teacher - teacher_max) / T
-  Stat cross = 0;               // T Σ e^y (keep·y - x), or T Σ e^x (x - y)
-  Stat student_sum_at_one = 0;  // Σ e^(student - student_max)
+  Stat student_sum = 0;                     // Σ e^x, x = (student - student_max) / T
+  Stat teacher_sum = 0;                     // Σ e^y, y = (teacher - teacher_max) / T
+  Stat cross = 0;                           // T Σ e^y (keep·y - x), or T Σ e^x (x - y) with y from `teacher_at_top`
+  Stat student_sum_at_one = 0;              // Σ e^(student - student_max)
+  Stat teacher_at_top = -infinity<Stat>();  // reverse: the teacher's logit of the student's largest class
 
-  __device__ void rescale(Stat new_student_max, Stat new_teacher_max, const Numbers<Stat>& n, bool at_one) {
+  __device__ void rescale(Stat new_student_max, Stat new_teacher_max, Stat new_teacher_at_top, const Numbers<Stat>& n,
+                          bool at_one) {
     const Stat student_origin = origin(new_student_max), teacher_origin = origin(new_teacher_max);
     const Stat student_scale = scale(student_max, student_origin, n.exponent);
     const Stat teacher_scale = scale(teacher_max, teacher_origin, n.exponent);
@@ -165,25 +168,30 @@ struct RowSums {
     if constexpr (kForm == Form::kTeacherWeighted) {
       cross = scaled(cross + teacher_sum * (student_shift - n.keep_teacher * teacher_shift), teacher_scale);
     } else if constexpr (kForm == Form::kStudentWeighted) {
-      cross = scaled(cross + student_sum * (teacher_shift - student_shift), student_scale);
+      const Stat moved = origin(new_teacher_at_top) - origin(teacher_at_top) - student_shift;
+      cross = scaled(cross + student_sum * moved, student_scale);
     }
     if (at_one) student_sum_at_one *= scale(student_max, student_origin, Stat(kLog2E));
     student_sum *= student_scale;
     teacher_sum *= teacher_scale;
     student_max = new_student_max;
     teacher_max = new_teacher_max;
+    teacher_at_top = new_teacher_at_top;
   }
 
   template <int kCount>
   __device__ void add(const Stat (&student)[kCount], const Stat (&teacher)[kCount], const Numbers<Stat>& n,
                       bool at_one) {
-    Stat new_student_max = student_max, new_teacher_max = teacher_max;
+    Stat new_student_max = student_max, new_teacher_max = teacher_max, new_teacher_at_top = teacher_at_top;
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
+      if constexpr (kForm == Form::kStudentWeighted) {
+        if (student[i] > new_student_max) new_teacher_at_top = teacher[i];
+      }
       new_student_max = Larger()(new_student_max, student[i]);
       new_teacher_max = Larger()(new_teacher_max, teacher[i]);
     }
-    rescale(new_student_max, new_teacher_max, n, at_one);
+    rescale(new_student_max, new_teacher_max, new_teacher_at_top, n, at_one);
     const Stat student_origin = origin(student_max), teacher_origin = origin(teacher_max);
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
@@ -195,7 +203,7 @@ struct RowSums {
       if constexpr (kForm == Form::kTeacherWeighted) {
         if (ey != 0) cross += ey * (n.keep_teacher * y - x);
       } else if constexpr (kForm == Form::kStudentWeighted) {
-        if (ex != 0) cross += ex * (x - y);
+        if (ex != 0) cross += ex * (x - (teacher[i] - origin(teacher_at_top)));  // 0 - 0 of the largest class
       }
     }
     if (!at_one) return;
@@ -243,6 +251,12 @@ struct MixtureSums {
   __device__ static Stat times_log_ratio(Stat r, Stat m) { return negligible(r, m) ? Stat(0) : r * log_of(r / m); }
   __device__ static bool negligible(Stat r, Stat m) { return r <= Stat(1e-35) || m <= 0; }
 };
+
+// What a factor of 0 hides may be NaN, and 0 times that too.
+template <class Stat>
+__device__ Stat product_or_zero(Stat factor, Stat value) {
+  return factor == 0 ? Stat(0) : factor * value;
+}
 
 // Calls body(student, teacher) with a fixed number of columns at a time, in the statistics' type. Where the columns run
 // out the body gets -inf in both, as from masked classes, which add nothing.
@@ -300,6 +314,7 @@ __device__ void sweep(const Scalar* student, const Scalar* teacher, int classes,
 template <class Stat>
 struct Scratch {
   Stat maxima[2][kWarp];
+  Stat tops[1][kWarp];
   Stat sums[4][kWarp];
   Stat mixture[2][kWarp];
   Stat totals[kTotals][kWarp];
@@ -311,7 +326,9 @@ __device__ void merge(const Team& team, RowSums<Stat, kForm>& row, const Numbers
                       Scratch<Stat>& scratch) {
   Stat maxima[2] = {row.student_max, row.teacher_max};
   reduce_team(team, maxima, -infinity<Stat>(), scratch.maxima, Larger());
-  row.rescale(maxima[0], maxima[1], n, at_one);
+  Stat top[1] = {row.student_max == maxima[0] ? row.teacher_at_top : -infinity<Stat>()};
+  if constexpr (kForm == Form::kStudentWeighted) reduce_team(team, top, -infinity<Stat>(), scratch.tops, Larger());
+  row.rescale(maxima[0], maxima[1], top[0], n, at_one);
   Stat sums[4] = {row.student_sum, row.teacher_sum, row.cross, row.student_sum_at_one};
   reduce_team(team, sums, Stat(0), scratch.sums, Plus());
   row.student_sum = sums[0];
@@ -339,8 +356,9 @@ __device__ void finish_row(const Forward<Scalar>& call, int64_t row, const RowSu
     const Stat log_sums = n.keep_teacher != 0 ? sums.student_sum / sums.teacher_sum : sums.student_sum;
     value = n.inverse_temperature * (sums.cross / sums.teacher_sum) + log_of(log_sums);
   } else if constexpr (kForm == Form::kStudentWeighted) {
-    value = n.inverse_temperature * (sums.cross / sums.student_sum) + log_of(sums.teacher_sum / sums.student_sum);
-    inner = value;
+    const Stat from_top = origin(sums.teacher_max) - origin(sums.teacher_at_top);
+    inner = n.inverse_temperature * (sums.cross / sums.student_sum);
+    value = inner + n.inverse_temperature * from_top + log_of(sums.teacher_sum / sums.student_sum);
   } else {
     value = n.beta * mixture.teacher + n.one_minus_beta * mixture.student;
     inner = mixture.student;
@@ -361,18 +379,20 @@ __device__ void finish_row(const Forward<Scalar>& call, int64_t row, const RowSu
   Stat* const stats = call.stats + row;
   stats[kStudentMax * in.rows] = sums.student_max;
   stats[kStudentLogSum * in.rows] = log_of(sums.student_sum);
-  stats[kTeacherMax * in.rows] = sums.teacher_max;
+  stats[kTeacherMax * in.rows] = kForm == Form::kStudentWeighted ? origin(sums.teacher_at_top) : sums.teacher_max;
   stats[kTeacherLogSum * in.rows] = log_of(sums.teacher_sum);
   stats[kInner * in.rows] = inner;
   stats[kStudentLogSumAtOne * in.rows] = log_sum_at_one;
 
-  const Stat divergence = n.row_scale * value;
-  const Stat weighted = divergence * in.weight_of(row);
-  if (n.per_row) call.loss[row] = n.kl_factor * weighted;
+  const Stat weight = in.weight_of(row), divergence = weight == 0 ? Stat(0) : n.row_scale * value;
+  const Stat weighted = divergence * weight;
+  if (n.per_row) call.loss[row] = product_or_zero(n.kl_factor, weighted);
   totals[kWeightedDivergence] += weighted;
   totals[kDivergences] += divergence;
   if (labelled) {
-    totals[kWeightedCrossEntropy] += ce * in.ce_weight_of(row);
+    const Stat ce_weight = in.ce_weight_of(row);
+    if (ce_weight == 0) ce = 0;
+    totals[kWeightedCrossEntropy] += ce * ce_weight;
     totals[kCrossEntropies] += ce;
     totals[kLabels] += 1;
   }
@@ -384,7 +404,8 @@ __device__ void finish_call(const Stat (&totals)[kTotals], Stat* loss, Stat* sta
                             const Numbers<Stat>& n) {
   const Stat per_label = 1 / Larger()(totals[kLabels], Stat(1));
   if (!n.per_row) {
-    *loss = n.kl_factor * totals[kWeightedDivergence] + n.ce_factor * totals[kWeightedCrossEntropy] * per_label;
+    *loss = product_or_zero(n.kl_factor, totals[kWeightedDivergence]) +
+            product_or_zero(n.ce_factor, totals[kWeightedCrossEntropy] * per_label);
   }
   Stat* const tail = stats + kFields * rows;
   tail[kLabelled] = totals[kLabels];
@@ -446,6 +467,7 @@ __global__ void __launch_bounds__(kMaxThreads<Scalar, kForm>, 1) forward_kernel(
         part[kPartTeacherSum * step] = sums.teacher_sum;
         part[kPartCross * step] = sums.cross;
         part[kPartStudentSumAtOne * step] = sums.student_sum_at_one;
+        part[kPartTeacherAtTop * step] = sums.teacher_at_top;
       }
       continue;
     }
@@ -509,10 +531,12 @@ __global__ void __launch_bounds__(kCombineThreads) combine_kernel(const Forward<
       other.teacher_sum = part[kPartTeacherSum * step];
       other.cross = part[kPartCross * step];
       other.student_sum_at_one = part[kPartStudentSumAtOne * step];
+      other.teacher_at_top = part[kPartTeacherAtTop * step];
       const Stat student_max = Larger()(sums.student_max, other.student_max);
       const Stat teacher_max = Larger()(sums.teacher_max, other.teacher_max);
-      sums.rescale(student_max, teacher_max, in.numbers, at_one);
-      other.rescale(student_max, teacher_max, in.numbers, at_one);
+      const Stat top = other.student_max > sums.student_max ? other.teacher_at_top : sums.teacher_at_top;
+      sums.rescale(student_max, teacher_max, top, in.numbers, at_one);
+      other.rescale(student_max, teacher_max, top, in.numbers, at_one);
       sums.student_sum += other.student_sum;
       sums.teacher_sum += other.teacher_sum;
       sums.cross += other.cross;
@@ -549,8 +573,9 @@ template <class Stat, Form kForm>
 struct RowGradient {
   Stat student_max, teacher_max;
   Stat student_inverse, teacher_inverse;  // of the sums
-  Stat constant;                          // reverse: log-sum difference plus the row's divergence; js: KL(q‖m)
+  Stat constant;                          // kInner of the row
   Stat factor;                            // of the divergence
+  bool is_seen;                           // unless a weight of 0 hides the divergence
   Stat ce_factor;
   Stat student_inverse_at_one;
   int label;  // -1 where there is none
@@ -566,11 +591,11 @@ struct RowGradient {
     teacher_max = stats[kTeacherMax * in.rows];
     student_inverse = exp_of(-student_log_sum);
     teacher_inverse = exp_of(-teacher_log_sum);
-    factor = grad_loss * n.kl_factor * n.row_scale * n.inverse_temperature * in.weight_of(row);
-    if constexpr (kForm == Form::kStudentWeighted) {
-      constant = student_log_sum - teacher_log_sum + stats[kInner * in.rows];
-    } else if constexpr (kForm == Form::kMixture) {
-      constant = stats[kInner * in.rows];
+    const Stat weight = n.kl_factor * in.weight_of(row);
+    is_seen = weight != 0;
+    factor = grad_loss * weight * n.row_scale * n.inverse_temperature;
+    constant = stats[kInner * in.rows];
+    if constexpr (kForm == Form::kMixture) {
       factor *= n.one_minus_beta;
     }
     ce_factor = 0;
@@ -580,10 +605,11 @@ struct RowGradient {
     const int64_t wanted = in.label_of(row);
     if (wanted == n.ignore_index) return;
     const bool valid = wanted >= 0 && wanted < in.classes;
+    const Stat ce_weight = n.ce_factor * in.ce_weight_of(row);
+    if (ce_weight == 0) return;
     label = valid ? static_cast<int>(wanted) : 0;
     const Stat labelled = call.stats[kFields * in.rows + kLabelled];
-    ce_factor =
-        valid ? grad_loss * n.ce_factor * in.ce_weight_of(row) / Larger()(labelled, Stat(1)) : static_cast<Stat>(NAN);
+    ce_factor = valid ? grad_loss * ce_weight / Larger()(labelled, Stat(1)) : static_cast<Stat>(NAN);
     student_inverse_at_one = exp_of(-stats[kStudentLogSumAtOne * in.rows]);
   }
 
@@ -600,7 +626,7 @@ struct RowGradient {
       const Stat m = MixtureSums<Stat>::mixture(q, p, n);
       slope = MixtureSums<Stat>::negligible(q, m) ? Stat(0) : q * (log_of(q / m) - constant);
     }
-    Stat grad = factor * slope;
+    Stat grad = is_seen ? factor * slope : Stat(0);
     if (label >= 0) {
       grad += ce_factor * (exp2_of(x * Stat(kLog2E)) * student_inverse_at_one - (column == label ? Stat(1) : Stat(0)));
     }

@@ -11,7 +11,7 @@ enum Field : int64_t {
   kStudentMax = 0,
   kStudentLogSum = 1,  // log Σ exp((z - max) / (s T))
   kStudentCentre = 2,  // the mean of z - max
-  kStudentScale = 3,   // 1 / s, and 0 for a row whose logits are all equal
+  kStudentScale = 3,   // 1 / s, and 0 for a row without gradient: all logits equal, or two, which become ±1/√2
   kStudentPull = 4,    // Σ (q - p) u / (n - 1), u = (z - max - centre) / s: of the gradient through s
   kTeacherMax = 5,
   kTeacherLogSum = 6,

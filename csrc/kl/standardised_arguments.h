@@ -3,6 +3,7 @@
 #pragma once
 
 #include "../common/tensors.h"
+#include "reduction.h"
 #include "standardised.h"
 
 namespace amkd::kl::standardised {
@@ -15,7 +16,7 @@ struct Arguments {
   const void* weight;  // [rows] or null
 
   Arguments(const Tensor& student_in, const Tensor& teacher_in, const std::optional<Tensor>& weight_in,
-            const Scalars& scalars_in)
+            const Scalars& scalars_in, int64_t reduction)
       : scalars(scalars_in), stat(statistics_type(student_in.scalar_type())) {
     STD_TORCH_CHECK(student_in.dim() == 2 && teacher_in.dim() == 2, "student, teacher: must be [B, K]");
     rows = student_in.size(0);
@@ -23,7 +24,10 @@ struct Arguments {
     STD_TORCH_CHECK(teacher_in.size(0) == rows && teacher_in.size(1) == classes && classes > 0,
                     "teacher: must have the shape of student, with at least one class");
     STD_TORCH_CHECK(teacher_in.scalar_type() == student_in.scalar_type(), "teacher: must have the dtype of student");
+    check_storage(student_in, "student");
     check_device(teacher_in, "teacher", student_in);
+    scalars.factor = over_rows(scalars.factor, reduction, rows);
+    scalars.per_row = is_per_row(reduction);
     student = with_unit_columns(student_in);
     teacher = with_unit_columns(teacher_in);
     weight = row_data(weight_in, "weight", student_in, stat, weight_held);

@@ -47,12 +47,12 @@ void reduce(const Forward& p, Stat* loss) {
 }
 
 std::tuple<Tensor, Tensor> forward(const Tensor& student, const Tensor& teacher, const std::optional<Tensor>& weight,
-                                   double temperature, double factor, bool per_row) {
-  const Arguments call(student, teacher, weight, {temperature, factor, per_row});
+                                   double temperature, double factor, int64_t reduction) {
+  const Arguments call(student, teacher, weight, {temperature, factor, false}, reduction);
   const Kernels& kernels = kernels_of(call);
   Forward p{};
   fill(p, call);
-  Tensor loss = per_row ? new_empty(student, {p.rows}, call.stat) : new_empty(student, {}, call.stat);
+  Tensor loss = call.scalars.per_row ? new_empty(student, {p.rows}, call.stat) : new_empty(student, {}, call.stat);
   Tensor stats = new_empty(student, {kFields * p.rows}, call.stat);
   p.stats = stats.mutable_data_ptr();
   const std::unique_ptr<double[]> divergence(new double[p.rows]);
@@ -68,8 +68,8 @@ std::tuple<Tensor, Tensor> forward(const Tensor& student, const Tensor& teacher,
 
 Tensor backward(const Tensor& grad_loss, const Tensor& student, const Tensor& teacher,
                 const std::optional<Tensor>& weight, const Tensor& stats, double temperature, double factor,
-                bool per_row) {
-  const Arguments call(student, teacher, weight, {temperature, factor, per_row});
+                int64_t reduction) {
+  const Arguments call(student, teacher, weight, {temperature, factor, false}, reduction);
   call.check(grad_loss, stats);
   const Kernels& kernels = kernels_of(call);
   Backward p{};

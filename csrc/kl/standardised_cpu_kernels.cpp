@@ -124,12 +124,13 @@ void forward(const Forward& p, int64_t first, int64_t last) {
     stat<T>(p, kStudentMax, row) = of_student.max;
     stat<T>(p, kStudentLogSum, row) = ::log(sums.student);
     stat<T>(p, kStudentCentre, row) = of_student.centre;
-    stat<T>(p, kStudentScale, row) = of_student.scale;
+    stat<T>(p, kStudentScale, row) = of_student.count > 2.0 ? of_student.scale : 0.0;
     stat<T>(p, kStudentPull, row) = pull / of_student.degrees();
     stat<T>(p, kTeacherMax, row) = of_teacher.max;
     stat<T>(p, kTeacherLogSum, row) = ::log(sums.teacher);
     stat<T>(p, kTeacherScale, row) = of_teacher.scale;
-    p.divergence[row] = p.scalars.factor * weight_of<T>(p, row) * sums.value();
+    const double factor = p.scalars.factor * weight_of<T>(p, row);
+    p.divergence[row] = factor == 0.0 ? 0.0 : factor * sums.value();  // what has weight 0 may be NaN
   }
 }
 
@@ -140,15 +141,20 @@ void backward(const Backward& p, int64_t first, int64_t last) {
   for (int64_t row = first; row < last; ++row) {
     const T* student = row_of<T>(p.student, p.student_stride, row);
     const T* teacher = row_of<T>(p.teacher, p.teacher_stride, row);
+    const double weight = p.scalars.factor * weight_of<T>(p, row);
+    T* out = static_cast<T*>(p.grad_student) + row * p.classes;
+    if (weight == 0.0) {
+      for (int64_t i = 0; i < p.classes; ++i) out[i] = T{};
+      continue;
+    }
     const double upstream = static_cast<const Stat<T>*>(p.grad_loss)[p.scalars.per_row ? row : 0];
     const double scale = stat<T>(p, kStudentScale, row), max = stat<T>(p, kStudentMax, row);
-    const V factor = splat<V>(upstream * p.scalars.factor * weight_of<T>(p, row) * scale * per_t);
+    const V factor = splat<V>(upstream * weight * scale * per_t);
     const V pull = splat<V>(stat<T>(p, kStudentPull, row) * scale);
     const V shift = splat<V>(max), centre = splat<V>(stat<T>(p, kStudentCentre, row));
     const Probability<V> of_student(max, stat<T>(p, kStudentLogSum, row), exponent_of(scale) * per_t);
     const Probability<V> of_teacher(stat<T>(p, kTeacherMax, row), stat<T>(p, kTeacherLogSum, row),
                                     exponent_of(stat<T>(p, kTeacherScale, row)) * per_t);
-    T* out = static_cast<T*>(p.grad_student) + row * p.classes;
     for_each_output<T>(p.classes, [&](auto columns) {
       const V s = columns.of(student);
       const V u = zero_where_excluded(s, s - shift - centre);

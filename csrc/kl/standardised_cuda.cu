@@ -54,17 +54,18 @@ void launch_forward(const Arguments& call, const Tensor& loss, const Tensor& sta
 }
 
 std::tuple<Tensor, Tensor> forward(const Tensor& student, const Tensor& teacher, const std::optional<Tensor>& weight,
-                                   double temperature, double factor, bool per_row) {
+                                   double temperature, double factor, int64_t reduction) {
   const int32_t device = student.get_device_index();
   const DeviceGuard guard(device);
-  const Arguments call(student, teacher, weight, {temperature, factor, per_row});
+  const Arguments call(student, teacher, weight, {temperature, factor, false}, reduction);
   STD_TORCH_CHECK(call.classes <= kMaxClasses, "student: more than 2^30 classes");
   if (call.rows == 0) {  // every sum over no rows is 0
     const int64_t no_rows = 0;
-    return {torch::stable::new_zeros(student, {&no_rows, per_row ? size_t{1} : size_t{0}}, call.stat),
+    return {torch::stable::new_zeros(student, {&no_rows, call.scalars.per_row ? size_t{1} : size_t{0}}, call.stat),
             torch::stable::new_zeros(student, {&no_rows, 1}, call.stat)};
   }
-  const Tensor loss = per_row ? new_empty(student, {call.rows}, call.stat) : new_empty(student, {}, call.stat);
+  const Tensor loss =
+      call.scalars.per_row ? new_empty(student, {call.rows}, call.stat) : new_empty(student, {}, call.stat);
   const Tensor stats = new_empty(student, {kFields * call.rows}, call.stat);
   dispatch(student.scalar_type(), "student",
            [&](auto scalar) { launch_forward<decltype(scalar)>(call, loss, stats, current_stream(device)); });
@@ -73,10 +74,10 @@ std::tuple<Tensor, Tensor> forward(const Tensor& student, const Tensor& teacher,
 
 Tensor backward(const Tensor& grad_loss, const Tensor& student, const Tensor& teacher,
                 const std::optional<Tensor>& weight, const Tensor& stats, double temperature, double factor,
-                bool per_row) {
+                int64_t reduction) {
   const int32_t device = student.get_device_index();
   const DeviceGuard guard(device);
-  const Arguments call(student, teacher, weight, {temperature, factor, per_row});
+  const Arguments call(student, teacher, weight, {temperature, factor, false}, reduction);
   STD_TORCH_CHECK(call.classes <= kMaxClasses, "student: more than 2^30 classes");
   call.check(grad_loss, stats);
   const Tensor grad = new_empty(student, {call.rows, call.classes}, student.scalar_type());
@@ -86,10 +87,10 @@ Tensor backward(const Tensor& grad_loss, const Tensor& student, const Tensor& te
     using Stat = StatOf<Scalar>;
     const BackwardPlan plan = plan_backward(call.rows, call.classes, kBatch<Scalar>, kEdgeBatch);
     Backward<Scalar> backward{};
-    backward.in = inputs<Scalar>(call, plan.lanes, factor / temperature);
+    backward.in = inputs<Scalar>(call, plan.lanes, call.scalars.factor / temperature);
     backward.stats = static_cast<const Stat*>(stats.const_data_ptr());
     backward.grad_loss = static_cast<const Stat*>(grad_loss.const_data_ptr());
-    backward.grad_loss_stride = per_row ? grad_loss.stride(0) : 0;
+    backward.grad_loss_stride = call.scalars.per_row ? grad_loss.stride(0) : 0;
     backward.grad = static_cast<Scalar*>(grad.mutable_data_ptr());
     backward.splits = plan.splits;
     STD_TORCH_CHECK(plan.blocks <= kMaxBlocks, "student: too many rows for one launch");

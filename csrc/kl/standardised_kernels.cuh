@@ -149,13 +149,14 @@ __global__ void __launch_bounds__(kMaxThreads<Scalar, Form::kMixture>, 1)
     stats[kStudentMax * in.rows] = maxima[0];
     stats[kStudentLogSum * in.rows] = log_of(sums[0]);
     stats[kStudentCentre * in.rows] = centre;
-    stats[kStudentScale * in.rows] = scale;
+    stats[kStudentScale * in.rows] = means[2] > 2 ? scale : Stat(0);
     stats[kStudentPull * in.rows] = pull;
     stats[kTeacherMax * in.rows] = maxima[1];
     stats[kTeacherLogSum * in.rows] = log_of(sums[1]);
     stats[kTeacherScale * in.rows] = teacher_scale;
     const Stat weight = in.weight == nullptr ? Stat(1) : in.weight[row];
-    const Stat value = in.factor * weight * (Stat(kLog2) * (sums[2] / sums[1]) + log_of(sums[0] / sums[1]));
+    const Stat value =
+        product_or_zero(in.factor * weight, Stat(kLog2) * (sums[2] / sums[1]) + log_of(sums[0] / sums[1]));
     if (in.per_row) call.loss[row] = value;
     total[0] += value;
   }
@@ -185,6 +186,7 @@ __global__ void __launch_bounds__(kBackwardThreads, kBackwardBlocks<Scalar>)
   const Stat max = stats[kStudentMax * in.rows], centre = stats[kStudentCentre * in.rows];
   const Stat scale = stats[kStudentScale * in.rows], pull = stats[kStudentPull * in.rows] * scale;
   const Stat weight = in.weight == nullptr ? Stat(1) : in.weight[row];
+  const bool is_seen = in.factor * weight != 0;  // what a weight of 0 hides may be NaN
   const Stat factor = call.grad_loss[row * call.grad_loss_stride] * in.factor * weight * scale;
   const Probability<Stat> q{max, exp_of(-stats[kStudentLogSum * in.rows]), exponent_of(scale) * in.exponent};
   const Probability<Stat> p{stats[kTeacherMax * in.rows], exp_of(-stats[kTeacherLogSum * in.rows]),
@@ -193,7 +195,7 @@ __global__ void __launch_bounds__(kBackwardThreads, kBackwardBlocks<Scalar>)
                  call.grad + row * in.classes, in.classes, in.use_vectors, team, split, call.splits,
                  [&](Stat s, Stat t) {
                    const Stat u = is_kept(s) ? s - max - centre : Stat(0);
-                   return factor * (q(s) - p(t) - pull * u);
+                   return is_seen ? factor * (q(s) - p(t) - pull * u) : Stat(0);
                  });
 }
 

@@ -22,6 +22,7 @@ struct Arguments {
     count = student.size(0);
     STD_TORCH_CHECK(teacher.size(0) == count, "teacher: must have one row a row of student");
     STD_TORCH_CHECK(teacher.scalar_type() == type, "teacher: must have the dtype of student");
+    check_storage(student, "student");
     check_device(teacher, "teacher", student);
     student = with_unit_columns(student);
     teacher = with_unit_columns(teacher);

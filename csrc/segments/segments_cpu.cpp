@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
+#include <cstring>
 #include <tuple>
 
 #include "../common/cpu_dispatch.h"
@@ -93,6 +94,11 @@ std::vector<double> sweep(const Arguments& call, const Pieces& pieces, const std
   pieces.for_each([&](int64_t piece, int64_t i, int64_t first, int64_t last) {
     const Work& work = works[i];
     if (!grads.empty()) fill_in(work.segment.grad, first, last, grads[i]);
+    if (weights[i] == 0.0) {  // what that hides may be NaN
+      const int64_t size = call.student[i].element_size();
+      if (!grads.empty()) std::memset(static_cast<char*>(work.segment.grad) + first * size, 0, (last - first) * size);
+      return;
+    }
     sums[piece] = work.kernels->sweep(work.segment, first, last, work.slope);
   });
   return sums;

@@ -54,8 +54,9 @@ __device__ void for_each(const Entry& entry, int block, int blocks, Vectors vect
   }
 }
 
+// A segment that is not seen may have anything in it.
 template <class Scalar>
-__device__ double sweep(const Entry& entry, int block, int blocks, double slope) {
+__device__ double sweep(const Entry& entry, int block, int blocks, double slope, bool is_seen) {
   using Stat = StatOf<Scalar>;
   const Scalar* student = static_cast<const Scalar*>(entry.segment.student);
   const Scalar* teacher = static_cast<const Scalar*>(entry.segment.teacher);
@@ -69,14 +70,14 @@ __device__ double sweep(const Entry& entry, int block, int blocks, double slope)
         Vector<Scalar> g;
 #pragma unroll
         for (int k = 0; k < Vector<Scalar>::kWidth; ++k) {
-          const Stat difference = widen(s.at[k]) - widen(t.at[k]);
+          const Stat difference = is_seen ? widen(s.at[k]) - widen(t.at[k]) : Stat(0);
           sum += difference * difference;
           g.at[k] = narrow<Scalar>(difference * by);
         }
         if (grad != nullptr) store_vector(grad + i, g);
       },
       [&](int64_t i) {
-        const Stat difference = widen(student[i]) - widen(teacher[i]);
+        const Stat difference = is_seen ? widen(student[i]) - widen(teacher[i]) : Stat(0);
         sum += difference * difference;
         if (grad != nullptr) grad[i] = narrow<Scalar>(difference * by);
       });
@@ -130,9 +131,11 @@ __global__ void __launch_bounds__(kThreads) sweep_kernel(const __grid_constant__
   const int block = blockIdx.x - entry.first_block, blocks = table.first_block(i + 1) - entry.first_block;
   double slope = entry.slope;
   if (table.weights != nullptr) slope *= number_at(table.weights, i, table.wide);
+  const bool is_seen = slope != 0;
   if (table.grad_loss != nullptr) slope *= number_at(table.grad_loss, 0, table.wide);
   double sum[1] = {0.0};
-  by_element(entry.element, [&](auto scalar) { sum[0] = sweep<decltype(scalar)>(entry, block, blocks, slope); });
+  by_element(entry.element,
+             [&](auto scalar) { sum[0] = sweep<decltype(scalar)>(entry, block, blocks, slope, is_seen); });
   if (table.partials == nullptr) return;
   __shared__ double scratch[1][kWarp];
   reduce_team(Team{kThreads}, sum, 0.0, scratch, Plus());

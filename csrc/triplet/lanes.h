@@ -125,7 +125,16 @@ inline void add_difference(double c, const T* u, double a, const T* v, double b,
   for (; k < depth; ++k) out[k] += c * (u[k] * a - v[k] * b);
 }
 
-// The distance of rows u and v, held at the largest finite number so that +inf is free to mean "no candidate".
+template <class T>
+bool is_finite(const Rows<T>& rows, int64_t i) {
+  const T* row = row_of(rows, i);
+  T zero = 0;
+  for (int64_t k = 0; k < rows.depth; ++k) zero += row[k] * 0;  // NaN where an element is not finite
+  return zero == 0;
+}
+
+// The distance of rows u and v: NaN where one of them is not finite, else held at the largest finite number so that
+// +inf is free to mean "no candidate".
 template <class T>
 inline double distance_of(Distance distance, const Rows<T>& u, int64_t i, const Rows<T>& v, int64_t j) {
   constexpr double kLargest = sizeof(T) == 4 ? 0x1.fffffep127 : 0x1.fffffffffffffp1023;
@@ -138,7 +147,8 @@ inline double distance_of(Distance distance, const Rows<T>& u, int64_t i, const 
     d = square_of_difference(row_of(u, i), 1.0, row_of(v, j), 1.0, u.depth);
     if (distance == Distance::kEuclidean) d = root(d);
   }
-  return d > kLargest ? kLargest : d;
+  if (d <= kLargest) return d;
+  return is_finite(u, i) && is_finite(v, j) ? kLargest : __builtin_nan("");
 }
 
 }  // namespace amkd::triplet::AMKD_SIMD

@@ -133,16 +133,25 @@ __device__ double scale_of(const Scalar* x, int width, bool aligned, int lane, i
   return length <= short_length(StatOf<Scalar>()) ? -1.0 : 1.0 / length;
 }
 
-// Σ (x - y)², for cosine of the unit vectors (then in fp64). All lanes of the warp call it together; `width` may
-// differ between the teams of a warp.
+// x, and NaN in place of an infinity: a row that is not finite has no distance.
+template <class T>
+__device__ T finite_or_nan(T x) {
+  return x + x * 0;
+}
+
+// Σ (x - y)², for cosine of the unit vectors (then in fp64); NaN where a row is not finite. All lanes of the warp call
+// it together; `width` may differ between the teams of a warp.
 template <class Result, class Scalar>
 __device__ Result square_between(const Scalar* x, const Scalar* y, int width, bool aligned, bool cosine, int lane,
                                  int lanes) {
   using Stat = StatOf<Scalar>;
   if (!cosine) {
-    Stat square = 0;
-    each_pair(x, y, width, aligned, lane, lanes, [&](Stat a, Stat b) { square += (a - b) * (a - b); });
-    return static_cast<Result>(sum_of_lanes(square, lanes));
+    Stat square = 0, zero = 0;
+    each_pair(x, y, width, aligned, lane, lanes, [&](Stat a, Stat b) {
+      square += (a - b) * (a - b);
+      zero += (a - b) * 0;
+    });
+    return static_cast<Result>(sum_of_lanes(square + zero, lanes));
   }
   const double x_scale = scale_of(x, width, aligned, lane, lanes), y_scale = scale_of(y, width, aligned, lane, lanes);
   double square = 0;
@@ -168,7 +177,7 @@ __device__ T cost_of(T x, T margin, bool soft_margin) {
 template <class T>
 __device__ T slope_of(T x, T margin, bool soft_margin) {
   if (soft_margin) return T(1) / (T(1) + static_cast<T>(exp(-x)));
-  return x + margin <= 0 ? T(0) : T(1);
+  return x + margin <= 0 ? T(0) : x * 0 + 1;
 }
 
 }  // namespace amkd::triplet::gpu

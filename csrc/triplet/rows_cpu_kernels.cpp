@@ -163,7 +163,8 @@ bool sort_out(const EveryPair<T>& p, int64_t i, T outside, Work<T>& w) {
 
 template <class T>
 T positive_distance(const EveryPair<T>& p, int64_t i, const Work<T>& w, int64_t q) {
-  return p.positive_distance != nullptr ? p.positive_distance[i] : w.distance[w.positive[q]];
+  if (p.positive_distance == nullptr) return w.distance[w.positive[q]];
+  return p.positive_distance[i] + p.positive_distance[i] * 0;  // NaN for that of a row which is not finite
 }
 
 // Thresholds D_ap + shift in ascending order; NaN ones at the end. Returns how many are numbers.

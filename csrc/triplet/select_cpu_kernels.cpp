@@ -24,10 +24,7 @@ constexpr int64_t kProductColumns = kProductBytes / sizeof(T);
 template <class T>
 bool is_usable(const Rows<T>& rows, int64_t i) {
   if (rows.scale != nullptr) return rows.scale[i] > 0.0;
-  const T* row = row_of(rows, i);
-  T zero = 0;
-  for (int64_t k = 0; k < rows.depth; ++k) zero += row[k] * 0;  // NaN where an element is not finite
-  return zero == 0;
+  return is_finite(rows, i);
 }
 
 template <class T>

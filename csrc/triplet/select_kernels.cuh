@@ -133,7 +133,7 @@ struct Loader {
       const int row = v / kVectors, depth = v % kVectors * kWidth;
 #pragma unroll
       for (int e = 0; e < kWidth; ++e) {
-        Compute x = static_cast<Compute>(widen(kept[t].at[e]));
+        Compute x = finite_or_nan(static_cast<Compute>(widen(kept[t].at[e])));
         if constexpr (std::is_same_v<Compute, double>) {
           if (scales != nullptr) x = scales[row] < 0 ? 0.0 : x * scales[row];
         }

@@ -265,7 +265,7 @@ struct PairsCall {
       return {(gap < 0.0 ? 0.0 : gap) + std::log1p(e), (gap < 0.0 ? e : 1.0) / (1.0 + e), swapped};
     }
     const double value = gap + pairs.margin;
-    return value <= 0.0 ? Cost{0.0, 0.0, swapped} : Cost{value, 1.0, swapped};  // a NaN stays one
+    return value <= 0.0 ? Cost{0.0, 0.0, swapped} : Cost{value, 1.0 + 0.0 * value, swapped};  // a NaN stays one
   }
 
  private:

@@ -36,7 +36,7 @@ def _kl_call(launcher, shape, dtype, divergence, *, labels=None, weights=False, 
     weight = empty(rows, dtype=statistics_dtype(dtype)) if weights else None
     targets = None if labels is None else empty(rows, dtype=labels)
     inputs = (student, teacher, weight, targets, weight if labels else None)
-    scalars = (2.0, DIVERGENCES.index(divergence), 0.5, 4.0, 1.0, 0.1, -100, per_row)
+    scalars = (2.0, DIVERGENCES.index(divergence), 0.5, 4.0, 1.0, 0.1, -100, 2 * per_row)
     label = f"{list(shape)} {str(dtype)[6:]} {divergence}"
     label += (
         (f" labels:{str(labels)[6:]}" if labels else "")
@@ -111,7 +111,7 @@ def _kl_rows_calls(dtypes, every: bool) -> Iterator[Call]:
         kernels = ("kl_standardised_rows_kernel", "kl_standardised_grad_kernel") * wide
         for per_row in (False, True):
             weight = empty(shape[0]) if per_row else None
-            arguments = (logits, logits, weight, 2.0, 0.1, per_row)
+            arguments = (logits, logits, weight, 2.0, 0.1, 2 * per_row)
             tail = f"{label} rows {per_row}"
             yield Call(tail, partial(standardised.launch_forward, *arguments), kernels)
             grad_loss = empty(shape[0]) if per_row else empty(())
@@ -132,7 +132,7 @@ def decoupled_calls() -> Iterator[Call]:
         logits, stat = empty(shape, dtype=dtype), statistics_dtype(dtype)
         labels = empty(shape[0], dtype=torch.int32 if name == "alone" else torch.int64)
         weight = empty(shape[0], dtype=stat) if weighted else None
-        inputs, scalars = (logits, logits, labels, weight), (2.0, 1.0, 8.0, 0.1, per_row)
+        inputs, scalars = (logits, logits, labels, weight), (2.0, 1.0, 8.0, 0.1, 2 * per_row)
         grad_loss, stats = empty(shape[:1] if per_row else (), dtype=stat), empty(6 * shape[0], dtype=stat)
         wide = kernels if name in ("row", "long", "most") else ()
         label = f"decoupled {list(shape)} {str(dtype)[6:]}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from amkd_fast import checks
 from amkd_fast.distill.methods import Method
 
 
@@ -31,8 +32,7 @@ def check_method(method: object) -> Method:
 
 def check_epoch(epoch: object, first: int, epochs: int) -> int:
     """``epoch`` must be an int among the ``epochs`` that start with ``first``; returns it counted from 0."""
-    if isinstance(epoch, bool) or not isinstance(epoch, int):
-        raise TypeError(f"epoch is a {type(epoch).__name__}: must be an int")
+    epoch = checks.whole("epoch", epoch)
     if not first <= epoch < first + epochs:
         raise ValueError(
             f"epoch={epoch}: must lie in {first} … {first + epochs - 1}, epochs={epochs} count from {first}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from amkd_fast import checks
 from amkd_fast.distill.adapters.common import Draws, check_epoch, check_method
 from amkd_fast.distill.methods import Batch, LogitsOf, Losses, Method, Moment
 
@@ -54,10 +55,7 @@ class MDistillerMethod(nn.Module):
 
     def __init__(self, student: nn.Module, teacher: nn.Module, method: Method, epochs: int) -> None:
         super().__init__()
-        if isinstance(epochs, bool) or not isinstance(epochs, int):
-            raise TypeError(f"epochs is a {type(epochs).__name__}: must be an int")
-        if epochs < 1:
-            raise ValueError(f"epochs={epochs}: must be at least 1")
+        epochs = checks.whole("epochs", epochs, 1)
         self.student, self.teacher, self.method = student, teacher.eval(), check_method(method)
         self.epochs, self.last = epochs, None
         self._draws = Draws()

@@ -99,8 +99,7 @@ class BSS(Method):
         super().__init__(fold=fold, distributed=distributed)
         checks.choice("preset", preset, PRESETS)
         checks.choice("bn", bn, BN_POLICIES)
-        if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
-            raise ValueError(f"limit={limit!r}: must be an int of at least 1")
+        limit = checks.whole("limit", limit, 1)
         if fixed_shape and distributed:
             raise ValueError("fixed_shape=True: must not be used with distributed=True, whose shares differ in size")
         self.preset, self.limit, self.bn, self.fixed_shape = preset, limit, bn, fixed_shape

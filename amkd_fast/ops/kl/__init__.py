@@ -4,13 +4,22 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from amkd_fast import backends, checks
 from amkd_fast.ops.kl import function, scalars
-from amkd_fast.ops.kl.arguments import logits_of, weight_of
+from amkd_fast.ops.kl.arguments import (
+    LEARNT,
+    finished,
+    logits_of,
+    looks,
+    masked,
+    temperature_of,
+    weight_of,
+    weights_of,
+)
 from amkd_fast.ops.kl.function import DIVERGENCES, FusedKL, Scalars
+from amkd_fast.ops.kl.reference import statistics_dtype
 
 _OPERATORS = {}  # backend → (forward, backward)
 if backends.build_info() is not None:
@@ -19,7 +28,7 @@ if backends.build_info() is not None:
     _OPERATORS["cpu"] = _OPERATORS["cuda"] = (native.forward_op, native.backward_op)
 
 
-class DistillationLoss(NamedTuple):
+class DistillationTerms(NamedTuple):
     """What :func:`distillation_loss` returns; ``total`` has the graph, ``ce`` and ``kl`` are for logging."""
 
     total: Tensor
@@ -27,16 +36,21 @@ class DistillationLoss(NamedTuple):
     kl: Tensor
 
 
+DistillationLoss = DistillationTerms  # its former name, which the module has too
+
+
 def kl_div(
     student: Tensor,
     teacher: Tensor,
-    temperature: float = 1.0,
+    temperature: float | Tensor = 1.0,
     *,
     divergence: str = "forward",
     beta: float = 0.5,
     weight: float | Tensor | None = None,
+    mask: Tensor | None = None,
     scale_by_t2: bool = True,
     reduction: str = "batchmean",
+    dim: int = -1,
 ) -> Tensor:
     r"""Divergence between the softened distributions of student and teacher, straight from their logits.
 
@@ -50,17 +64,25 @@ def kl_div(
     Args:
         student: Logits [..., K] of any strides, fp32, fp64, fp16 or bf16; K ≥ 1.
         teacher: Logits [..., K]. Where the dtypes differ both are promoted to the common one.
-        temperature: T > 0 that divides both logits.
+        temperature: T > 0 that divides both logits: a number, or a tensor [] or [...] (one a row), which may learn and
+            whose loss the reference computes.
         divergence: ``"forward"``, ``"reverse"`` or ``"js"``.
         beta: Weight of the teacher in ``js``, strictly between 0 and 1.
-        weight: Factor on every row, a float or a tensor [...]; it does not enter the denominator of a mean.
+        weight: Factor on every row, a float or a tensor [...]; it does not enter the denominator of a mean. A row of
+            weight 0 is not read: whatever its logits are, NaN among them, its loss and all its gradients are 0, that of
+            the weight too. A bool tensor is a mask.
+        mask: Bool [...], False for rows that are not there (padding): they are not read and count in no mean; with
+            ``"none"`` their value is 0.
         scale_by_t2: Multiply by T², so that the gradient's size does not depend on the temperature.
         reduction: ``"none"`` (one value a row, [...]), ``"sum"``, ``"mean"`` (over the rows) or ``"batchmean"`` (the
-            sum over the size of the first dimension). With no rows every sum and mean is 0.
+            sum over the size of the first dimension, or over how much of it the mask leaves a row of). With no rows
+            every sum and mean is 0.
+        dim: The dimension that holds the classes, with which [...] are the other ones.
 
     Returns:
-        The loss in fp32 (fp64 for fp64 logits). Gradients flow to student, teacher and a weight tensor, any number of
-        times; those other than the student's first come from the reference.
+        The loss in fp32 (fp64 for fp64 logits). Gradients flow to student, teacher, a weight tensor and a temperature
+        tensor, any number of times; those other than the student's first come from the reference, as all do under
+        ``torch.func``.
 
     Raises:
         TypeError: An argument has the wrong type or dtype.
@@ -80,17 +102,19 @@ def kl_div(
         ('0.2311', '0.2311')
     """
     checks.choice("divergence", divergence, DIVERGENCES[:3])
-    return _divergence(student, teacher, temperature, divergence, beta, weight, scale_by_t2, reduction)
+    return _divergence(student, teacher, temperature, divergence, beta, weight, mask, scale_by_t2, reduction, dim)
 
 
 def soft_cross_entropy(
     student: Tensor,
     teacher: Tensor,
-    temperature: float = 1.0,
+    temperature: float | Tensor = 1.0,
     *,
     weight: float | Tensor | None = None,
+    mask: Tensor | None = None,
     scale_by_t2: bool = False,
     reduction: str = "batchmean",
+    dim: int = -1,
 ) -> Tensor:
     r"""Cross-entropy of the student's softened distribution under the teacher's, :math:`−Σ σ(z_t/T) \log σ(z_s/T)`.
 
@@ -99,10 +123,13 @@ def soft_cross_entropy(
     Args:
         student: Logits [..., K], as in :func:`kl_div`.
         teacher: Logits [..., K], as in :func:`kl_div`.
-        temperature: T > 0 that divides both logits.
-        weight: Factor on every row, a float or a tensor [...].
+        temperature: T > 0 that divides both logits, a number or a tensor as in :func:`kl_div`.
+        weight: Factor on every row, a float or a tensor [...]; as in :func:`kl_div`, 0 hides a row, and a bool tensor
+            is a mask.
+        mask: Bool [...], False for rows that are not there, as in :func:`kl_div`.
         scale_by_t2: Multiply by T²; off, as in the public BSS code.
         reduction: As in :func:`kl_div`.
+        dim: The dimension that holds the classes.
 
     Returns:
         The loss in fp32 (fp64 for fp64 logits).
@@ -119,7 +146,8 @@ def soft_cross_entropy(
         >>> f"{af.soft_cross_entropy(torch.zeros(4, 10), torch.zeros(4, 10)).item():.4f}"  # log 10
         '2.3026'
     """
-    return _divergence(student, teacher, temperature, "soft_cross_entropy", 0.5, weight, scale_by_t2, reduction)
+    name = "soft_cross_entropy"
+    return _divergence(student, teacher, temperature, name, 0.5, weight, mask, scale_by_t2, reduction, dim)
 
 
 def distillation_loss(
@@ -127,34 +155,48 @@ def distillation_loss(
     teacher: Tensor,
     labels: Tensor | None = None,
     *,
-    temperature: float = 4.0,
+    temperature: float | Tensor = 4.0,
     ce_weight: float | Tensor = 0.1,
     kl_weight: float | Tensor = 0.9,
+    mask: Tensor | None = None,
+    ignored_rows: str = "keep",
     divergence: str = "forward",
     scale_by_t2: bool = True,
     ignore_index: int = -100,
-) -> DistillationLoss:
+    dim: int = -1,
+) -> DistillationTerms:
     r"""Hard-label cross-entropy and softened divergence in one pass over the logits.
 
     ``total`` is the mean over the labelled rows of ``ce_weight`` · CE plus the mean over all rows of ``kl_weight`` ·
     divergence. A row whose label is ``ignore_index`` takes no part in the cross-entropy and keeps its divergence, so
-    that unlabelled images can be mixed in.
+    that unlabelled images can be mixed in; with ``ignored_rows="drop"`` it has no part in either, as a token that is
+    not to be learnt.
+
+    The defaults are those of much public code, T = 4, CE 0.1, divergence 0.9 with T². :class:`amkd_fast.AMKDLoss`
+    (T = 3, 1, 1, without T²) and :class:`amkd_fast.distill.methods.KD` (T = 3, CE 1, divergence 4 falling to 1, without
+    T²) follow the BSS code.
 
     Args:
         student: Logits [..., K], as in :func:`kl_div`.
         teacher: Logits [..., K], as in :func:`kl_div`.
         labels: Classes [...], int64 or int32, from 0 to K − 1 or ``ignore_index``; without them there is no CE part.
-        temperature: T > 0 of the divergence; the cross-entropy is at temperature 1.
-        ce_weight: Weight of the cross-entropy, a float or a tensor [...].
-        kl_weight: Weight of the divergence, a float or a tensor [...].
+        temperature: T > 0 of the divergence, a number or a tensor as in :func:`kl_div`; the cross-entropy is at
+            temperature 1.
+        ce_weight: Weight of the cross-entropy, a float or a tensor [...]. Where it is 0 the cross-entropy of a row is
+            not read, as in :func:`kl_div`; a bool tensor masks the cross-entropy alone.
+        kl_weight: Weight of the divergence, a float or a tensor [...], likewise.
+        mask: Bool [...], False for rows that are not there (padding): neither part reads them or counts them in a mean,
+            and their labels may be anything.
+        ignored_rows: ``"keep"`` or ``"drop"`` the divergence of rows whose label is ``ignore_index``.
         divergence: ``"forward"``, ``"reverse"`` or ``"js"`` (β = ½).
         scale_by_t2: Multiply the divergence by T².
         ignore_index: The label that means «no label».
+        dim: The dimension that holds the classes.
 
     Returns:
-        ``DistillationLoss(total, ce, kl)`` of scalars in fp32 (fp64 for fp64 logits). ``ce`` and ``kl`` (with T²) are
-        the means before weighting and carry no graph; with float weights ``total = ce_weight·ce + kl_weight·kl``. A
-        part without rows is 0.
+        ``DistillationTerms(total, ce, kl)`` of scalars in fp32 (fp64 for fp64 logits). ``ce`` and ``kl`` (with T²) are
+        the means before weighting and carry no graph, in which a row that a weight tensor hides counts as 0; with float
+        weights ``total = ce_weight·ce + kl_weight·kl``. A part without rows is 0.
 
     Raises:
         TypeError: An argument has the wrong type or dtype.
@@ -173,7 +215,7 @@ def distillation_loss(
         >>> f"{loss.ce.item():.4f} {loss.kl.item():.4f} {loss.total.item():.4f}"
         '2.3026 0.0000 0.2303'
     """
-    shape, student, teacher = logits_of(student, teacher)
+    shape, student, teacher = logits_of(student, teacher, dim)
     if labels is not None:
         checks.integer("labels", labels)
         checks.shape("labels", labels, shape[:-1], "one label a row of student")
@@ -181,27 +223,44 @@ def distillation_loss(
             checks.same_device(student=student, labels=labels)
         if len(shape) != 2:
             labels = labels.reshape(-1)
-    kl_number, kl_rows = weight_of("kl_weight", kl_weight, shape, student)
-    ce_number, ce_rows = weight_of("ce_weight", ce_weight, shape, student)
-    numbers = scalars.of_distillation(
-        temperature, divergence, ce_number, kl_number, bool(scale_by_t2), ignore_index, student.shape[0]
+    kl_number, kl_rows, kl_mask = weight_of("kl_weight", kl_weight, mask, shape, student)
+    ce_number, ce_rows, ce_mask = weight_of("ce_weight", ce_weight, mask, shape, student)
+    if isinstance(temperature, Tensor):
+        temperature = temperature_of(temperature, shape, student)
+    numbers = scalars.of_distillation(temperature, divergence, ce_number, kl_number, bool(scale_by_t2), ignore_index)
+    if ignored_rows != "keep":
+        checks.choice("ignored_rows", ignored_rows, ("keep", "drop"))
+        if labels is not None:
+            labelled = labels != ignore_index
+            kl_mask = labelled if kl_mask is None else kl_mask.reshape(-1) & labelled
+    if labels is None:
+        ce_rows = None  # whose gradient nothing asks for
+    elif ce_mask is not None:
+        labels = labels.masked_fill(~ce_mask.reshape(-1), ignore_index)
+    if kl_mask is None:
+        return DistillationTerms(*_run(student, teacher, kl_rows, labels, ce_rows, numbers, True))
+    # The operators divide by the number of all rows.
+    share = student.shape[0] / kl_mask.sum().clamp(min=1).to(statistics_dtype(student.dtype))
+    kl_rows = masked(kl_rows, kl_mask, student) * share
+    total, ce, kl = _run(student, teacher, kl_rows, labels, ce_rows, numbers, True)
+    return DistillationTerms(total, ce, kl * share)
+
+
+def _divergence(student, teacher, temperature, divergence, beta, weight, mask, scale_by_t2, reduction, dim) -> Tensor:
+    shape, student, teacher = logits_of(student, teacher, dim)
+    weights = weights_of(weight, mask, shape, student, reduction)
+    if isinstance(temperature, Tensor):
+        temperature = temperature_of(temperature, shape, student)
+    numbers = scalars.of_divergence(
+        temperature, divergence, beta, weights.number, bool(scale_by_t2), weights.reduction, weights.divisor
     )
-    return DistillationLoss(*_run(student, teacher, kl_rows, labels, ce_rows, numbers, True))
-
-
-def _divergence(student, teacher, temperature, divergence, beta, weight, scale_by_t2, reduction) -> Tensor:
-    shape, student, teacher = logits_of(student, teacher)
-    number, row_weight = weight_of("weight", weight, shape, student)
-    plain = len(shape) == 2
-    batch, rows = (shape[0], shape[0]) if plain else (shape[0] if len(shape) > 1 else 1, student.shape[0])
-    numbers = scalars.of_divergence(temperature, divergence, beta, number, bool(scale_by_t2), reduction, batch, rows)
-    loss = _run(student, teacher, row_weight, None, None, numbers, False)
-    return loss.view(shape[:-1]) if not plain and reduction == "none" else loss
+    return finished(_run(student, teacher, weights.rows, None, None, numbers, False), weights, shape)
 
 
 def _run(student, teacher, weight, labels, ce_weight, numbers: tuple, with_parts: bool):
     """The loss, or with ``with_parts`` (loss, mean cross-entropy, mean divergence)."""
-    name = backends.select("kl", student.device.type, student.numel())
+    learnt = LEARNT if isinstance(numbers[0], Tensor) else ""
+    name = backends.select("kl", student.device.type, student.numel(), learnt)
     if labels is not None and name != "cpu":  # whose operator looks itself
         _check_labels(labels, student.shape[1], Scalars(*numbers).ignore_index)
     if name == "reference":
@@ -230,7 +289,7 @@ def _named(error: RuntimeError) -> Exception:
 
 def _check_labels(labels: Tensor, classes: int, ignore_index: int) -> None:
     """Refuse a label out of range where looking costs no device synchronisation."""
-    if labels.device.type != "cpu" or torch.compiler.is_compiling():
+    if not looks(labels):
         return
     bad = ((labels < 0) | (labels >= classes)) & (labels != ignore_index)
     if bad.any():

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from amkd_fast.ops.kl.function import FIELDS, TAIL
+from amkd_fast.ops.kl.function import FIELDS, REDUCTIONS, TAIL
 from amkd_fast.ops.kl.reference import statistics_dtype
 
 
 def fake_forward(student, teacher, weight, labels, ce_weight, *scalars):
     """Shapes and dtypes of the forward operator's outputs."""
-    rows, per_row = student.shape[0], scalars[-1]
+    rows, per_row = student.shape[0], REDUCTIONS[scalars[-1]] == "none"
     dtype = statistics_dtype(student.dtype)
     loss = student.new_empty((rows,) if per_row else (), dtype=dtype)
     return loss, student.new_empty(FIELDS * rows + TAIL, dtype=dtype)

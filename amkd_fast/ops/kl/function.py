@@ -7,9 +7,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from amkd_fast import backends
+from amkd_fast.ops.autograd import reference_grads, save, saved
 from amkd_fast.ops.kl import reference
 
-DIVERGENCES = ("forward", "reverse", "js", "soft_cross_entropy")  # the position is the operators' `divergence` number
+# The positions are the operators' numbers `divergence` and `reduction`.
+DIVERGENCES = ("forward", "reverse", "js", "soft_cross_entropy")
+REDUCTIONS = ("sum", "mean", "none")  # the mean is over the rows
 
 # Statistics that the forward operator leaves for the backward one, field by field ([FIELDS, B], flat), then the
 # three TAIL scalars. csrc/kl/kl.h has the same list.
@@ -25,25 +29,49 @@ class Scalars(NamedTuple):
     divergence: int
     beta: float
     row_scale: float  # T² or 1, part of every row's divergence
-    kl_factor: float  # weight and normaliser of the divergence
+    kl_factor: float  # weight of the divergence
     ce_factor: float  # weight of the mean cross-entropy
     ignore_index: int
-    per_row: bool  # reduction "none"
+    reduction: int  # of the divergence: with labels the cross-entropy is a mean over them
 
 
 def compute(
     student: Tensor, teacher: Tensor, weight: Tensor | None, labels: Tensor | None, ce_weight: Tensor | None, s: Scalars
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The loss by the reference: (loss, mean cross-entropy, mean divergence); the last two without a graph."""
-    rows = s.row_scale * reference.row_divergence(student, teacher, s.temperature, DIVERGENCES[s.divergence], s.beta)
-    weighted = s.kl_factor * (rows if weight is None else rows * weight)
+    call = (s.temperature, DIVERGENCES[s.divergence], s.beta)
+
+    def divergence(hidden: Tensor | None) -> Tensor:  # [B]
+        pair = (reference.without(hidden, z) for z in (student, teacher))
+        return s.row_scale * reference.without(hidden, reference.row_divergence(*pair, *call))
+
+    hidden = None if weight is None else weight == 0
+    rows = divergence(hidden)
+    weighted = rows if s.kl_factor != 0 else divergence(reference.every_row(student))
+    weighted = reduced(s.kl_factor * (weighted if weight is None else weighted * weight), s.reduction)
+    mean_divergence = reduced(rows.detach(), REDUCTIONS.index("mean"))
     if labels is None:
-        return (weighted if s.per_row else weighted.sum()), rows.new_zeros(()), rows.detach().sum() / max(len(rows), 1)
-    cross_entropy = reference.row_cross_entropy(student, labels, s.ignore_index)  # [B]
-    labelled = (labels != s.ignore_index).sum().clamp(min=1)
-    weighted_ce = (cross_entropy if ce_weight is None else cross_entropy * ce_weight).sum() / labelled
-    loss = weighted.sum() + s.ce_factor * weighted_ce
-    return loss, cross_entropy.detach().sum() / labelled, rows.detach().sum() / max(len(rows), 1)
+        return weighted, rows.new_zeros(()), mean_divergence
+
+    def cross_entropy(hidden: Tensor) -> Tensor:  # [B]
+        return reference.without(
+            hidden, reference.row_cross_entropy(reference.without(hidden, student), labels, s.ignore_index)
+        )
+
+    ignored = labels == s.ignore_index
+    hidden = ignored if ce_weight is None else ignored | (ce_weight == 0)
+    rows = cross_entropy(hidden)
+    labelled = (~ignored).sum().clamp(min=1).to(rows.dtype)
+    weighted_ce = rows if s.ce_factor != 0 else cross_entropy(reference.every_row(student))
+    weighted_ce = s.ce_factor * (weighted_ce if ce_weight is None else weighted_ce * ce_weight)
+    return weighted + weighted_ce.sum() / labelled, rows.detach().sum() / labelled, mean_divergence
+
+
+def reduced(rows: Tensor, reduction: int) -> Tensor:
+    """By its number; the mean of no rows is 0."""
+    if REDUCTIONS[reduction] == "none":
+        return rows
+    return rows.sum() / max(rows.shape[0], 1) if REDUCTIONS[reduction] == "mean" else rows.sum()
 
 
 class FusedKL(torch.autograd.Function):
@@ -58,7 +86,7 @@ class FusedKL(torch.autograd.Function):
     @staticmethod
     def forward(ctx, operators, scalars, with_parts, student, teacher, *optional):
         loss, stats = operators[0](student, teacher, *(optional or ABSENT), *scalars)
-        ctx.save_for_backward(stats, student, teacher, *optional)
+        save(ctx, stats, student, teacher, *optional)
         ctx.backward_op, ctx.scalars = operators[1], scalars
         if not with_parts:
             return loss
@@ -71,8 +99,8 @@ class FusedKL(torch.autograd.Function):
         needed = ctx.needs_input_grad[3:]
         grads = [None] * len(needed)
         if grad_loss is not None:
-            stats, student, teacher, *optional = ctx.saved_tensors
-            differentiable = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+            stats, student, teacher, *optional = saved(ctx)
+            differentiable = backends.differentiates()
             if needed[0] and not differentiable:
                 tensors = (student, teacher, *(optional or ABSENT), stats)
                 grads[0] = ctx.backward_op(grad_loss, *tensors, *ctx.scalars)
@@ -82,19 +110,6 @@ class FusedKL(torch.autograd.Function):
                 def loss_of(student, teacher, *optional):
                     return compute(student, teacher, *(optional or ABSENT), Scalars(*ctx.scalars))[0]
 
-                inputs = (student, teacher, *optional)
-                for i, grad in reference_grads(loss_of, grad_loss, inputs, needed, differentiable):
-                    grads[i] = grad
+                others = reference_grads(loss_of, grad_loss, (student, teacher, *optional), needed, differentiable)
+                grads = [own if own is not None else other for own, other in zip(grads, others, strict=True)]
         return (None, None, None, *grads)
-
-
-def reference_grads(loss_of, grad_loss, inputs, needed, differentiable):
-    """(position, gradient) of every input that needs one, for the loss that a reference makes of all of them."""
-    with torch.enable_grad():
-        if not differentiable:
-            inputs = [x.detach().requires_grad_(need) if need else x for x, need in zip(inputs, needed, strict=True)]
-        wanted = [i for i, need in enumerate(needed) if need]
-        grads = torch.autograd.grad(
-            loss_of(*inputs), [inputs[i] for i in wanted], grad_loss, create_graph=differentiable
-        )
-    return zip(wanted, grads, strict=True)

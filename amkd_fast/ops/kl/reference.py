@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 
-def row_divergence(student: Tensor, teacher: Tensor, temperature: float, divergence: str, beta: float) -> Tensor:
+def row_divergence(
+    student: Tensor, teacher: Tensor, temperature: float | Tensor, divergence: str, beta: float
+) -> Tensor:
     """Divergence of every row, [..., K] and [..., K] → [...], without T² and weights."""
     a = log_probabilities(student, temperature)  # [..., K]
     c = log_probabilities(teacher, temperature)  # [..., K]
@@ -43,11 +45,26 @@ def row_cross_entropy(student: Tensor, labels: Tensor, ignore_index: int) -> Ten
     return rows.masked_fill(labels == ignore_index, 0.0)
 
 
-def log_probabilities(logits: Tensor, temperature: float) -> Tensor:
-    """log σ(z/T) in at least fp32."""
+def without(hidden: Tensor | None, rows: Tensor) -> Tensor:
+    """[B, ...] with zeros in the rows that are ``hidden`` [B]: there nothing is read, and 0 times NaN is NaN."""
+    return rows if hidden is None else rows.masked_fill(hidden.view(-1, *(1,) * (rows.dim() - 1)), 0.0)
+
+
+def every_row(logits: Tensor) -> Tensor:
+    """What hides all of them."""
+    return torch.ones_like(logits[:, 0], dtype=torch.bool)
+
+
+def log_probabilities(logits: Tensor, temperature: float | Tensor) -> Tensor:
+    """log σ(z/T) in at least fp32; T is a number, or a tensor [] or one a row."""
     z = logits.to(statistics_dtype(logits.dtype))
     # Subtracting the maximum before dividing keeps the low digits of logits with a large common offset.
-    return ((z - z.detach().amax(-1, keepdim=True)) / temperature).log_softmax(-1)
+    z = z - z.detach().amax(-1, keepdim=True)
+    if not isinstance(temperature, Tensor):
+        return (z / temperature).log_softmax(-1)
+    excluded = z == -math.inf  # whose quotient's derivative in T would be NaN
+    z = z.masked_fill(excluded, 0.0) / temperature.to(z.dtype).unsqueeze(-1)
+    return z.masked_fill(excluded, -math.inf).log_softmax(-1)
 
 
 def statistics_dtype(dtype: torch.dtype) -> torch.dtype:

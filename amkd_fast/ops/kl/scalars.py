@@ -6,14 +6,21 @@ import functools
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
 from amkd_fast import checks
-from amkd_fast.ops.kl.function import DIVERGENCES, Scalars
+from amkd_fast.ops.kl.function import DIVERGENCES, REDUCTIONS, Scalars
 
 
 def remembered(build: Callable[..., tuple]) -> Callable[..., tuple]:
     """``build`` with its latest results kept: checking a dozen numbers costs a small call more than its arithmetic."""
-    known = functools.lru_cache(256, typed=True)(build)  # typed: True is no temperature, though it equals 1.0
+
+    def cacheable(*arguments: object) -> tuple:
+        if any(isinstance(argument, Tensor) for argument in arguments):
+            raise TypeError  # its hash does not tell its value
+        return build(*arguments)
+
+    known = functools.lru_cache(256, typed=True)(cacheable)  # typed: True is no temperature, though it equals 1.0
 
     def look_up(*arguments: object) -> tuple:
         if not torch.compiler.is_compiling():  # which traces what is behind a cache, and warns
@@ -26,6 +33,17 @@ def remembered(build: Callable[..., tuple]) -> Callable[..., tuple]:
     return look_up
 
 
+def checked_temperature(temperature: object) -> float | Tensor:
+    """A number above 0, or the tensor that :func:`amkd_fast.ops.kl.arguments.temperature_of` has checked."""
+    return temperature if isinstance(temperature, Tensor) else checks.positive("temperature", temperature)
+
+
+def reduction_of(reduction: str) -> int:
+    """The operators' number of a reduction; that of logits [B, K], where ``batchmean`` is the mean over the rows."""
+    checks.choice("reduction", reduction, ("none", "sum", "mean", "batchmean"))
+    return REDUCTIONS.index("mean" if reduction == "batchmean" else reduction)
+
+
 @remembered
 def of_divergence(
     temperature: float,
@@ -34,22 +52,15 @@ def of_divergence(
     weight: float | None,
     scale_by_t2: bool,
     reduction: str,
-    batch: int,
-    rows: int,
+    divisor: int,
 ) -> tuple:
-    """The :class:`Scalars` of a divergence alone; ``batch`` is the size of the logits' first dimension."""
+    """The :class:`Scalars` of a divergence alone."""
     beta = checks.open_unit("beta", beta)
-    temperature = checks.positive("temperature", temperature)
-    factor = 1.0 if weight is None else checks.finite("weight", weight)
-    if reduction == "batchmean":
-        factor /= max(batch, 1)
-    elif reduction == "mean":
-        factor /= max(rows, 1)
-    else:
-        checks.choice("reduction", reduction, ("none", "sum", "mean", "batchmean"))
+    temperature = checked_temperature(temperature)
+    factor = (1.0 if weight is None else checks.finite("weight", weight)) / divisor
     row_scale = temperature * temperature if scale_by_t2 else 1.0
-    number, per_row = DIVERGENCES.index(divergence), reduction == "none"
-    return tuple(Scalars(temperature, number, beta, row_scale, factor, 0.0, -100, per_row))
+    number = DIVERGENCES.index(divergence)
+    return tuple(Scalars(temperature, number, beta, row_scale, factor, 0.0, -100, reduction_of(reduction)))
 
 
 @remembered
@@ -60,15 +71,13 @@ def of_distillation(
     kl_weight: float | None,
     scale_by_t2: bool,
     ignore_index: int,
-    rows: int,
 ) -> tuple:
     """The :class:`Scalars` of a divergence and a cross-entropy."""
     checks.choice("divergence", divergence, DIVERGENCES[:3])
-    temperature = checks.positive("temperature", temperature)
-    if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
-        raise TypeError(f"ignore_index is a {type(ignore_index).__name__}: must be an int")
+    temperature = checked_temperature(temperature)
+    ignore_index = checks.whole("ignore_index", ignore_index)
     kl_factor = 1.0 if kl_weight is None else checks.finite("kl_weight", kl_weight)
     ce_factor = 1.0 if ce_weight is None else checks.finite("ce_weight", ce_weight)
     row_scale = temperature * temperature if scale_by_t2 else 1.0
     number = DIVERGENCES.index(divergence)
-    return tuple(Scalars(temperature, number, 0.5, row_scale, kl_factor / max(rows, 1), ce_factor, ignore_index, False))
+    return tuple(Scalars(temperature, number, 0.5, row_scale, kl_factor, ce_factor, ignore_index, reduction_of("mean")))

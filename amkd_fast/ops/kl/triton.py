@@ -19,7 +19,7 @@ from torch import Tensor
 
 from amkd_fast import backends
 from amkd_fast.ops.kl import fake
-from amkd_fast.ops.kl.function import DIVERGENCES, FIELDS, TAIL
+from amkd_fast.ops.kl.function import DIVERGENCES, FIELDS, REDUCTIONS, TAIL
 from amkd_fast.ops.kl.reference import statistics_dtype
 from amkd_fast.ops.triton_common import on
 
@@ -44,7 +44,7 @@ def _load(base, stride, row, column, classes, WIDTH: tl.constexpr, ACC: tl.const
 
 @triton.jit
 def _sweep(student, teacher, scale, DIVERGENCE: tl.constexpr, LABELLED: tl.constexpr):
-    """Exponents u and v of a tile [R, N], its maxima, and its sums relative to them [R]."""
+    """Exponents u and v of a tile [R, N]; its maxima, sums relative to them, and what csrc/kl/kl.h calls top [R]."""
     max_s, max_t = tl.max(student, 1), tl.max(teacher, 1)  # [R]
     # A tile without any class has sums of 0: −inf − (−inf) would make the whole row NaN.
     from_s = student - tl.where(max_s == float("-inf"), 0.0, max_s)[:, None]
@@ -53,17 +53,21 @@ def _sweep(student, teacher, scale, DIVERGENCE: tl.constexpr, LABELLED: tl.const
     u, v = from_s * scale, from_t * scale  # [R, N]
     e_s, e_t = tl.exp2(u), tl.exp2(v)
     sum_s, sum_t = tl.sum(e_s, 1), tl.sum(e_t, 1)
+    top = tl.zeros_like(max_t)
     # A probability of 0 contributes 0, also against a logit of −inf; a NaN has made its sum above NaN.
     if DIVERGENCE == FORWARD:
         cross = tl.sum(e_t * tl.where(e_t > 0.0, v - u, 0.0), 1)
     elif DIVERGENCE == REVERSE:
-        cross = tl.sum(e_s * tl.where(e_s > 0.0, u - v, 0.0), 1)
+        # From the student's largest class on, of which csrc/kl/kl.h tells.
+        top = tl.max(tl.where(student == max_s[:, None], teacher, float("-inf")), 1)
+        top = tl.where(top == float("-inf"), 0.0, top)
+        cross = tl.sum(e_s * tl.where(e_s > 0.0, u - (teacher - top[:, None]) * scale, 0.0), 1)
     elif DIVERGENCE == SOFT_CROSS_ENTROPY:
         cross = tl.sum(e_t * tl.where(e_t > 0.0, -u, 0.0), 1)
     else:
         cross = tl.zeros_like(sum_t)
     sum_one = tl.sum(tl.exp2(from_s * LOG2E), 1) if LABELLED else tl.zeros_like(sum_s)
-    return u, v, max_s, sum_s, max_t, sum_t, cross, sum_one
+    return u, v, max_s, sum_s, max_t, sum_t, cross, sum_one, top
 
 
 @triton.jit
@@ -97,10 +101,16 @@ def _mixture_sums(u, v, log2_ratio, log2_beta, log2_rest, slip):
 
 
 @triton.jit
+def times(factor, value):
+    """The product; what a factor of 0 hides may be NaN."""
+    return tl.where(factor == 0.0, 0.0, factor * value)
+
+
+@triton.jit
 def _finish_rows(
-    row, max_s, sum_s, max_t, sum_t, cross, inner, sum_one,
+    row, max_s, sum_s, max_t, sum_t, cross, inner, sum_one, top,
     student, student_stride, weight, labels, ce_weight, loss, stats,
-    rows, classes, ignore_index, row_scale, kl_factor, beta,
+    rows, classes, ignore_index, scale, row_scale, kl_factor, beta,
     WIDTH: tl.constexpr, DIVERGENCE: tl.constexpr, PER_ROW: tl.constexpr,
 ):  # fmt: skip
     """Statistics and losses of rows [R] from their sums; returns the SUMS of each row, 0 behind the last one."""
@@ -112,25 +122,29 @@ def _finish_rows(
     if DIVERGENCE == FORWARD:
         value = (cross / sum_t + tl.log2(sum_s / sum_t)) * LN2
     elif DIVERGENCE == REVERSE:
-        value = (cross / sum_s + tl.log2(sum_t / sum_s)) * LN2
-        inner = value
+        inner = cross / sum_s * LN2
+        from_top = tl.where(max_t == float("-inf"), 0.0, max_t) - top
+        value = inner + (from_top * scale + tl.log2(sum_t / sum_s)) * LN2
+        max_t = top
     elif DIVERGENCE == SOFT_CROSS_ENTROPY:
         value = cross / sum_t * LN2 + log_s
     else:
         inner = inner / sum_s * LN2
         value = beta * (cross / sum_t * LN2) + (1.0 - beta) * inner
     value = row_scale * value
+    factor = 1.0
+    if weight is not None:
+        factor = tl.load(weight + row, mask=valid, other=0.0)
+        value = tl.where(factor == 0.0, 0.0, value)  # what has weight 0 may be NaN
 
     tl.store(stats + row, max_s, mask=valid)
     tl.store(stats + rows + row, log_s, mask=valid)
     tl.store(stats + 2 * rows + row, max_t, mask=valid)
     tl.store(stats + 3 * rows + row, log_t, mask=valid)
     tl.store(stats + 4 * rows + row, inner, mask=valid)
-    weighted = value
-    if weight is not None:
-        weighted *= tl.load(weight + row, mask=valid, other=0.0)
+    weighted = value * factor
     if PER_ROW:
-        tl.store(loss + row, kl_factor * weighted, mask=valid)
+        tl.store(loss + row, times(kl_factor, weighted), mask=valid)
 
     labelled = tl.zeros_like(value)
     ce = tl.zeros_like(value)
@@ -148,7 +162,9 @@ def _finish_rows(
         labelled = tl.where(counts, 1.0, labelled)
         weighted_ce = ce
         if ce_weight is not None:
-            weighted_ce = tl.where(counts, ce * tl.load(ce_weight + row, mask=valid, other=0.0), 0.0)
+            ce_scale = tl.load(ce_weight + row, mask=counts, other=0.0)
+            ce = tl.where(ce_scale == 0.0, 0.0, ce)
+            weighted_ce = ce * ce_scale
     tl.store(stats + 5 * rows + row, log_one, mask=valid)
     return labelled, ce, tl.where(valid, value, 0.0), tl.where(valid, weighted, 0.0), weighted_ce
 
@@ -166,7 +182,7 @@ def _store_sums(
         tl.store(tail + 1, ce / count)
         tl.store(tail + 2, value / tl.maximum(rows, 1).to(value.dtype))
         if not PER_ROW:
-            tl.store(loss, kl_factor * weighted + ce_factor * (weighted_ce / count))
+            tl.store(loss, times(kl_factor, weighted) + times(ce_factor, weighted_ce / count))
     else:
         programs = tl.num_programs(0)
         sums += tl.program_id(0)
@@ -206,14 +222,14 @@ def kl_rows_kernel(
         real = tl.minimum(row, rows - 1)
         s = _load(student, student_stride, real, column, classes, WIDTH, ACC)  # [R, N]
         t = _load(teacher, teacher_stride, real, column, classes, WIDTH, ACC)  # [R, N]
-        u, v, max_s, sum_s, max_t, sum_t, cross, sum_one = _sweep(s, t, scale, DIVERGENCE, labels is not None)
+        u, v, max_s, sum_s, max_t, sum_t, cross, sum_one, top = _sweep(s, t, scale, DIVERGENCE, labels is not None)
         inner = tl.zeros_like(cross)
         if DIVERGENCE == JS:
             cross, inner = _mixture_sums(u, v, tl.log2(sum_s / sum_t), log2_beta, log2_rest, slip)
         a, b, c, d, e = _finish_rows(
-            row, max_s, sum_s, max_t, sum_t, cross, inner, sum_one,
+            row, max_s, sum_s, max_t, sum_t, cross, inner, sum_one, top,
             student, student_stride, weight, labels, ce_weight, loss, stats,
-            rows, classes, ignore_index, row_scale, kl_factor, beta, WIDTH, DIVERGENCE, PER_ROW,
+            rows, classes, ignore_index, scale, row_scale, kl_factor, beta, WIDTH, DIVERGENCE, PER_ROW,
         )  # fmt: skip
         labelled += a
         ce += b
@@ -239,7 +255,7 @@ def kl_chunk_kernel(
     s = _load(student, student_stride, row, column, classes, WIDTH, ACC)  # [1, N]
     t = _load(teacher, teacher_stride, row, column, classes, WIDTH, ACC)  # [1, N]
     scale = tl.full([], scale, ACC)
-    _, _, max_s, sum_s, max_t, sum_t, cross, sum_one = _sweep(s, t, scale, DIVERGENCE, LABELLED)
+    _, _, max_s, sum_s, max_t, sum_t, cross, sum_one, top = _sweep(s, t, scale, DIVERGENCE, LABELLED)
     here = parts + row * CHUNKS + tl.program_id(0) % CHUNKS
     field = rows * CHUNKS
     tl.store(here, max_s)
@@ -248,6 +264,8 @@ def kl_chunk_kernel(
     tl.store(here + 3 * field, sum_t)
     tl.store(here + 4 * field, cross)
     tl.store(here + 5 * field, sum_one)
+    if DIVERGENCE == REVERSE:
+        tl.store(here + 6 * field, top)
 
 
 @triton.jit
@@ -267,15 +285,19 @@ def _merge(parts, row, rows, scale, CHUNKS: tl.constexpr, C: tl.constexpr, DIVER
     from_s = part_s - max_s[:, None]
     u, v = from_s * scale, (part_t - max_t[:, None]) * scale
     e_s, e_t = tl.exp2(u), tl.exp2(v)  # [R, C]
+    top = tl.zeros_like(max_t)
     # The differences in `cross` were taken from the chunk's own maxima, which the shift of both moves.
     if DIVERGENCE == FORWARD:
         cross = e_t * tl.where(e_t > 0.0, cross + sum_t * (v - u), 0.0)
     elif DIVERGENCE == REVERSE:
-        cross = e_s * tl.where(e_s > 0.0, cross + sum_s * (u - v), 0.0)
+        part_top = tl.load(here + 6 * field, mask=there, other=0.0)
+        top = tl.max(tl.where(part_s == max_s[:, None], part_top, float("-inf")), 1)
+        top = tl.where(top == float("-inf"), 0.0, top)
+        cross = e_s * tl.where(e_s > 0.0, cross + sum_s * (u - (part_top - top[:, None]) * scale), 0.0)
     elif DIVERGENCE == SOFT_CROSS_ENTROPY:
         cross = e_t * tl.where(e_t > 0.0, cross - sum_t * u, 0.0)
     sum_s, sum_t = tl.sum(e_s * sum_s, 1), tl.sum(e_t * sum_t, 1)
-    return max_s, sum_s, max_t, sum_t, tl.sum(cross, 1), tl.sum(tl.exp2(from_s * LOG2E) * sum_one, 1)
+    return max_s, sum_s, max_t, sum_t, tl.sum(cross, 1), tl.sum(tl.exp2(from_s * LOG2E) * sum_one, 1), top
 
 
 @_jit
@@ -293,7 +315,7 @@ def kl_chunk_mixture_kernel(
     column = (tl.program_id(0) % CHUNKS) * N + tl.arange(0, N)  # [N]
     s = _load(student, student_stride, row, column, classes, WIDTH, ACC)  # [1, N]
     t = _load(teacher, teacher_stride, row, column, classes, WIDTH, ACC)  # [1, N]
-    max_s, sum_s, max_t, sum_t, _, _ = _merge(parts, row, rows, scale, CHUNKS, C, JS)
+    max_s, sum_s, max_t, sum_t, _, _, _ = _merge(parts, row, rows, scale, CHUNKS, C, JS)
     u, v = (s - max_s[:, None]) * scale, (t - max_t[:, None]) * scale
     cross, inner = _mixture_sums(u, v, tl.log2(sum_s / sum_t), log2_beta, log2_rest, slip)
     here = mixture + row * CHUNKS + tl.program_id(0) % CHUNKS
@@ -322,7 +344,7 @@ def kl_merge_kernel(
     for tile in range(tl.program_id(0), tl.cdiv(rows, R), tl.num_programs(0)):
         row = tile * R + tl.arange(0, R).to(tl.int64)  # [R]
         real = tl.minimum(row, rows - 1)
-        max_s, sum_s, max_t, sum_t, cross, sum_one = _merge(parts, real, rows, scale, CHUNKS, C, DIVERGENCE)
+        max_s, sum_s, max_t, sum_t, cross, sum_one, top = _merge(parts, real, rows, scale, CHUNKS, C, DIVERGENCE)
         inner = tl.zeros_like(cross)
         if DIVERGENCE == JS:
             chunk = tl.arange(0, C)
@@ -331,9 +353,9 @@ def kl_merge_kernel(
             cross = tl.sum(tl.load(here, mask=there, other=0.0), 1)
             inner = tl.sum(tl.load(here + rows * CHUNKS, mask=there, other=0.0), 1)
         a, b, c, d, e = _finish_rows(
-            row, max_s, sum_s, max_t, sum_t, cross, inner, sum_one,
+            row, max_s, sum_s, max_t, sum_t, cross, inner, sum_one, top,
             student, student_stride, weight, labels, ce_weight, loss, stats,
-            rows, classes, ignore_index, row_scale, kl_factor, beta, WIDTH, DIVERGENCE, PER_ROW,
+            rows, classes, ignore_index, scale, row_scale, kl_factor, beta, WIDTH, DIVERGENCE, PER_ROW,
         )  # fmt: skip
         labelled += a
         ce += b
@@ -388,14 +410,15 @@ def kl_grad_kernel(
 
     from_s = s - tl.load(stats + row)[:, None]
     log_s, log_t = tl.load(stats + rows + row) * LOG2E, tl.load(stats + 3 * rows + row) * LOG2E  # [R]
-    u, v = from_s * scale, (t - tl.load(stats + 2 * rows + row)[:, None]) * scale  # [R, N]
+    from_t = t - tl.load(stats + 2 * rows + row)[:, None]
+    u, v = from_s * scale, from_t * scale  # [R, N]
     q = tl.exp2(u - log_s[:, None])
     if DIVERGENCE == FORWARD or DIVERGENCE == SOFT_CROSS_ENTROPY:  # noqa: SIM109 - Triton has no `in`
         core = q - tl.exp2(v - log_t[:, None])
     else:
-        # q · (log(q/p) − L) or (1−β) q · (log(q/m) − KL(q‖m))
+        # q · (log(q/p) − L), both from the student's largest class on, or (1−β) q · (log(q/m) − KL(q‖m))
         if DIVERGENCE == REVERSE:
-            log2_quotient = u - v - (log_s - log_t)[:, None]
+            log2_quotient = (from_s - from_t) * scale
         else:
             log2_quotient, _ = _against_mixture(u, v, log_s - log_t, log2_beta, log2_rest)
             q *= tl.exp2(log2_rest)
@@ -403,24 +426,27 @@ def kl_grad_kernel(
         core = q * tl.where(q > 0.0, log2_quotient * LN2 - inner, 0.0)
 
     upstream = tl.load(grad_loss + row * grad_stride).to(ACC)  # [R]
-    factor = upstream * kl_factor
+    factor = tl.zeros_like(upstream) + kl_factor
     if weight is not None:
         factor *= tl.load(weight + row)
-    result = factor[:, None] * core
+    result = times(factor[:, None], upstream[:, None] * core)
     if labels is not None:
         label = tl.load(labels + row).to(tl.int64)
-        factor = upstream * ce_factor / tl.maximum(tl.load(stats + 6 * rows), 1.0)
+        factor = tl.zeros_like(upstream) + ce_factor
         if ce_weight is not None:
             factor *= tl.load(ce_weight + row)
         inside = (label >= 0) & (label < classes * WIDTH)
-        factor = tl.where(label == ignore_index, 0.0, tl.where(inside, factor, float("nan")))
+        factor = tl.where((label == ignore_index) | (factor == 0.0), 0.0, tl.where(inside, factor, float("nan")))
+        upstream /= tl.maximum(tl.load(stats + 6 * rows), 1.0)
         one = tl.exp2(from_s * LOG2E - (tl.load(stats + 5 * rows + row) * LOG2E)[:, None])
-        result += factor[:, None] * (one - tl.where(column[None, :] == label[:, None], 1.0, 0.0))
+        slope = one - tl.where(column[None, :] == label[:, None], 1.0, 0.0)
+        result += times(factor[:, None], upstream[:, None] * slope)
     pointers = grad + row[:, None] * classes * WIDTH + column[None, :]
     tl.store(pointers, result, mask=valid[:, None] & (column < classes * WIDTH)[None, :])
 
 
 LONGEST_TILE = {torch.float64: 2048}  # elements of a row that one program holds; 4096 elsewhere
+PARTS = 7  # numbers that a chunk leaves; the last one of the reverse divergence alone
 MOST_PROGRAMS = 4096  # which is also how many one program can add up in kl_totals_kernel
 JS_NUMBER = DIVERGENCES.index("js")
 
@@ -480,12 +506,19 @@ def _columns_together(logits: Tensor) -> Tensor:
     return logits if logits.stride(1) == 1 or logits.shape[1] == 1 else logits.contiguous()
 
 
+def over_rows(factor: float, rows: int, reduction: int) -> tuple[float, bool]:
+    """The factor of a sum over the rows, and whether there is none: csrc/kl/reduction.h."""
+    name = REDUCTIONS[reduction]
+    return factor / max(rows, 1) if name == "mean" else factor, name == "none"
+
+
 def launch_forward(
     student, teacher, weight, labels, ce_weight,
-    temperature, divergence, beta, row_scale, kl_factor, ce_factor, ignore_index, per_row,
+    temperature, divergence, beta, row_scale, kl_factor, ce_factor, ignore_index, reduction,
 ):  # fmt: skip
     """(loss, stats), as csrc/kl/kl.h describes them."""
     rows, classes = student.shape
+    kl_factor, per_row = over_rows(kl_factor, rows, reduction)
     dtype = statistics_dtype(student.dtype)
     if rows == 0:
         return student.new_zeros((0,) if per_row else (), dtype=dtype), student.new_zeros(TAIL, dtype=dtype)
@@ -510,7 +543,7 @@ def launch_forward(
                 num_warps=warps(plan["R"] * n, student.dtype),
             )  # fmt: skip
         else:
-            parts = student.new_empty(FIELDS * rows * chunks, dtype=dtype)
+            parts = student.new_empty(PARTS * rows * chunks, dtype=dtype)
             kl_chunk_kernel[(rows * chunks,)](
                 student, teacher, parts, *shape, scale, N=n, CHUNKS=chunks, WIDTH=w, DIVERGENCE=divergence,
                 LABELLED=labels is not None, num_warps=warps(n, student.dtype),
@@ -537,10 +570,11 @@ def launch_forward(
 
 def launch_backward(
     grad_loss, student, teacher, weight, labels, ce_weight, stats,
-    temperature, divergence, beta, row_scale, kl_factor, ce_factor, ignore_index, per_row,
+    temperature, divergence, beta, row_scale, kl_factor, ce_factor, ignore_index, reduction,
 ):  # fmt: skip
     """The student's gradient."""
     rows, classes = student.shape
+    kl_factor, per_row = over_rows(kl_factor, rows, reduction)
     # The interpreter truncates where a GPU rounds to bf16, so there the kernel stores fp32 and torch rounds.
     truncates = backends.INTERPRETING and student.dtype == torch.bfloat16
     grad = student.new_empty(rows, classes, dtype=torch.float32 if truncates else student.dtype)
@@ -564,7 +598,7 @@ def launch_backward(
 
 _SCALARS = (
     "float temperature, int divergence, float beta, float row_scale, float kl_factor, float ce_factor, "
-    "int ignore_index, bool per_row"
+    "int ignore_index, int reduction"
 )
 _library = torch.library.Library("amkd_fast", "FRAGMENT")
 _library.define(

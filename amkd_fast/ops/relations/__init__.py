@@ -105,7 +105,8 @@ def rkd_loss(student: Tensor, teacher: Tensor, distance_weight: float, angle_wei
         raise ValueError(f"student.shape={tuple(student.shape)}: must be [B, D] with at least one column")
     if teacher.dim() != 2 or teacher.shape[1] == 0 or teacher.shape[0] != student.shape[0]:
         rows = student.shape[0]
-        raise ValueError(f"teacher.shape={tuple(teacher.shape)}: must be [{rows}, D], one row a row of student")
+        rule = f"must be [{rows}, D] with at least one column, one row a row of student"
+        raise ValueError(f"teacher.shape={tuple(teacher.shape)}: {rule}")
     if teacher.device != student.device:
         checks.same_device(student=student, teacher=teacher)
     if student.dtype != teacher.dtype:

@@ -5,8 +5,12 @@ The loss is one number, so what the backward pass brings is only a factor, and n
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 
+from amkd_fast import backends
+from amkd_fast.ops.autograd import reference_grads, save, saved
 from amkd_fast.ops.relations import reference
 
 
@@ -17,16 +21,17 @@ class FusedRelations(torch.autograd.Function):
     def forward(ctx, call, student, teacher):
         operator, distance_weight, angle_weight, with_gradient = call
         loss, grad = operator(student, teacher, distance_weight, angle_weight, with_gradient)
-        ctx.save_for_backward(student, teacher, grad)
+        save(ctx, student, teacher, grad)
         ctx.call = call
         return loss
 
     @staticmethod
     def backward(ctx, grad_loss):
-        student, teacher, grad = ctx.saved_tensors
+        student, teacher, grad = saved(ctx)
         operator, distance_weight, angle_weight, _ = ctx.call
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            return (None, *_differentiable(ctx, grad_loss, student, teacher))
+        if backends.differentiates():
+            loss_of = partial(reference.loss, distance_weight=distance_weight, angle_weight=angle_weight)
+            return (None, *reference_grads(loss_of, grad_loss, (student, teacher), ctx.needs_input_grad[1:]))
         grads = [None, None]
         if ctx.needs_input_grad[1]:
             grads[0] = (grad_loss * grad).to(student.dtype)
@@ -34,15 +39,3 @@ class FusedRelations(torch.autograd.Function):
             _, grad = operator(teacher, student, distance_weight, angle_weight, True)
             grads[1] = (grad_loss * grad).to(teacher.dtype)
         return None, *grads
-
-
-def _differentiable(ctx, grad_loss, student, teacher):
-    """For a double backward, which is rare: through the reference."""
-    grads = [None, None]
-    with torch.enable_grad():
-        loss = reference.loss(student, teacher, *ctx.call[1:3])
-        wanted = [i for i in range(2) if ctx.needs_input_grad[1 + i]]
-        found = torch.autograd.grad(loss, [(student, teacher)[i] for i in wanted], grad_loss, create_graph=True)
-    for i, grad in zip(wanted, found, strict=True):
-        grads[i] = grad
-    return grads

@@ -5,6 +5,8 @@ Differentiable any number of times, in the student and the teacher. Sums over pa
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -12,21 +14,26 @@ from torch import Tensor
 
 def distance_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """Smooth-l1 between the distances of all pairs, each side's over their mean; [B, D_s] and [B, D_t] → []."""
-    return _sum_of_errors(_relative_distances(student), _relative_distances(teacher)) / max(len(student) ** 2, 1)
+    errors = _sum_of_errors(_relative_distances(student), _relative_distances(teacher))
+    return errors / max(student.shape[0] ** 2, 1)
 
 
 def angle_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """Smooth-l1 between the cosines of all triangles' angles; [B, D_s] and [B, D_t] → []."""
     student, teacher = _wide(student), _wide(teacher)
-    total = student.new_zeros((), dtype=torch.float64)
-    for i in range(len(student)):
-        total = total + _sum_of_errors(_angles(student, i), _angles(teacher, i))
-    return total / max(len(student) ** 3, 1)
+    rows = student.shape[0]
+    if torch.compiler.is_compiling():  # which would write a loop out, for one number of rows
+        total = _sum_of_errors(_angles(student, slice(None)), _angles(teacher, slice(None)))
+    else:
+        total = student.new_zeros((), dtype=torch.float64)
+        for i in range(rows):
+            total = total + _sum_of_errors(_angles(student, slice(i, i + 1)), _angles(teacher, slice(i, i + 1)))
+    return total / max(rows**3, 1)
 
 
 def loss(student: Tensor, teacher: Tensor, distance_weight: float, angle_weight: float) -> Tensor:
     """The weighted sum of both; a weight of 0 leaves its part out."""
-    with torch.autocast(student.device.type, enabled=False):
+    with _full_precision(student):
         total = 0.0 * (_wide(student).sum() + _wide(teacher).sum()).double()  # has a graph, whatever is left out
         if distance_weight != 0:
             total = total + distance_weight * distance_loss(student, teacher)
@@ -38,6 +45,11 @@ def loss(student: Tensor, teacher: Tensor, distance_weight: float, angle_weight:
 def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
     """fp64 for fp64, else fp32: the dtype of losses."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _full_precision(rows: Tensor):
+    """Autocast would round the products; tensors without values know none."""
+    return nullcontext() if rows.is_meta else torch.autocast(rows.device.type, enabled=False)
 
 
 def _wide(rows: Tensor) -> Tensor:
@@ -57,11 +69,11 @@ def _relative_distances(rows: Tensor) -> Tensor:
     return distances / torch.where(count > 0, mean, 1.0).to(rows.dtype)
 
 
-def _angles(rows: Tensor, i: int) -> Tensor:
-    """Cosines of the angles at row i, [B, B]."""
-    differences = rows - rows[i]  # [B, D]
+def _angles(rows: Tensor, at: slice) -> Tensor:
+    """Cosines of the angles at some of the rows, [n, B, B]."""
+    differences = rows - rows[at, None]  # [n, B, D]
     length, apart = _length(differences)
-    unit = torch.where(apart[:, None], differences / torch.where(apart, length, 1.0)[:, None], 0.0)
+    unit = torch.where(apart[..., None], differences / torch.where(apart, length, 1.0)[..., None], 0.0)
     return unit @ unit.mT
 
 

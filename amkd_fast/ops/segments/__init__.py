@@ -38,7 +38,9 @@ def segment_mse(
         teacher: As many segments of the same shapes, on the same device. Where the dtypes of a pair differ both are
             promoted to the common one.
         weights: λ, one for each segment: floats, or a floating tensor [S] on the segments' device; None for all 1. A
-            factor on the whole loss costs nothing here, and a pass over the gradients where it is put on the result.
+            segment of weight 0 is not read: whatever is in it, its part of the loss and all its gradients are 0, that
+            of the weight too; a bool tensor says which segments are. A factor on the whole loss costs nothing here, and
+            a pass over the gradients where it is put on the result.
 
     Returns:
         The loss [] in fp32, in fp64 where any segment is fp64; 0 where there is no segment. Gradients flow to
@@ -77,6 +79,8 @@ def segment_mse(
         else:
             wide |= s.dtype == torch.float64
     dtype = torch.float64 if wide else torch.float32
+    if wide:  # the loss has the accuracy that its dtype says
+        student, teacher = [s.to(dtype) for s in student], [t.to(dtype) for t in teacher]
     factors, weights = _weights(weights, len(student), device, dtype)
     name = backends.select("segments", "cpu" if device is None else device.type, sum(s.numel() for s in student))
     if name == "reference" or not student:
@@ -123,6 +127,8 @@ def _weights(
     if weights is None:
         return [1.0] * count, None
     if isinstance(weights, Tensor):
+        if weights.dtype == torch.bool:
+            weights = weights.to(dtype)
         checks.floating("weights", weights)
         checks.shape("weights", weights, (count,), "one weight for each segment")
         if device is not None and weights.device != device:

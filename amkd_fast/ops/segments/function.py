@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from amkd_fast import backends
+from amkd_fast.ops.autograd import reference_grads, save, saved
 from amkd_fast.ops.segments import reference
 
 AHEAD = 3  # arguments before the tensors
@@ -22,7 +24,7 @@ class FusedSegments(torch.autograd.Function):
     def forward(ctx, operators, factors, ahead, *tensors):
         count = len(factors)
         loss, means, grads = operators.forward(tensors[1 : count + 1], tensors[count + 1 :], tensors[0], factors, ahead)
-        ctx.save_for_backward(means, *tensors)
+        save(ctx, means, *tensors)
         ctx.operators, ctx.factors = operators, factors
         if ahead:
             ctx.grads = grads
@@ -31,15 +33,15 @@ class FusedSegments(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_loss):
         needed, count = ctx.needs_input_grad[AHEAD:], len(ctx.factors)
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            return (None,) * AHEAD + _reference_grads(grad_loss, ctx.saved_tensors[1:], needed, ctx.factors)
+        if backends.differentiates():
+            return (None,) * AHEAD + _reference_grads(grad_loss, saved(ctx)[1:], needed, ctx.factors)
         grads = None if torch.compiler.is_compiling() else vars(ctx).pop("grads", None)  # at once: threads may race
         if grads is not None:
             ctx.operators.scale(grads, grad_loss)
         elif True in needed[1:]:
-            _, weights, *segments = ctx.saved_tensors
+            _, weights, *segments = saved(ctx)
             grads = ctx.operators.backward(grad_loss, segments[:count], segments[count:], weights, ctx.factors)
-        of_weights = grad_loss * ctx.saved_tensors[0] if needed[0] else None
+        of_weights = grad_loss * saved(ctx)[0] if needed[0] else None
         if grads is None:
             return (None,) * AHEAD + (of_weights,) + (None,) * (2 * count)
         students, teachers = needed[1 : count + 1], needed[count + 1 :]
@@ -50,15 +52,10 @@ class FusedSegments(torch.autograd.Function):
 
 def _reference_grads(grad_loss, tensors, needed, factors):
     """Differentiable ones."""
-    weights, *segments = tensors
     count = len(factors)
-    with torch.enable_grad():
-        if weights is None:
-            weights = grad_loss.new_tensor(factors)
-        loss = reference.segment_mse(segments[:count], segments[count:], weights)
-        wanted = [i for i, need in enumerate(needed) if need]
-        found = torch.autograd.grad(loss, [tensors[i] for i in wanted], grad_loss, create_graph=True)
-    grads = [None] * len(tensors)
-    for i, grad in zip(wanted, found, strict=True):
-        grads[i] = grad
-    return tuple(grads)
+
+    def loss_of(weights, *segments):
+        weights = grad_loss.new_tensor(factors) if weights is None else weights
+        return reference.segment_mse(segments[:count], segments[count:], weights)
+
+    return tuple(reference_grads(loss_of, grad_loss, tensors, needed))

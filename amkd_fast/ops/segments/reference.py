@@ -15,13 +15,10 @@ def segment_mse(student: Sequence[Tensor], teacher: Sequence[Tensor], weights: T
     """Σ weights[i] · mean((student[i] − teacher[i])²), in the dtype of ``weights`` [S]."""
     loss = weights.new_zeros(())
     for s, t, weight in zip(student, teacher, weights.unbind(), strict=True):
-        loss = loss + weight * ((wide(s) - wide(t)).square().sum() / max(s.numel(), 1))
+        difference = s.to(weights.dtype) - t.to(weights.dtype)
+        difference = torch.where(weight == 0, 0.0, difference)
+        loss = loss + weight * (difference.square().sum() / max(s.numel(), 1))
     return loss
-
-
-def wide(tensor: Tensor) -> Tensor:
-    """In the dtype of the arithmetic."""
-    return tensor.to(statistics_dtype(tensor.dtype))
 
 
 def statistics_dtype(dtype: torch.dtype) -> torch.dtype:

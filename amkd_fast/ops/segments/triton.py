@@ -36,14 +36,18 @@ def _number(bits, ACC: tl.constexpr):
 
 
 @triton.jit
-def _sweep(student, teacher, grad, size, slope, programs, N: tl.constexpr, ACC: tl.constexpr):
-    """Σ (student − teacher)² of this program's tiles, in ACC; writes their gradients, slope times the difference."""
+def _sweep(student, teacher, grad, size, slope, seen, programs, N: tl.constexpr, ACC: tl.constexpr):
+    """Σ (student − teacher)² of this program's tiles, in ACC; writes their gradients, slope times the difference.
+
+    A segment that is not seen may have anything in it.
+    """
     sums = tl.zeros([N], ACC)
     for first in range(tl.program_id(0).to(tl.int64) * N, size, tl.cast(programs, tl.int64) * N):
         e = first + tl.arange(0, N)
         there = e < size
         s = tl.load(student + e, mask=there, other=0.0).to(ACC)
         difference = s - tl.load(teacher + e, mask=there, other=0.0).to(ACC)
+        difference = tl.where(seen, difference, 0.0)
         sums += difference * difference
         if grad is not None:
             tl.store(grad + e, (difference * slope).to(grad.dtype.element_ty), mask=there)
@@ -61,10 +65,11 @@ def segments_sweep_kernel(
             slope = _number(slopes[k], ACC)
             if weights is not None:
                 slope *= tl.load(weights + k).to(ACC)
+            seen = slope != 0.0
             if grad_loss is not None:
                 slope *= tl.load(grad_loss).to(ACC)
             grad = grads[k] if grads is not None else None
-            total = _sweep(student[k], teacher[k], grad, sizes[k], slope, programs, N, ACC)
+            total = _sweep(student[k], teacher[k], grad, sizes[k], slope, seen, programs, N, ACC)
             if partials is not None:
                 tl.store(partials + k * programs + tl.program_id(0), total)
 

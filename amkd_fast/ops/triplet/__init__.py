@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from amkd_fast import backends, checks
@@ -64,7 +65,8 @@ def triplet_margin_loss(
 
     An anchor without a triplet, or of weight 0, is left out of everything. If none is left the loss is 0 with zero
     gradients. Of equal distances the lowest index is selected, and it alone gets the gradient; at distance 0 the
-    gradient is 0. A NaN row wins every selection that it takes part in: loss and gradients become NaN.
+    gradient is 0. A row with a NaN or an infinity wins every selection that it takes part in: loss and gradients become
+    NaN.
 
     Args:
         anchor: Rows [N, D], fp32, fp64, fp16 or bf16; N ≥ 0. Mixed dtypes among the rows are allowed.
@@ -86,7 +88,7 @@ def triplet_margin_loss(
         soft_margin: Use the soft margin.
         swap: Take min(D_an, D_pn) for D_an in the cost, D_pn from the rows of positive and negative; the selection does
             not change (Balntas et al.). With ``all`` and ``semihard`` only the reference does it.
-        weight: Factor w ≥ 0 on every term of an anchor [N].
+        weight: Factor w ≥ 0 on every term of an anchor [N]; a bool tensor is a mask.
         reduction: ``"mean"`` is Σ w·term / Σ w, both over all terms that are left; ``"mean_nonzero"`` over those above
             0; ``"sum"`` is Σ w·term; ``"none"`` gives each anchor's share [N] of that sum, 0 for one left out.
         distributed: Take the reference rows of all ranks; see below.
@@ -143,7 +145,8 @@ def triplet_margin_loss(
     rule = _rule(mining, margin, k, semihard_fallback, distance, soft_margin, swap)
     rows = arguments.rows(anchor, labels, positive, reference, reference_labels, exclude_labels, self_offset)
     if weight is not None:
-        checks.floating("weight", weight)
+        if not isinstance(weight, Tensor) or weight.dtype != torch.bool:
+            checks.floating("weight", weight)
         checks.shape("weight", weight, (anchor.shape[0],), "one weight a row of anchor")
         checks.same_device(anchor=anchor, weight=weight)
     if distributed:  # after the checks: a rank that raises alone would leave the others waiting
@@ -246,7 +249,8 @@ def nearest_negatives(
 ) -> tuple[Tensor, Tensor]:
     """The k nearest reference rows of other classes, for every anchor.
 
-    Of equal distances the lowest index comes first. A NaN row comes before all others, with a NaN distance.
+    Of equal distances the lowest index comes first. A row with a NaN or an infinity comes before all others, with a NaN
+    distance.
 
     Args:
         anchor: Rows [N, D], fp32, fp64, fp16 or bf16; N ≥ 0. Mixed dtypes are allowed.
@@ -281,7 +285,7 @@ def nearest_negatives(
         >>> distances.tolist(), indices.tolist()
         ([[3.0, inf], [2.0, inf], [2.0, 3.0]], [[2, -1], [2, -1], [1, 0]])
     """
-    arguments.whole("k", k, 1)
+    k = checks.whole("k", k, 1)
     checks.choice("distance", distance, DISTANCES)
     for name, value in (("labels", labels), ("reference", reference), ("reference_labels", reference_labels)):
         checks.tensor(name, value)
@@ -321,6 +325,6 @@ def _rule(
 ) -> Rule:
     checks.choice("mining", mining, MINING)
     checks.choice("distance", distance, DISTANCES)
-    arguments.whole("k", k, 1)
+    k = checks.whole("k", k, 1)
     margin = checks.non_negative("margin", margin)
     return Rule(mining, margin, k, semihard_fallback, distance, soft_margin, swap)

@@ -36,8 +36,8 @@ def rows(
 ) -> Rows:
     """Check what every function of the family takes."""
     checks.floating("anchor", anchor)
-    if anchor.ndim != 2:
-        raise ValueError(f"anchor.shape={tuple(anchor.shape)}: must be [N, D]")
+    if anchor.ndim != 2 or anchor.shape[1] == 0:
+        raise ValueError(f"anchor.shape={tuple(anchor.shape)}: must be [N, D] with at least one column")
     n, d = anchor.shape
     if positive is not None:
         checks.floating("positive", positive)
@@ -53,7 +53,7 @@ def rows(
             raise ValueError(f"self_offset={self_offset!r}: must be None or 0 where reference is None")
         reference_labels, self_offset = labels, 0
     elif self_offset is not None:
-        whole("self_offset", self_offset, 0)
+        self_offset = checks.whole("self_offset", self_offset, 0)
         if self_offset + n > p:
             raise ValueError(f"self_offset={self_offset}: must be at most P - N = {p - n}, all anchors lie in it")
     checks.same_device(
@@ -91,6 +91,11 @@ def cast(rows: Rows, dtype: torch.dtype) -> Rows:
     )
 
 
+def with_rows(rows: Rows, anchor: Tensor, positive: Tensor | None, reference: Tensor | None) -> Rows:
+    """Other rows in the same roles; no reference where it is the anchors."""
+    return rows._replace(anchor=anchor, positive=positive, reference=anchor if rows.is_batch else reference)
+
+
 def widened(rows: Rows) -> Rows:
     """The rows in fp32 or fp64."""
     return rows if rows.anchor.dtype in (torch.float32, torch.float64) else cast(rows, torch.float32)
@@ -117,11 +122,3 @@ def _check_labels(n, p, labels, positive, reference, reference_labels, exclude_l
         shape = tuple(exclude_labels.shape)
         if not (shape == (n,) or (len(shape) == 2 and shape[0] == n and shape[1] <= MAX_EXCLUDED)):
             raise ValueError(f"exclude_labels.shape={shape}: must be ({n},) or ({n}, E) with E at most {MAX_EXCLUDED}")
-
-
-def whole(name: str, value: object, least: int) -> None:
-    """``value`` must be an integer of at least ``least``."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} is a {type(value).__name__}: must be an int")
-    if value < least:
-        raise ValueError(f"{name}={value}: must be at least {least}")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from amkd_fast import backends
+
 DISTANCES = ("euclidean", "sqeuclidean", "cosine")
 
 
@@ -17,6 +19,16 @@ def rowwise(x: Tensor, y: Tensor, distance: str) -> Tensor:
     if distance == "sqeuclidean":
         return (x - y).square().sum(-1)
     return _root((x - y).square().sum(-1))
+
+
+def numbers(distances: Tensor) -> Tensor:
+    """NaN in place of an infinity: a row that is not finite has no distance to any other."""
+    return torch.where(distances.isfinite(), distances, torch.nan)
+
+
+def finite_or_nan(rows: Tensor) -> Tensor:
+    """NaN all through a row that is not finite, so that its distances and all gradients with them are NaN."""
+    return rows + (rows * 0.0).sum(-1, keepdim=True)
 
 
 def rowwise_grads(x: Tensor, y: Tensor, grad: Tensor, distance: str) -> tuple[Tensor, Tensor]:
@@ -54,9 +66,9 @@ def pairwise(x: Tensor, y: Tensor, distance: str) -> Tensor:
     if distance == "cosine":
         dtype, (x, x_short), (y, y_short) = x.dtype, unit(x), unit(y)
         common = y.detach().nanmean(-2, keepdim=True)  # what the rows share takes no digits from what they do not
-        half = _Euclidean.apply((x - common).to(dtype), (y - common).to(dtype)).square() / 2
+        half = _euclidean((x - common).to(dtype), (y - common).to(dtype)).square() / 2
         return torch.where(x_short[..., :, None] | y_short[..., None, :], 1.0, half)
-    d = _Euclidean.apply(x, y)
+    d = _euclidean(x, y)
     if distance == "sqeuclidean":
         d = d.square()
     return d.clamp(max=torch.finfo(d.dtype).max)
@@ -83,6 +95,12 @@ def short_rows(x: Tensor) -> Tensor:
 def _root(square: Tensor) -> Tensor:
     zero = square == 0
     return torch.where(zero, 0.0, torch.where(zero, 1.0, square).sqrt())  # every derivative at 0 is 0, and NaN stays
+
+
+def _euclidean(x: Tensor, y: Tensor) -> Tensor:
+    if backends.transforming():
+        return _root((x[..., :, None, :] - y[..., None, :, :]).square().sum(-1))
+    return _Euclidean.apply(x, y)
 
 
 class _Euclidean(torch.autograd.Function):

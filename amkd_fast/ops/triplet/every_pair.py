@@ -11,9 +11,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from amkd_fast import backends
+from amkd_fast.ops.autograd import reference_grads, save, saved
 from amkd_fast.ops.triplet import reference as specification
-from amkd_fast.ops.triplet.arguments import Rows
-from amkd_fast.ops.triplet.distances import DISTANCES, from_unit, rowwise, rowwise_grads, short_rows
+from amkd_fast.ops.triplet.arguments import Rows, with_rows
+from amkd_fast.ops.triplet.distances import DISTANCES, from_unit, numbers, rowwise, rowwise_grads, short_rows
 from amkd_fast.ops.triplet.operators import Operators
 from amkd_fast.ops.triplet.reference import Outcome, Rule, Terms
 
@@ -69,7 +71,7 @@ class EveryPair(torch.autograd.Function):
     def forward(ctx, anchor, positive, reference, used, call):
         operators, rows, rule = call
         labels = (rows.labels, rows.reference_labels, rows.exclude_labels)
-        ctx.save_for_backward(anchor, positive, reference, used, *labels)
+        save(ctx, anchor, positive, reference, used, *labels)
         ctx.operators, ctx.rule, ctx.self_offset = operators, rule, rows.self_offset
         with _full_precision(anchor):
             parts = [operators.rows_forward(product, *rest) for _, product, rest in _chunks(rows, used, rule)]
@@ -82,10 +84,10 @@ class EveryPair(torch.autograd.Function):
     def backward(ctx, grad_total, *_):
         if grad_total is None:
             return (None,) * 5
-        anchor, positive, reference, used, *labels = ctx.saved_tensors
+        anchor, positive, reference, used, *labels = saved(ctx)
         is_batch = reference is None
         rows = Rows(anchor, positive, anchor if is_batch else reference, *labels, ctx.self_offset, is_batch)
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        if backends.differentiates():
             return _differentiable_grads(ctx, grad_total, rows, used)
         with _full_precision(anchor):
             return *_grads(ctx.operators, rows, used, ctx.rule, grad_total), None, None
@@ -122,7 +124,7 @@ def _grads(operators: Operators, rows: Rows, used: Tensor | None, rule: Rule, gr
 def _chunks(rows: Rows, used: Tensor | None, rule: Rule):
     """For some anchors at a time: where they are, their product with the reference, the operators' other arguments."""
     a, r = centred(rows, rule.distance, rows.anchor.dtype)
-    d_ap = None if rows.positive is None else rowwise(rows.anchor, rows.positive, rule.distance)
+    d_ap = None if rows.positive is None else numbers(rowwise(rows.anchor, rows.positive, rule.distance))
     scalars = (
         DISTANCES.index(rule.distance),
         rule.margin,
@@ -162,12 +164,9 @@ def _full_precision(x: Tensor):
 def _differentiable_grads(ctx, grad_total: Tensor, rows: Rows, used: Tensor | None):
     """For a double backward, which is rare: through the reference."""
     weight = None if used is None else used.to(rows.anchor.dtype)
-    with torch.enable_grad():
-        total = specification.loss(rows, ctx.rule, weight, "none").value
-        inputs = (rows.anchor, rows.positive, rows.reference)
-        wanted = [i for i in range(3) if ctx.needs_input_grad[i]]
-        found = torch.autograd.grad(total, [inputs[i] for i in wanted], grad_total, create_graph=True)
-    grads = [None] * 5
-    for i, g in zip(wanted, found, strict=True):
-        grads[i] = g
-    return tuple(grads)
+
+    def total_of(anchor, positive, reference):
+        return specification.loss(with_rows(rows, anchor, positive, reference), ctx.rule, weight, "none").value
+
+    inputs = (rows.anchor, rows.positive, None if rows.is_batch else rows.reference)
+    return *reference_grads(total_of, grad_total, inputs, ctx.needs_input_grad[:3]), None, None

@@ -9,8 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from amkd_fast import backends
+from amkd_fast.ops.autograd import reference_grads, save, saved
 from amkd_fast.ops.triplet import reference as specification
-from amkd_fast.ops.triplet.arguments import Rows
+from amkd_fast.ops.triplet.arguments import Rows, with_rows
 from amkd_fast.ops.triplet.distances import DISTANCES, from_unit, rowwise, rowwise_grads
 from amkd_fast.ops.triplet.operators import Operators
 from amkd_fast.ops.triplet.reference import Outcome, Rule, Terms
@@ -35,7 +37,7 @@ class EveryPair(torch.autograd.Function):
         total, counts, sums, grads = _operate(operators, rows, rule, weight, weight, with_gradient)
         ctx.per_anchor, ctx.operators, ctx.rule, ctx.self_offset = per_anchor, operators, rule, rows.self_offset
         labels = (rows.labels, rows.reference_labels, rows.exclude_labels)
-        ctx.save_for_backward(anchor, positive, reference, weight, *labels, total, *grads)
+        save(ctx, anchor, positive, reference, weight, *labels, total, *grads)
         ctx.mark_non_differentiable(counts, sums)
         ctx.set_materialize_grads(False)
         value = total if weight is None else weight * total
@@ -45,7 +47,7 @@ class EveryPair(torch.autograd.Function):
     def backward(ctx, grad, *_):
         if grad is None:
             return (None,) * 5
-        anchor, positive, reference, weight, *labels, total, grad_a, grad_p, grad_r = ctx.saved_tensors
+        anchor, positive, reference, weight, *labels, total, grad_a, grad_p, grad_r = saved(ctx)
         rows = Rows(
             anchor,
             positive,
@@ -54,7 +56,7 @@ class EveryPair(torch.autograd.Function):
             ctx.self_offset,
             reference is None,
         )
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        if backends.differentiates():
             return _differentiable_grads(ctx, grad, rows, weight)
         grads = (grad_a, grad_p, grad_r)
         if ctx.per_anchor and any(ctx.needs_input_grad[:3]):
@@ -106,12 +108,10 @@ def _operate(
 
 def _differentiable_grads(ctx, grad: Tensor, rows: Rows, weight: Tensor | None):
     """For a double backward, which is rare: through the reference."""
-    with torch.enable_grad():
-        value = specification.loss(rows, ctx.rule, weight, "none" if ctx.per_anchor else "sum").value
-        inputs = (rows.anchor, rows.positive, rows.reference, weight)
-        wanted = [i for i in range(4) if ctx.needs_input_grad[i]]
-        found = torch.autograd.grad(value, [inputs[i] for i in wanted], grad, create_graph=True)
-    grads = [None] * 5
-    for i, g in zip(wanted, found, strict=True):
-        grads[i] = g
-    return tuple(grads)
+
+    def value_of(anchor, positive, reference, weight):
+        given = with_rows(rows, anchor, positive, reference)
+        return specification.loss(given, ctx.rule, weight, "none" if ctx.per_anchor else "sum").value
+
+    inputs = (rows.anchor, rows.positive, None if rows.is_batch else rows.reference, weight)
+    return *reference_grads(value_of, grad, inputs, ctx.needs_input_grad[:4]), None

@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from amkd_fast import backends
 from amkd_fast.ops.triplet import selection
 from amkd_fast.ops.triplet.arguments import Rows
-from amkd_fast.ops.triplet.distances import pairwise, rowwise
+from amkd_fast.ops.triplet.distances import finite_or_nan, pairwise, rowwise
 from amkd_fast.ops.triplet.selection import Slots
 
 REDUCTIONS = ("mean", "mean_nonzero", "sum", "none")
@@ -142,11 +143,14 @@ def _pool(rows: Rows, rule: Rule, weight: Tensor | None, differentiable: bool) -
 
 
 def _drop(rows: Rows, anchors: Tensor, references: Tensor) -> Rows:
-    """Zero the rows that take no part: multiplying by 0 later would not keep their NaN out of loss and gradients."""
+    """Zero the rows that take no part: multiplying by 0 later would not keep their NaN out of loss and gradients.
+
+    An infinity among the others is as good as a NaN.
+    """
     return rows._replace(
-        anchor=torch.where(anchors[:, None], rows.anchor, 0.0),
-        positive=None if rows.positive is None else torch.where(anchors[:, None], rows.positive, 0.0),
-        reference=torch.where(references[:, None], rows.reference, 0.0),
+        anchor=torch.where(anchors[:, None], finite_or_nan(rows.anchor), 0.0),
+        positive=None if rows.positive is None else torch.where(anchors[:, None], finite_or_nan(rows.positive), 0.0),
+        reference=torch.where(references[:, None], finite_or_nan(rows.reference), 0.0),
     )
 
 
@@ -225,7 +229,10 @@ def _every_triplet_swept(pool: Pool, rule: Rule) -> Terms:
         at = slice(i, i + n)
         pn = d_pn if d_pn is None or d_pn.shape[0] == 1 else d_pn[at]
         candidates = (pool.d_ap[at], pool.d_an[at], pool.is_positive[at], pool.is_negative[at], pn)
-        parts.append(checkpoint(sweep, *candidates, use_reentrant=False, preserve_rng_state=False))
+        if backends.transforming():  # which know no checkpoints
+            parts.append(sweep(*candidates))
+        else:
+            parts.append(checkpoint(sweep, *candidates, use_reentrant=False, preserve_rng_state=False))
     total, count, nonzero = (torch.cat(part) for part in zip(*parts, strict=True))
     return Terms(total, count, nonzero, count, *_sums(pool))
 

@@ -8,9 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from amkd_fast import backends
+from amkd_fast.ops.autograd import reference_grads, save, saved
 from amkd_fast.ops.triplet import reference as specification
-from amkd_fast.ops.triplet.arguments import Rows, widened
-from amkd_fast.ops.triplet.distances import DISTANCES, rowwise
+from amkd_fast.ops.triplet.arguments import Rows, widened, with_rows
+from amkd_fast.ops.triplet.distances import DISTANCES, numbers, rowwise
 from amkd_fast.ops.triplet.operators import TAIL, Operators, statistics_dtype
 from amkd_fast.ops.triplet.reference import REDUCTIONS, Outcome, Rule, Statistics
 from amkd_fast.ops.triplet.selection import INF
@@ -74,7 +76,7 @@ def nearest_negatives(operators: Operators, rows: Rows, k: int, distance: str) -
     dtype = statistics_dtype(rows.anchor.dtype)
     anchor = torch.where(found, rows.anchor[:, None].to(dtype), 0.0)  # [N, k, D]
     negative = torch.where(found, rows.reference[index.clamp(min=0)].to(dtype), 0.0)
-    d = torch.where(index >= 0, rowwise(anchor, negative, distance), INF)
+    d = torch.where(index >= 0, numbers(rowwise(anchor, negative, distance)), INF)
     rest = (0, k - index.shape[1])
     return F.pad(d, rest, value=INF), F.pad(index, rest, value=-1)
 
@@ -97,7 +99,8 @@ class SelectedTerms(torch.autograd.Function):
             REDUCTIONS.index(reduction),
         )
         value, stats = operators.terms(anchor, positive, reference, positive_index, negative_index, weight, *scalars)
-        ctx.save_for_backward(
+        save(
+            ctx,
             anchor,
             positive,
             reference,
@@ -120,10 +123,10 @@ class SelectedTerms(torch.autograd.Function):
     def backward(ctx, grad, *_):
         if grad is None:
             return (None,) * 7
-        saved = ctx.saved_tensors
-        anchor, positive, reference, weight, positive_index, negative_index, stats, value = saved[:8]
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            return _differentiable_grads(ctx, grad, saved)
+        kept = saved(ctx)
+        anchor, positive, reference, weight, positive_index, negative_index, stats, value = kept[:8]
+        if backends.differentiates():
+            return _differentiable_grads(ctx, grad, kept)
         grads = [None] * 4
         if any(ctx.needs_input_grad[:3]):
             deterministic = torch.are_deterministic_algorithms_enabled()
@@ -171,12 +174,10 @@ def _differentiable_grads(ctx, grad, saved):
         ctx.self_offset,
         reference is None,
     )
-    with torch.enable_grad():
-        value = specification.loss(widened(rows), ctx.rule, weight, ctx.reduction).value
-        inputs = (anchor, positive, reference, weight)
-        wanted = [i for i in range(4) if ctx.needs_input_grad[i]]
-        found = torch.autograd.grad(value, [inputs[i] for i in wanted], grad, create_graph=True)
-    grads = [None] * 7
-    for i, g in zip(wanted, found, strict=True):
-        grads[i] = g
-    return tuple(grads)
+
+    def value_of(anchor, positive, reference, weight):
+        given = widened(with_rows(rows, anchor, positive, reference))
+        return specification.loss(given, ctx.rule, weight, ctx.reduction).value
+
+    inputs = (anchor, positive, reference, weight)
+    return *reference_grads(value_of, grad, inputs, ctx.needs_input_grad[:4]), None, None, None

@@ -51,7 +51,10 @@ def squares_of_pairs(
     x, x_stride, x_row, y, y_stride, y_row, columns, there,
     DISTANCE: tl.constexpr, ACC: tl.constexpr, WIDTH: tl.constexpr, N: tl.constexpr,
 ):  # fmt: skip
-    """|x − y|² of pairs of rows [R] from their differences; for cosine the distance itself, in fp64 until the end."""
+    """|x − y|² of pairs of rows [R] from their differences; for cosine the distance itself, in fp64 until the end.
+
+    NaN where a row is not finite, which has no distance.
+    """
     if DISTANCE == COSINE:
         x_inverse = inverse_norms(x, x_stride, x_row, columns, there, WIDTH, N)
         y_inverse = inverse_norms(y, y_stride, y_row, columns, there, WIDTH, N)
@@ -68,7 +71,7 @@ def squares_of_pairs(
             column = first + tl.arange(0, N)
             difference = load_rows(x, x_stride, x_row, column, columns, there, WIDTH).to(ACC)
             difference -= load_rows(y, y_stride, y_row, column, columns, there, WIDTH).to(ACC)
-            found += tl.sum(difference * difference, 1)
+            found += tl.sum(difference * difference + difference * 0.0, 1)
     return found
 
 
@@ -148,7 +151,8 @@ def slope(d_ap, d_an, margin, SOFT: tl.constexpr):
         e = tl.exp(-tl.abs(x))
         found = tl.where(x <= 0.0, e, 1.0) / (1.0 + e)
     else:
-        found = tl.where(d_ap - d_an + margin <= 0.0, tl.zeros_like(d_ap - d_an), 1.0)
+        gap = d_ap - d_an
+        found = tl.where(gap + margin <= 0.0, tl.zeros_like(gap), gap * 0.0 + 1.0)  # a NaN stays one
     return found
 
 

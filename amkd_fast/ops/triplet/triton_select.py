@@ -136,6 +136,7 @@ def triplet_direct_kernel(
             axis = d + tl.arange(0, N)
             a = load_rows(anchor, anchor_stride, real, axis, columns, all_anchors, WIDTH).to(WORK)  # [A, N]
             r = load_rows(reference, reference_stride, r_row, axis, columns, inside, WIDTH).to(WORK)  # [R, N]
+            a, r = a + a * 0.0, r + r * 0.0  # NaN in place of an infinity
             if DISTANCE == COSINE:
                 a, r = a * a_inverse[:, None], r * r_inverse[:, None]
             difference = a[:, None, :] - r[None, :, :]

@@ -82,8 +82,8 @@ def consistency_kl(
         '0.2782 0.3398 0.3090'
     """
     tensors = _logits(student, teacher, augmented_student, augmented_teacher)
-    rows = len(tensors[0])
-    numbers = scalars.of_divergence(temperature, "forward", 0.5, None, bool(scale_by_t2), "mean", rows, rows)
+    rows = tensors[0].shape[0]
+    numbers = scalars.of_divergence(temperature, "forward", 0.5, None, bool(scale_by_t2), "mean", 1)
     temperature, _, _, row_scale, *_ = numbers
     name = backends.select("kl", tensors[0].device.type, tensors[0].numel(), function="consistency_kl")
     if name == "reference":

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from amkd_fast import backends
+from amkd_fast.ops.autograd import reference_grads, save, saved
 from amkd_fast.ops.kl.consistency import reference
-from amkd_fast.ops.kl.function import reference_grads
 from amkd_fast.ops.kl.reference import statistics_dtype
 
 # Statistics that the forward operator leaves for the backward one, field by field ([FIELDS, B], flat), then the TAIL:
@@ -27,7 +28,7 @@ def compute(
     clean, augmented, confidence = reference.row_terms(
         student, teacher, augmented_student, augmented_teacher, temperature
     )
-    factor = row_scale / max(len(clean), 1)
+    factor = row_scale / max(clean.shape[0], 1)
     # In fp64, as the operators add their rows up.
     means = [factor * rows.sum(dtype=torch.float64) for rows in (clean, confidence * augmented)]
     total, *means = (mean.to(clean.dtype) for mean in (0.5 * (means[0] + means[1]), *means))
@@ -49,7 +50,7 @@ class FusedConsistency(torch.autograd.Function):
     @staticmethod
     def forward(ctx, operators, temperature, row_scale, *tensors):
         total, stats = operators[0](*tensors, temperature, row_scale)
-        ctx.save_for_backward(stats, *tensors)
+        save(ctx, stats, *tensors)
         ctx.backward_op, ctx.scalars = operators[1], (temperature, row_scale)
         ctx.mark_non_differentiable(stats)
         ctx.set_materialize_grads(False)
@@ -60,18 +61,17 @@ class FusedConsistency(torch.autograd.Function):
         needed = list(ctx.needs_input_grad[3:])
         grads = [None] * 4
         if grad_total is not None:
-            stats, *tensors = ctx.saved_tensors
-            differentiable = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+            stats, *tensors = saved(ctx)
+            differentiable = backends.differentiates()
             if (needed[0] or needed[2]) and not differentiable:
                 both = ctx.backward_op(grad_total, *tensors, stats, *ctx.scalars)
                 for i, grad in zip((0, 2), both, strict=True):
                     grads[i], needed[i] = grad if needed[i] else None, False
             if True in needed:
-                found = reference_grads(
+                others = reference_grads(
                     lambda *inputs: compute(*inputs, *ctx.scalars)[0], grad_total, tensors, needed, differentiable
                 )
-                for i, grad in found:
-                    grads[i] = grad
+                grads = [own if own is not None else other for own, other in zip(grads, others, strict=True)]
         return (None, None, None, *grads)
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from amkd_fast import backends, checks
-from amkd_fast.ops.kl.arguments import logits_of, weight_of
+from amkd_fast.ops.kl.arguments import LEARNT, finished, logits_of, looks, temperature_of, weights_of
 from amkd_fast.ops.kl.decoupled.function import FusedDecoupled, Scalars, compute
-from amkd_fast.ops.kl.scalars import remembered
+from amkd_fast.ops.kl.scalars import checked_temperature, reduction_of, remembered
 
 _OPERATORS = {}  # backend → (forward, backward)
 if backends.build_info() is not None:
@@ -21,13 +20,15 @@ def dkd_loss(
     student: Tensor,
     teacher: Tensor,
     labels: Tensor,
-    temperature: float = 4.0,
+    temperature: float | Tensor = 4.0,
     *,
     target_weight: float = 1.0,
     other_weight: float = 8.0,
     weight: float | Tensor | None = None,
+    mask: Tensor | None = None,
     scale_by_t2: bool = True,
     reduction: str = "mean",
+    dim: int = -1,
 ) -> Tensor:
     r"""Decoupled knowledge distillation, :math:`T^2 [α KL(b_t‖b_s) + β KL(\hat p_t‖\hat p_s)]` a row.
 
@@ -45,17 +46,24 @@ def dkd_loss(
         student: Logits [..., K] of any strides, fp32, fp64, fp16 or bf16; K ≥ 1.
         teacher: Logits [..., K]. Where the dtypes differ both are promoted to the common one.
         labels: Target classes [...], int64 or int32, from 0 to K − 1.
-        temperature: T > 0 that divides both logits.
+        temperature: T > 0 that divides both logits, a number or a tensor as in :func:`amkd_fast.kl_div`.
         target_weight: α, weight of the target's divergence.
         other_weight: β, weight of the divergence among the others.
-        weight: Factor on every row, a float or a tensor [...]; it does not enter the denominator of a mean.
+        weight: Factor on every row, a float or a tensor [...]; it does not enter the denominator of a mean. A row of
+            weight 0 is not read, nor is its label: whatever its logits are, NaN among them, its loss and all its
+            gradients are 0, that of the weight too. A bool tensor is a mask.
+        mask: Bool [...], False for rows that are not there (padding): they and their labels are not read, and they
+            count in no mean; with ``"none"`` their value is 0.
         scale_by_t2: Multiply by T², so that the gradient's size does not depend on the temperature.
         reduction: ``"none"`` (one value a row, [...]), ``"sum"``, ``"mean"`` (over the rows) or ``"batchmean"`` (the
-            sum over the size of the first dimension). With no rows every sum and mean is 0.
+            sum over the size of the first dimension, or over how much of it the mask leaves a row of). With no rows
+            every sum and mean is 0.
+        dim: The dimension that holds the classes, with which [...] are the other ones.
 
     Returns:
-        The loss in fp32 (fp64 for fp64 logits). Gradients flow to student, teacher and a weight tensor, any number of
-        times; those other than the student's first come from the reference.
+        The loss in fp32 (fp64 for fp64 logits). Gradients flow to student, teacher, a weight tensor and a temperature
+        tensor, any number of times; those other than the student's first come from the reference, as all do under
+        ``torch.func``.
 
     Raises:
         TypeError: An argument has the wrong type or dtype.
@@ -74,17 +82,26 @@ def dkd_loss(
         >>> f"{loss.item():.4f}", f"{student.grad[0, 0].item():.4f}"
         ('0.2354', '-0.0284')
     """
-    shape, student, teacher = logits_of(student, teacher)
+    shape, student, teacher = logits_of(student, teacher, dim)
     checks.integer("labels", labels)
     checks.shape("labels", labels, shape[:-1], "one label a row of student")
     if labels.device != student.device:
         checks.same_device(student=student, labels=labels)
-    number, row_weight = weight_of("weight", weight, shape, student)
-    plain = len(shape) == 2
-    batch, rows = (shape[0], shape[0]) if plain else (shape[0] if len(shape) > 1 else 1, student.shape[0])
-    numbers = _scalars(temperature, target_weight, other_weight, number, bool(scale_by_t2), reduction, batch, rows)
-    loss = _run(student, teacher, labels if plain else labels.reshape(-1), row_weight, numbers)
-    return loss.view(shape[:-1]) if not plain and reduction == "none" else loss
+    if len(shape) != 2:
+        labels = labels.reshape(-1)
+    weights = weights_of(weight, mask, shape, student, reduction)
+    if isinstance(temperature, Tensor):
+        temperature = temperature_of(temperature, shape, student)
+    numbers = _scalars(
+        temperature,
+        target_weight,
+        other_weight,
+        weights.number,
+        bool(scale_by_t2),
+        weights.reduction,
+        weights.divisor,
+    )
+    return finished(_run(student, teacher, labels, weights.rows, numbers), weights, shape)
 
 
 @remembered
@@ -95,24 +112,23 @@ def _scalars(
     weight: float | None,
     scale_by_t2: bool,
     reduction: str,
-    batch: int,
-    rows: int,
+    divisor: int,
 ) -> tuple:
-    """The :class:`Scalars` of a call, checked; ``batch`` is the size of the logits' first dimension."""
-    temperature = checks.positive("temperature", temperature)
+    """The :class:`Scalars` of a call, checked."""
+    temperature = checked_temperature(temperature)
     target_weight = checks.finite("target_weight", target_weight)
     other_weight = checks.finite("other_weight", other_weight)
-    factor = 1.0 if weight is None else checks.finite("weight", weight)
-    checks.choice("reduction", reduction, ("none", "sum", "mean", "batchmean"))
-    factor /= max({"mean": rows, "batchmean": batch}.get(reduction, 1), 1)
+    factor = (1.0 if weight is None else checks.finite("weight", weight)) / divisor
     row_scale = temperature * temperature if scale_by_t2 else 1.0
-    return tuple(Scalars(temperature, row_scale * target_weight, row_scale * other_weight, factor, reduction == "none"))
+    number = reduction_of(reduction)
+    return tuple(Scalars(temperature, row_scale * target_weight, row_scale * other_weight, factor, number))
 
 
 def _run(student: Tensor, teacher: Tensor, labels: Tensor, weight: Tensor | None, numbers: tuple) -> Tensor:
-    name = backends.select("kl", student.device.type, student.numel(), function="dkd_loss")
+    learnt = LEARNT if isinstance(numbers[0], Tensor) else ""
+    name = backends.select("kl", student.device.type, student.numel(), learnt, function="dkd_loss")
     if name != "cpu":  # whose operator looks itself
-        _check_labels(labels, student.shape[1])
+        _check_labels(labels, student.shape[1], weight)
     if name == "reference":
         return compute(student, teacher, labels, weight, Scalars(*numbers))
     if name not in _OPERATORS:
@@ -126,11 +142,13 @@ def _run(student: Tensor, teacher: Tensor, labels: Tensor, weight: Tensor | None
         raise checks.refused(error, "class out of range: ") from None
 
 
-def _check_labels(labels: Tensor, classes: int) -> None:
-    """Refuse a label out of range where looking costs no device synchronisation."""
-    if labels.device.type != "cpu" or torch.compiler.is_compiling():
+def _check_labels(labels: Tensor, classes: int, weight: Tensor | None) -> None:
+    """Refuse a label out of range, in a row that is read, where looking costs no device synchronisation."""
+    if not looks(labels):
         return
     bad = (labels < 0) | (labels >= classes)
+    if weight is not None:
+        bad &= weight != 0
     if bad.any():
         row = int(bad.nonzero()[0])
         raise ValueError(f"labels[{row}]={int(labels[row])}: must be from 0 to {classes - 1}")

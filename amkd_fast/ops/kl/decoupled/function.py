@@ -7,8 +7,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from amkd_fast import backends
+from amkd_fast.ops.autograd import reference_grads, save, saved
 from amkd_fast.ops.kl.decoupled import reference
-from amkd_fast.ops.kl.reference import statistics_dtype
+from amkd_fast.ops.kl.function import REDUCTIONS, reduced
+from amkd_fast.ops.kl.reference import every_row, statistics_dtype, without
 
 # Statistics that the forward operator leaves for the backward one, field by field ([FIELDS, B], flat): of the classes
 # other than the target the student's max and log-sum and the teacher's, then the slope of the target's divergence in
@@ -22,16 +25,17 @@ class Scalars(NamedTuple):
     temperature: float
     target_factor: float  # weight of the target's divergence in a row, with T²
     other_factor: float  # of the others'
-    factor: float  # weight and normaliser of the rows
-    per_row: bool  # reduction "none"
+    factor: float  # weight of the rows
+    reduction: int
 
 
 def compute(student: Tensor, teacher: Tensor, labels: Tensor, weight: Tensor | None, s: Scalars) -> Tensor:
     """The loss by the reference."""
-    target, others = reference.row_divergences(student, teacher, labels, s.temperature)
-    rows = s.factor * (s.target_factor * target + s.other_factor * others)
-    weighted = rows if weight is None else rows * weight
-    return weighted if s.per_row else weighted.sum()
+    hidden = every_row(student) if s.factor == 0 else None if weight is None else weight == 0
+    pair = (without(hidden, z) for z in (student, teacher))
+    target, others = reference.row_divergences(*pair, labels, s.temperature)
+    rows = without(hidden, s.factor * (s.target_factor * target + s.other_factor * others))
+    return reduced(rows if weight is None else rows * weight, s.reduction)
 
 
 class FusedDecoupled(torch.autograd.Function):
@@ -44,7 +48,7 @@ class FusedDecoupled(torch.autograd.Function):
     @staticmethod
     def forward(ctx, operators, scalars, student, teacher, labels, *optional):
         loss, stats = operators[0](student, teacher, labels, *(optional or (None,)), *scalars)
-        ctx.save_for_backward(stats, student, teacher, labels, *optional)
+        save(ctx, stats, student, teacher, labels, *optional)
         ctx.backward_op, ctx.scalars = operators[1], scalars
         return loss
 
@@ -52,33 +56,25 @@ class FusedDecoupled(torch.autograd.Function):
     def backward(ctx, grad_loss):
         needed = ctx.needs_input_grad[2:]
         grads = [None] * len(needed)
-        stats, student, teacher, labels, *optional = ctx.saved_tensors
-        differentiable = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        stats, student, teacher, labels, *optional = saved(ctx)
+        differentiable = backends.differentiates()
         if needed[0] and not differentiable:
             tensors = (student, teacher, labels, *(optional or (None,)), stats)
             grads[0] = ctx.backward_op(grad_loss, *tensors, *ctx.scalars)
             needed = (False, *needed[1:])
         if True in needed:
-            inputs = (student, teacher, labels, *optional)
-            for i, grad in _reference_grads(grad_loss, inputs, needed, ctx.scalars, differentiable):
-                grads[i] = grad
+
+            def loss_of(student, teacher, labels, weight=None):
+                return compute(student, teacher, labels, weight, Scalars(*ctx.scalars))
+
+            others = reference_grads(loss_of, grad_loss, (student, teacher, labels, *optional), needed, differentiable)
+            grads = [own if own is not None else other for own, other in zip(grads, others, strict=True)]
         return (None, None, *grads)
-
-
-def _reference_grads(grad_loss, inputs, needed, scalars, differentiable):
-    with torch.enable_grad():
-        if not differentiable:
-            inputs = [x.detach().requires_grad_(need) if need else x for x, need in zip(inputs, needed, strict=True)]
-        student, teacher, labels, *optional = inputs
-        loss = compute(student, teacher, labels, *(optional or (None,)), Scalars(*scalars))
-        wanted = [i for i, need in enumerate(needed) if need]
-        grads = torch.autograd.grad(loss, [inputs[i] for i in wanted], grad_loss, create_graph=differentiable)
-    return zip(wanted, grads, strict=True)
 
 
 def fake_forward(student, teacher, labels, weight, *scalars):
     """Shapes and dtypes of the forward operator's outputs."""
-    rows, per_row = student.shape[0], scalars[-1]
+    rows, per_row = student.shape[0], REDUCTIONS[scalars[-1]] == "none"
     dtype = statistics_dtype(student.dtype)
     return student.new_empty((rows,) if per_row else (), dtype=dtype), student.new_empty(FIELDS * rows, dtype=dtype)
 

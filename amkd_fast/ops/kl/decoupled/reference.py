@@ -14,7 +14,9 @@ from torch import Tensor
 from amkd_fast.ops.kl.reference import log_probabilities, times
 
 
-def row_divergences(student: Tensor, teacher: Tensor, labels: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def row_divergences(
+    student: Tensor, teacher: Tensor, labels: Tensor, temperature: float | Tensor
+) -> tuple[Tensor, Tensor]:
     """The target's and the others' divergence of every row, [B, K], [B, K] and [B] → twice [B], without T².
 
     Both are NaN where the label is out of range. A row whose only class is the target has no others: 0.

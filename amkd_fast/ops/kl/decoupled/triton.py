@@ -26,6 +26,8 @@ from amkd_fast.ops.kl.triton import (
     _row_stride,
     _sweep,
     backward_plan,
+    over_rows,
+    times,
     warps,
     width,
 )
@@ -44,7 +46,7 @@ def _others(
     is_target = column[None, :] == label[:, None]
     s = tl.where(is_target, float("-inf"), _load(student, student_stride, row, column, classes, WIDTH, ACC))
     t = tl.where(is_target, float("-inf"), _load(teacher, teacher_stride, row, column, classes, WIDTH, ACC))
-    _, _, max_s, sum_s, max_t, sum_t, cross, _ = _sweep(s, t, scale, FORWARD, False)
+    _, _, max_s, sum_s, max_t, sum_t, cross, _, _ = _sweep(s, t, scale, FORWARD, False)
     return max_s, sum_s, max_t, sum_t, cross
 
 
@@ -121,9 +123,9 @@ def _finish_rows(
     tl.store(stats + 4 * rows + row, slope, mask=valid)
     tl.store(stats + 5 * rows + row, value, mask=valid)
     if weight is not None:
-        value *= tl.load(weight + row, mask=valid, other=0.0)
+        value = times(tl.load(weight + row, mask=valid, other=0.0), value)
     if PER_ROW:
-        tl.store(loss + row, factor * value, mask=valid)
+        tl.store(loss + row, times(factor, value), mask=valid)
     return tl.where(valid, value, 0.0)
 
 
@@ -167,7 +169,7 @@ def decoupled_rows_kernel(
         )  # fmt: skip
     if not PER_ROW:
         if ALONE:
-            tl.store(loss, factor * tl.sum(total, 0))
+            tl.store(loss, times(factor, tl.sum(total, 0)))
         else:
             tl.store(sums + tl.program_id(0), tl.sum(total, 0))
 
@@ -177,7 +179,7 @@ def decoupled_total_kernel(sums, loss, programs, factor: tl.float64, P: tl.const
     """The loss from the sums of all programs, in one program and so in a fixed order."""
     program = tl.arange(0, P)
     total = tl.sum(tl.load(sums + program, mask=program < programs, other=0.0), 0)
-    tl.store(loss, tl.full([], factor, total.dtype) * total)
+    tl.store(loss, times(tl.full([], factor, total.dtype), total))
 
 
 @_jit
@@ -203,11 +205,16 @@ def decoupled_grad_kernel(
     p = tl.exp2((t - tl.load(stats + 2 * rows + row)[:, None]) * scale - log_t[:, None])
 
     upstream = tl.load(grad_loss + row * grad_stride).to(ACC)  # [R]
+    # What is not seen may be NaN. α and β apart, a factor of 0 is that of all rows.
+    seen = tl.zeros_like(upstream) + tl.maximum(tl.abs(target_factor), tl.abs(other_factor)) != 0.0
     if weight is not None:
-        upstream *= tl.load(weight + row)
+        scale_of_row = tl.load(weight + row)
+        upstream *= scale_of_row
+        seen = seen & (scale_of_row != 0.0)
     target = (upstream * target_factor * tl.load(stats + 4 * rows + row))[:, None]
     is_target = column[None, :] == tl.load(labels + row).to(tl.int64)[:, None]
     result = tl.where(is_target, target, (upstream * other_factor)[:, None] * (q - p) - target * q)
+    result = tl.where(seen[:, None], result, 0.0)
     pointers = grad + row[:, None] * classes * WIDTH + column[None, :]
     tl.store(pointers, result, mask=valid[:, None] & (column < classes * WIDTH)[None, :])
 
@@ -232,9 +239,10 @@ def forward_plan(rows: int, classes: int, dtype: torch.dtype) -> dict:
     }
 
 
-def launch_forward(student, teacher, labels, weight, temperature, target_factor, other_factor, factor, per_row):
+def launch_forward(student, teacher, labels, weight, temperature, target_factor, other_factor, factor, reduction):
     """(loss, stats), as csrc/kl/decoupled.h describes them."""
     rows, classes = student.shape
+    factor, per_row = over_rows(factor, rows, reduction)
     dtype = statistics_dtype(student.dtype)
     if rows == 0:
         return student.new_zeros((0,) if per_row else (), dtype=dtype), student.new_empty(0, dtype=dtype)
@@ -261,10 +269,11 @@ def launch_forward(student, teacher, labels, weight, temperature, target_factor,
 
 
 def launch_backward(
-    grad_loss, student, teacher, labels, weight, stats, temperature, target_factor, other_factor, factor, per_row
+    grad_loss, student, teacher, labels, weight, stats, temperature, target_factor, other_factor, factor, reduction
 ):  # fmt: skip
     """The student's gradient."""
     rows, classes = student.shape
+    factor, per_row = over_rows(factor, rows, reduction)
     # The interpreter truncates where a GPU rounds to bf16, so there the kernel stores fp32 and torch rounds.
     truncates = backends.INTERPRETING and student.dtype == torch.bfloat16
     grad = student.new_empty(rows, classes, dtype=torch.float32 if truncates else student.dtype)
@@ -286,7 +295,7 @@ def launch_backward(
     return grad.to(student.dtype)
 
 
-_SCALARS = "float temperature, float target_factor, float other_factor, float factor, bool per_row"
+_SCALARS = "float temperature, float target_factor, float other_factor, float factor, int reduction"
 _library = torch.library.Library("amkd_fast", "FRAGMENT")
 _library.define(
     f"kl_decoupled_forward_triton(Tensor student, Tensor teacher, Tensor labels, Tensor? weight, {_SCALARS}) "

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from amkd_fast import backends
 from amkd_fast.ops.kl import scalars
-from amkd_fast.ops.kl.arguments import logits_of, weight_of
+from amkd_fast.ops.kl.arguments import LEARNT, finished, logits_of, temperature_of, weights_of
 from amkd_fast.ops.kl.standardised import function
 from amkd_fast.ops.kl.standardised.function import FusedStandardised
 
@@ -20,11 +20,13 @@ if backends.build_info() is not None:
 def standardised_kl_div(
     student: Tensor,
     teacher: Tensor,
-    temperature: float = 1.0,
+    temperature: float | Tensor = 1.0,
     *,
     weight: float | Tensor | None = None,
+    mask: Tensor | None = None,
     scale_by_t2: bool = True,
     reduction: str = "batchmean",
+    dim: int = -1,
 ) -> Tensor:
     r"""KL divergence of softened distributions whose logits are standardised row by row before.
 
@@ -44,15 +46,22 @@ def standardised_kl_div(
     Args:
         student: Logits [..., K] of any strides, fp32, fp64, fp16 or bf16; K ≥ 1.
         teacher: Logits [..., K]. Where the dtypes differ both are promoted to the common one.
-        temperature: T > 0 that divides the standardised logits.
-        weight: Factor on every row, a float or a tensor [...]; it does not enter the denominator of a mean.
+        temperature: T > 0 that divides the standardised logits, a number or a tensor as in :func:`amkd_fast.kl_div`.
+        weight: Factor on every row, a float or a tensor [...]; it does not enter the denominator of a mean. A row of
+            weight 0 is not read: whatever its logits are, NaN among them, its loss and all its gradients are 0,
+            that of the weight too. A bool tensor is a mask.
+        mask: Bool [...], False for rows that are not there (padding): they are not read and count in no mean;
+            with ``"none"`` their value is 0.
         scale_by_t2: Multiply by T².
         reduction: ``"none"`` (one value a row, [...]), ``"sum"``, ``"mean"`` (over the rows) or ``"batchmean"`` (the
-            sum over the size of the first dimension). With no rows every sum and mean is 0.
+            sum over the size of the first dimension, or over how much of it the mask leaves a row of). With no rows
+            every sum and mean is 0.
+        dim: The dimension that holds the classes, with which [...] are the other ones.
 
     Returns:
-        The loss in fp32 (fp64 for fp64 logits). Gradients flow to student, teacher and a weight tensor, any number of
-        times; those other than the student's first come from the reference.
+        The loss in fp32 (fp64 for fp64 logits). Gradients flow to student, teacher, a weight tensor and a temperature
+        tensor, any number of times; those other than the student's first come from the reference, as all do under
+        ``torch.func``.
 
     Raises:
         TypeError: An argument has the wrong type or dtype.
@@ -70,21 +79,24 @@ def standardised_kl_div(
         >>> f"{af.standardised_kl_div(torch.ones(2, 3), teacher).item():.4f}"
         '0.2988'
     """
-    shape, student, teacher = logits_of(student, teacher)
-    number, row_weight = weight_of("weight", weight, shape, student)
-    rows = student.shape[0]
-    batch = rows if len(shape) == 2 else shape[0] if len(shape) > 1 else 1
-    numbers = scalars.of_divergence(temperature, "forward", 0.5, number, bool(scale_by_t2), reduction, batch, rows)
-    temperature, _, _, row_scale, factor, _, _, per_row = numbers
-    factor *= row_scale
-    name = backends.select("kl", student.device.type, student.numel(), function="standardised_kl_div")
+    shape, student, teacher = logits_of(student, teacher, dim)
+    weights = weights_of(weight, mask, shape, student, reduction)
+    if isinstance(temperature, Tensor):
+        temperature = temperature_of(temperature, shape, student)
+    numbers = scalars.of_divergence(
+        temperature, "forward", 0.5, weights.number, bool(scale_by_t2), weights.reduction, weights.divisor
+    )
+    temperature, _, _, row_scale, factor, _, _, number = numbers
+    factor, row_weight = factor * row_scale, weights.rows
+    learnt = LEARNT if isinstance(temperature, Tensor) else ""
+    name = backends.select("kl", student.device.type, student.numel(), learnt, function="standardised_kl_div")
     if name == "reference":
-        loss = function.compute(student, teacher, row_weight, temperature, factor, per_row)
+        loss = function.compute(student, teacher, row_weight, temperature, factor, number)
     else:
         if name not in _OPERATORS:
             from amkd_fast.ops.kl.standardised import triton  # not at the top: that would import triton
 
             _OPERATORS["triton"] = (triton.forward_op, triton.backward_op)
         optional = () if row_weight is None else (row_weight,)
-        loss = FusedStandardised.apply(_OPERATORS[name], (temperature, factor, per_row), student, teacher, *optional)
-    return loss.view(shape[:-1]) if per_row and len(shape) != 2 else loss
+        loss = FusedStandardised.apply(_OPERATORS[name], (temperature, factor, number), student, teacher, *optional)
+    return finished(loss, weights, shape)

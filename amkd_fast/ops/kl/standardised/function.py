@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from amkd_fast.ops.kl.function import reference_grads
-from amkd_fast.ops.kl.reference import statistics_dtype
+from amkd_fast import backends
+from amkd_fast.ops.autograd import reference_grads, save, saved
+from amkd_fast.ops.kl.function import REDUCTIONS, reduced
+from amkd_fast.ops.kl.reference import every_row, statistics_dtype, without
 from amkd_fast.ops.kl.standardised import reference
 
 # Statistics that the forward operator leaves for the backward one, field by field ([FIELDS, B], flat).
@@ -15,13 +17,20 @@ FIELDS = 8  # student: max, log-sum, centre, 1/s, pull; teacher: max, log-sum, 1
 
 
 def compute(
-    student: Tensor, teacher: Tensor, weight: Tensor | None, temperature: float, factor: float, per_row: bool
+    student: Tensor,
+    teacher: Tensor,
+    weight: Tensor | None,
+    temperature: float | Tensor,
+    factor: float | Tensor,
+    reduction: int,
 ) -> Tensor:
     """The loss by the reference."""
-    rows = factor * reference.row_divergence_of_standardised(student, teacher, temperature)
-    if weight is not None:
-        rows = rows * weight
-    return rows if per_row else rows.sum()
+    hidden = None if weight is None else weight == 0
+    if not isinstance(factor, Tensor) and factor == 0:
+        hidden = every_row(student)
+    pair = (without(hidden, z) for z in (student, teacher))
+    rows = without(hidden, factor * reference.row_divergence_of_standardised(*pair, temperature))
+    return reduced(rows if weight is None else rows * weight, reduction)
 
 
 class FusedStandardised(torch.autograd.Function):
@@ -34,7 +43,7 @@ class FusedStandardised(torch.autograd.Function):
     @staticmethod
     def forward(ctx, operators, scalars, student, teacher, *optional):
         loss, stats = operators[0](student, teacher, *(optional or (None,)), *scalars)
-        ctx.save_for_backward(stats, student, teacher, *optional)
+        save(ctx, stats, student, teacher, *optional)
         ctx.backward_op, ctx.scalars = operators[1], scalars
         return loss
 
@@ -42,8 +51,8 @@ class FusedStandardised(torch.autograd.Function):
     def backward(ctx, grad_loss):
         needed = ctx.needs_input_grad[2:]
         grads = [None] * len(needed)
-        stats, student, teacher, *optional = ctx.saved_tensors
-        differentiable = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        stats, student, teacher, *optional = saved(ctx)
+        differentiable = backends.differentiates()
         if needed[0] and not differentiable:
             grads[0] = ctx.backward_op(grad_loss, student, teacher, *(optional or (None,)), stats, *ctx.scalars)
             needed = (False, *needed[1:])
@@ -52,15 +61,15 @@ class FusedStandardised(torch.autograd.Function):
             def loss_of(student, teacher, weight=None):
                 return compute(student, teacher, weight, *ctx.scalars)
 
-            for i, grad in reference_grads(loss_of, grad_loss, (student, teacher, *optional), needed, differentiable):
-                grads[i] = grad
+            others = reference_grads(loss_of, grad_loss, (student, teacher, *optional), needed, differentiable)
+            grads = [own if own is not None else other for own, other in zip(grads, others, strict=True)]
         return (None, None, *grads)
 
 
-def fake_forward(student, teacher, weight, temperature, factor, per_row):
+def fake_forward(student, teacher, weight, temperature, factor, reduction):
     """Shapes and dtypes of the forward operator's outputs."""
     rows, dtype = student.shape[0], statistics_dtype(student.dtype)
-    loss = student.new_empty((rows,) if per_row else (), dtype=dtype)
+    loss = student.new_empty((rows,) if REDUCTIONS[reduction] == "none" else (), dtype=dtype)
     return loss, student.new_empty(FIELDS * rows, dtype=dtype)
 
 

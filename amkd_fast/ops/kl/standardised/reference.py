@@ -8,7 +8,7 @@ from torch import Tensor
 from amkd_fast.ops.kl.reference import row_divergence, statistics_dtype
 
 
-def row_divergence_of_standardised(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+def row_divergence_of_standardised(student: Tensor, teacher: Tensor, temperature: float | Tensor) -> Tensor:
     """KL of every row, [B, K] and [B, K] → [B], without T² and weights."""
     return row_divergence(standardised(student), standardised(teacher), temperature, "forward", 0.5)
 
@@ -24,4 +24,6 @@ def standardised(logits: Tensor) -> Tensor:
     variance = z.square().sum(-1, keepdim=True) / (count - 1).clamp(min=1)
     constant = variance == 0
     z = (z / variance.masked_fill(constant, 1.0).sqrt()).masked_fill(constant, 0.0)
+    # Two logits become ±1/√2, whatever they are: no gradient, of which rounding would leave a little.
+    z = torch.where(count > 2, z, z.detach() + 0.0 * z)
     return z.masked_fill(~kept, -torch.inf)

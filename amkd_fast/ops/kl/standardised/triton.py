@@ -15,7 +15,7 @@ from amkd_fast import backends
 from amkd_fast.ops.kl.reference import statistics_dtype
 from amkd_fast.ops.kl.standardised import function
 from amkd_fast.ops.kl.standardised.function import FIELDS
-from amkd_fast.ops.kl.triton import MOST_PROGRAMS, warps
+from amkd_fast.ops.kl.triton import MOST_PROGRAMS, over_rows, times, warps
 from amkd_fast.ops.kl.triton_rows import (
     backward_plan,
     columns_together,
@@ -54,7 +54,7 @@ def _moments(
     base, stride, first, row, column, classes,
     N: tl.constexpr, CHUNKS: tl.constexpr, WIDTH: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """Maximum, centre, 1/s and n − 1 of rows [R], whose first columns are there; csrc/kl/standardised.h names them."""
+    """Maximum, centre, 1/s and n of rows [R], whose first columns are there; csrc/kl/standardised.h names them."""
     max = tl.max(first, 1)
     for chunk in range(1, CHUNKS):
         z = load_columns(base, stride, row, chunk * N + column, classes, WIDTH, ACC)
@@ -75,7 +75,7 @@ def _moments(
         square += tl.sum(from_centre * from_centre, 1)
     degrees = tl.where(count > 1.0, count - 1.0, 1.0)
     scale = tl.where(square == 0.0, 0.0, tl.sqrt(degrees / tl.where(square == 0.0, 1.0, square)))
-    return max, centre, scale, degrees
+    return max, centre, scale, count
 
 
 @triton.jit
@@ -105,9 +105,10 @@ def kl_standardised_rows_kernel(
         real = tl.minimum(row, rows - 1)
         s = load_columns(student, student_stride, real, column, classes, WIDTH, ACC)  # [R, N]
         t = load_columns(teacher, teacher_stride, real, column, classes, WIDTH, ACC)  # [R, N]
-        max_s, centre, scale_s, degrees = _moments(
+        max_s, centre, scale_s, kept = _moments(
             student, student_stride, s, real, column, classes, N, CHUNKS, WIDTH, ACC
         )
+        degrees = tl.where(kept > 1.0, kept - 1.0, 1.0)
         max_t, _, scale_t, _ = _moments(teacher, teacher_stride, t, real, column, classes, N, CHUNKS, WIDTH, ACC)
         shift_s, shift_t, middle = shift_of(max_s)[:, None], shift_of(max_t)[:, None], centre[:, None]
         u_scale, v_scale = (_exponent_of(scale_s) * per_t)[:, None], (_exponent_of(scale_t) * per_t)[:, None]
@@ -127,14 +128,16 @@ def kl_standardised_rows_kernel(
         tl.store(stats + row, max_s, mask=valid)
         tl.store(stats + rows + row, log_s, mask=valid)
         tl.store(stats + 2 * rows + row, centre, mask=valid)
-        tl.store(stats + 3 * rows + row, scale_s, mask=valid)
+        # Two logits become ±1/√2, whatever they are.
+        tl.store(stats + 3 * rows + row, tl.where(kept > 2.0, scale_s, 0.0), mask=valid)
         tl.store(stats + 4 * rows + row, (of_q / sum_s - of_p / sum_t) * scale_s / degrees, mask=valid)
         tl.store(stats + 5 * rows + row, max_t, mask=valid)
         tl.store(stats + 6 * rows + row, log_t, mask=valid)
         tl.store(stats + 7 * rows + row, scale_t, mask=valid)
-        value *= factor
+        scale = factor
         if weight is not None:
-            value *= tl.load(weight + real)
+            scale = factor * tl.load(weight + real)
+        value = times(scale, value)
         if PER_ROW:
             tl.store(loss + row, value, mask=valid)
         else:
@@ -166,15 +169,17 @@ def kl_standardised_grad_kernel(
     )
     pull = tl.load(stats + 4 * rows + real) * scale_s
     through_s = pull[:, None] * _kept(s, s - (max_s + 0.0)[:, None] - centre[:, None])
-    factor = factor * tl.load(grad_loss + real * grad_stride).to(ACC) * scale_s  # [R]
+    factor = tl.zeros_like(scale_s) + factor  # [R]
     if weight is not None:
         factor *= tl.load(weight + real)
-    store_columns(grad, row, column, factor[:, None] * (q - p - through_s), rows, classes, WIDTH)
+    slope = (tl.load(grad_loss + real * grad_stride).to(ACC) * scale_s)[:, None] * (q - p - through_s)
+    store_columns(grad, row, column, times(factor[:, None], slope), rows, classes, WIDTH)
 
 
-def launch_forward(student, teacher, weight, temperature, factor, per_row):
+def launch_forward(student, teacher, weight, temperature, factor, reduction):
     """(loss, stats), as csrc/kl/standardised.h describes them."""
     rows, classes = student.shape
+    factor, per_row = over_rows(factor, rows, reduction)
     dtype = statistics_dtype(student.dtype)
     if rows == 0:
         return student.new_zeros((0,) if per_row else (), dtype=dtype), student.new_zeros(0, dtype=dtype)
@@ -198,9 +203,10 @@ def launch_forward(student, teacher, weight, temperature, factor, per_row):
     return loss, stats
 
 
-def launch_backward(grad_loss, student, teacher, weight, stats, temperature, factor, per_row):
+def launch_backward(grad_loss, student, teacher, weight, stats, temperature, factor, reduction):
     """The student's gradient."""
     rows, classes = student.shape
+    factor, per_row = over_rows(factor, rows, reduction)
     # The interpreter truncates where a GPU rounds to bf16, so there the kernel stores fp32 and torch rounds.
     truncates = backends.INTERPRETING and student.dtype == torch.bfloat16
     grad = student.new_empty(rows, classes, dtype=torch.float32 if truncates else student.dtype)
@@ -217,7 +223,7 @@ def launch_backward(grad_loss, student, teacher, weight, stats, temperature, fac
     return grad.to(student.dtype)
 
 
-_SCALARS = "float temperature, float factor, bool per_row"
+_SCALARS = "float temperature, float factor, int reduction"
 _library = torch.library.Library("amkd_fast", "FRAGMENT")
 _library.define(
     f"kl_standardised_forward_triton(Tensor student, Tensor teacher, Tensor? weight, {_SCALARS}) "
