@@ -44,18 +44,19 @@ void launch_forward(const Arguments& call, const Tensor& loss, const Tensor& sta
   forward.in = inputs<Scalar>(call);
   forward.target_factor = static_cast<Stat>(call.scalars.target_factor);
   forward.other_factor = static_cast<Stat>(call.scalars.other_factor);
+  forward.factor = call.scalars.factor;
   forward.stats = static_cast<Stat*>(stats.mutable_data_ptr());
   forward.loss = static_cast<Stat*>(loss.mutable_data_ptr());
   forward.rows_per_block = plan.rows_per_block;
   forward.lanes = plan.lanes;
   const bool one_launch = plan.blocks == 1 || call.scalars.per_row;
-  const Tensor totals = new_empty(call.student, {one_launch ? 0 : int64_t{plan.blocks}}, call.stat);
-  if (!one_launch) forward.block_totals = static_cast<Stat*>(totals.mutable_data_ptr());
+  const Tensor totals = new_empty(call.student, {one_launch ? 0 : int64_t{plan.blocks}}, ScalarType::Double);
+  if (!one_launch) forward.block_totals = static_cast<double*>(totals.mutable_data_ptr());
   decoupled_forward_kernel<Scalar><<<plan.blocks, plan.threads, 0, stream>>>(forward);
   check_launch("kl decoupled_forward_kernel");
   if (one_launch) return;
-  decoupled_total_kernel<Stat><<<1, plan.reduce_threads, 0, stream>>>(forward.block_totals, plan.blocks, forward.loss,
-                                                                      forward.in.numbers.kl_factor);
+  decoupled_total_kernel<Stat>
+      <<<1, plan.reduce_threads, 0, stream>>>(forward.block_totals, plan.blocks, forward.loss, forward.factor);
   check_launch("kl decoupled_total_kernel");
 }
 

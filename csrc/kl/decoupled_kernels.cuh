@@ -5,7 +5,7 @@
 #pragma once
 
 #include "decoupled.h"
-#include "kl_kernels.cuh"
+#include "rows_kernels.cuh"
 
 namespace amkd::kl::decoupled {
 
@@ -22,7 +22,8 @@ struct Forward {
   Stat other_factor;
   Stat* stats;
   Stat* loss;
-  Stat* block_totals;  // [blocks], or null: the only block writes the loss
+  double factor;         // of the loss
+  double* block_totals;  // [blocks], or null: the only block writes the loss
   int64_t rows_per_block;
   int lanes;
 };
@@ -107,12 +108,12 @@ template <class Scalar>
 __global__ void __launch_bounds__(kForwardThreads<Scalar>, 1) decoupled_forward_kernel(const Forward<Scalar> call) {
   using Stat = StatOf<Scalar>;
   __shared__ Scratch<Stat> scratch;
-  __shared__ Stat totals[1][kWarp];
+  __shared__ double totals[1][kWarp];
   const Inputs<Scalar>& in = call.in;
   const Team team{call.lanes};
   const int64_t first = blockIdx.x * call.rows_per_block;
   const int64_t last = min(first + call.rows_per_block, in.rows);
-  Stat total[1] = {0};
+  double total[1] = {};  // one number of the call: none of its digits is lost here
 
   for (int64_t base = first; base < last; base += team.count()) {  // the same trips for the whole block: it reduces
     const int64_t row = base + team.index();
@@ -136,10 +137,10 @@ __global__ void __launch_bounds__(kForwardThreads<Scalar>, 1) decoupled_forward_
     total[0] += finish_row(call, row, sums, valid ? widen(student[label]) : nan, valid ? widen(teacher[label]) : nan);
   }
   if (in.numbers.per_row) return;
-  reduce_team(Team{static_cast<int>(blockDim.x)}, total, Stat(0), totals, Plus());
+  reduce_team(Team{static_cast<int>(blockDim.x)}, total, 0.0, totals, Plus());
   if (threadIdx.x != 0) return;
   if (call.block_totals == nullptr) {
-    *call.loss = in.numbers.kl_factor * total[0];
+    *call.loss = static_cast<Stat>(call.factor * total[0]);
   } else {
     call.block_totals[blockIdx.x] = total[0];
   }
@@ -148,12 +149,8 @@ __global__ void __launch_bounds__(kForwardThreads<Scalar>, 1) decoupled_forward_
 // Sums the totals of all blocks of the forward kernel, in one block.
 template <class Stat>
 __global__ void __launch_bounds__(kReduceThreads)
-    decoupled_total_kernel(const Stat* block_totals, int blocks, Stat* loss, Stat factor) {
-  __shared__ Stat scratch[1][kWarp];
-  Stat total[1] = {0};
-  for (int block = threadIdx.x; block < blocks; block += blockDim.x) total[0] += block_totals[block];
-  reduce_team(Team{static_cast<int>(blockDim.x)}, total, Stat(0), scratch, Plus());
-  if (threadIdx.x == 0) *loss = factor * total[0];
+    decoupled_total_kernel(const double* block_totals, int blocks, Stat* loss, double factor) {
+  add_up_blocks<1>(block_totals, blocks, [&](const auto& total) { *loss = static_cast<Stat>(factor * total[0]); });
 }
 
 // The gradient of a row's student logits, class by class.

@@ -43,8 +43,8 @@ void launch_forward(const Arguments& call, const Tensor& loss, const Tensor& sta
   forward.loss = static_cast<Stat*>(loss.mutable_data_ptr());
   forward.rows_per_block = plan.rows_per_block;
   const bool alone = plan.blocks == 1 || call.scalars.per_row;
-  const Tensor totals = alone ? loss : new_empty(loss, {int64_t{plan.blocks}}, call.stat);
-  forward.block_totals = alone ? nullptr : static_cast<Stat*>(totals.mutable_data_ptr());
+  const Tensor totals = alone ? loss : new_empty(loss, {int64_t{plan.blocks}}, ScalarType::Double);
+  forward.block_totals = alone ? nullptr : static_cast<double*>(totals.mutable_data_ptr());
   standardised_forward_kernel<Scalar><<<plan.blocks, plan.threads, 0, stream>>>(forward);
   check_launch("kl standardised_forward_kernel");
   if (alone) return;

@@ -33,7 +33,7 @@ struct Forward {
   Inputs<Scalar> in;
   Stat* stats;
   Stat* loss;
-  Stat* block_totals;  // [blocks], or null: the only block writes the loss, or it is per row
+  double* block_totals;  // [blocks], or null: the only block writes the loss, or it is per row
   int64_t rows_per_block;
 };
 
@@ -54,7 +54,7 @@ struct StandardisedScratch {
   Stat means[4][kWarp];
   Stat squares[2][kWarp];
   Stat sums[5][kWarp];
-  Stat total[1][kWarp];
+  double total[1][kWarp];
 };
 
 // What multiplies z - max in an exponent. Where nothing varies that is 0, or -inf for a class that is masked out, and
@@ -83,7 +83,7 @@ __global__ void __launch_bounds__(kMaxThreads<Scalar, Form::kMixture>, 1)
   const Team team{in.lanes};
   const int64_t first = blockIdx.x * call.rows_per_block;
   const int64_t last = min(first + call.rows_per_block, in.rows);
-  Stat total[1] = {};
+  double total[1] = {};  // one number of the call: none of its digits is lost here
 
   for (int64_t base = first; base < last; base += team.count()) {  // the same trips for the whole block: it reduces
     const int64_t row = base + team.index();
@@ -162,14 +162,19 @@ __global__ void __launch_bounds__(kMaxThreads<Scalar, Form::kMixture>, 1)
   }
 
   if (in.per_row) return;
-  reduce_team(Team{static_cast<int>(blockDim.x)}, total, Stat(0), scratch.total, Plus());
-  if (threadIdx.x == 0) (call.block_totals == nullptr ? call.loss : call.block_totals + blockIdx.x)[0] = total[0];
+  reduce_team(Team{static_cast<int>(blockDim.x)}, total, 0.0, scratch.total, Plus());
+  if (threadIdx.x != 0) return;
+  if (call.block_totals == nullptr) {
+    *call.loss = static_cast<Stat>(total[0]);
+  } else {
+    call.block_totals[blockIdx.x] = total[0];
+  }
 }
 
 template <class Stat>
 __global__ void __launch_bounds__(kReduceThreads)
-    standardised_total_kernel(const Stat* block_totals, int blocks, Stat* loss) {
-  add_up_blocks<1>(block_totals, blocks, [&](const auto& total) { *loss = total[0]; });
+    standardised_total_kernel(const double* block_totals, int blocks, Stat* loss) {
+  add_up_blocks<1>(block_totals, blocks, [&](const auto& total) { *loss = static_cast<Stat>(total[0]); });
 }
 
 template <class Scalar>
