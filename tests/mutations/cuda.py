@@ -5,7 +5,7 @@ from __future__ import annotations
 CUDA = (
     (
         "kl-cuda-merge-sign", "kl", "kl/kl_kernels.cuh",
-        "student_sum * (teacher_shift - student_shift)", "student_sum * (student_shift - teacher_shift)",
+        "cross + student_sum * moved", "cross - student_sum * moved",
         "the reverse divergence is wrong wherever a larger logit comes after others",
     ),
     (
@@ -22,7 +22,7 @@ CUDA = (
     ),
     (
         "kl-cuda-upstream-of-labels", "kl", "kl/kl_kernels.cuh",
-        "valid ? grad_loss * n.ce_factor", "valid ? n.ce_factor",
+        "valid ? grad_loss * ce_weight", "valid ? ce_weight",
         "a loss scale, or a weight of the whole loss, misses the cross-entropy's gradient",
     ),
     (
@@ -47,8 +47,7 @@ CUDA = (
     ),
     (
         "decoupled-cuda-weight-gradient", "decoupled", "kl/decoupled_kernels.cuh",
-        "call.grad_loss[row * call.grad_loss_stride] * in.weight_of(row)",
-        "call.grad_loss[row * call.grad_loss_stride]",
+        "call.grad_loss[row * call.grad_loss_stride] * weight;", "call.grad_loss[row * call.grad_loss_stride];",
         "the rows' weights miss the gradient",
     ),
     (
