@@ -81,7 +81,7 @@ _forced: ContextVar[str] = ContextVar("amkd_fast_backend", default="auto")
 # torch.compile traces no context variable. What it can look at, and watch, is the innermost block that is open now; it
 # cannot tell threads apart.
 _open_blocks: list[_Block] = []
-_forced_in_graphs = "auto"
+_forced_in_graphs = ""  # no block is open
 
 # torch.func works on plain PyTorch alone.
 _transforms = torch._C._are_functorch_transforms_active
@@ -162,7 +162,7 @@ class _Block:
 
 def _tell_graphs() -> None:
     global _forced_in_graphs
-    _forced_in_graphs = _open_blocks[-1].name if _open_blocks else "auto"
+    _forced_in_graphs = _open_blocks[-1].name if _open_blocks else ""
 
 
 def transforming() -> bool:
@@ -172,7 +172,7 @@ def transforming() -> bool:
 
 def differentiates() -> bool:
     """Whether a backward pass must itself be made of plain PyTorch: for a second one, or under torch.func."""
-    return (torch.is_grad_enabled() and not torch.compiler.is_compiling()) or transforming()
+    return (torch.is_grad_enabled() and not torch.compiler.is_compiling()) or _transforms()
 
 
 def select(op: str, device: str, size: int, only_reference: str = "", function: str = "") -> str:
@@ -185,12 +185,11 @@ def select(op: str, device: str, size: int, only_reference: str = "", function: 
     Raises:
         RuntimeError: A backend was asked for by name that cannot run here, not on this device or not this call.
     """
-    if torch.compiler.is_compiling():
-        forced = _forced_in_graphs
-    else:
-        forced = _forced.get()
-        if device == "cuda":
-            _ask_driver()
+    forced = "auto"
+    if _forced_in_graphs:
+        forced = _forced_in_graphs if torch.compiler.is_compiling() else _forced.get()
+    if device == "cuda" and not torch.compiler.is_compiling():
+        _ask_driver()
     if _transforms() or forward_ad._current_level >= 0:
         only_reference = only_reference or _ONLY_REFERENCE
     if only_reference and forced not in ("auto", "reference"):

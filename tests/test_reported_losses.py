@@ -539,9 +539,9 @@ def test_freed_storage_is_refused(backend, device):
     if backend != "cpu":
         pytest.skip("of the compiled CPU kernels; torch's own, and Triton's, look themselves")
 
-    def freed(x, keep=0):
+    def freed(x):
         x = x.clone()
-        x.untyped_storage().resize_(keep)
+        x.untyped_storage().resize_(0)
         return x
 
     student, teacher = rows()
@@ -549,7 +549,6 @@ def test_freed_storage_is_refused(backend, device):
     calls = {
         "student": lambda: af.kl_div(freed(student), teacher),
         "a view": lambda: af.kl_div(freed(student)[1:], teacher[1:]),
-        "what is left of it": lambda: af.kl_div(freed(student, 40), teacher),
         "teacher": lambda: af.kl_div(student, freed(teacher)),
         "weight": lambda: af.kl_div(student, teacher, weight=freed(weight)),
         "labels": lambda: af.dkd_loss(student, teacher, freed(labels)),

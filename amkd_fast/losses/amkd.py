@@ -61,7 +61,9 @@ class AMKDLoss(nn.Module):
     handwritten digits lost up to 40 points of accuracy. The defaults are that pilot's and were found on that one set.
 
     Args:
-        temperature: T > 0 of both S_T.
+        temperature: T > 0 of both S_T. The defaults here are T = 3, CE 1, divergence 1, without T²; those of
+            :func:`amkd_fast.distillation_loss` (4, 0.1, 0.9, with T²) and :class:`amkd_fast.distill.methods.KD` (3, 1,
+            4 falling to 1, without T²) are others.
         ce_weight: Weight of the cross-entropy on the clean images.
         kl_weight: α, weight of the divergence on the clean images.
         boundary_weight: β, weight of everything that involves attacked images.
@@ -185,6 +187,7 @@ class AMKDLoss(nn.Module):
             if self.memory is not None:
                 self._remember(self._space(student, student_features), labels, spread)
             return AMKDTerms(clean.total, clean.ce, clean.kl, zero, zero)
+        adversarial = _read(adversarial)
         boundary = self._boundary(adversarial, spread)
         total = boundary
         triplet = torch.zeros_like(boundary)
@@ -349,6 +352,15 @@ class AMKDLoss(nn.Module):
             f"variant={self.variant!r}, negatives={self.negatives!r}, selector={self.selector!r}, "
             f"space={self.space!r}, triplet_weight={self.triplet_weight}, margin={self.margin}"
         )
+
+
+def _read(rows: Adversarial) -> Adversarial:
+    """Zeros in the rows of weight 0, which are not read: 0 times NaN is NaN."""
+    if rows.weight is None:
+        return rows
+    hidden = (rows.weight == 0)[:, None]
+    given = {"student": rows.student, "teacher": rows.teacher, "student_features": rows.student_features}
+    return rows._replace(**{name: x.masked_fill(hidden, 0.0) for name, x in given.items() if x is not None})
 
 
 def _mean(total: Tensor, size: Tensor, spread: bool) -> Tensor:

@@ -6,29 +6,33 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 
-def save(ctx, *tensors: Tensor | None) -> None:
-    """Like ``ctx.save_for_backward``, for tensors that were made under ``torch.inference_mode`` too.
+def save(ctx, made: tuple[Tensor | None, ...], *given: Tensor | None) -> list[Tensor | None] | None:
+    """Save what a forward pass has made and what it was given, for :func:`saved`, but for what is returned.
 
-    Autograd refuses to save these. They have no version that could tell of a change either, so the context holds them
-    as they are.
+    Autograd refuses to save tensors that were made under ``torch.inference_mode``. They have no version that could tell
+    of a change either, so the context may hold them as they are.
     """
-    ctx.unsaved = None
-    if not torch.compiler.is_compiling():  # which saves what its own plan says
-        for x in tensors:
+    unsaved = None
+    if not is_compiling():  # which saves what its own plan says
+        for x in given:
             if x is not None and x.is_inference():
-                ctx.unsaved = [x if x is not None and x.is_inference() else None for x in tensors]
-                tensors = [None if x is not None and x.is_inference() else x for x in tensors]
+                unsaved = [x if x is not None and x.is_inference() else None for x in given]
+                given = [None if x is not None and x.is_inference() else x for x in given]
                 break
-    ctx.save_for_backward(*tensors)
+    ctx.save_for_backward(*made, *given)
+    return unsaved
 
 
-def saved(ctx) -> tuple[Tensor | None, ...]:
-    """What :func:`save` has kept."""
-    if ctx.unsaved is None:
-        return ctx.saved_tensors
-    return tuple(x if y is None else y for x, y in zip(ctx.saved_tensors, ctx.unsaved, strict=True))
+def saved(ctx, unsaved: list[Tensor | None] | None) -> tuple[Tensor | None, ...]:
+    """What was made, then what was given; ``unsaved`` is what :func:`save` returned."""
+    tensors = ctx.saved_tensors
+    if unsaved is None:
+        return tensors
+    made = len(tensors) - len(unsaved)
+    return *tensors[:made], *(x if y is None else y for x, y in zip(tensors[made:], unsaved, strict=True))
 
 
 def reference_grads(

@@ -14,16 +14,17 @@ enum class Divergence : int64_t { kForward = 0, kReverse = 1, kJs = 2, kSoftCros
 enum Field : int64_t {
   kStudentMax = 0,
   kStudentLogSum = 1,
-  kTeacherMax = 2,  // reverse: the teacher's logit of the class that the student has its maximum at
+  kTeacherMax = 2,  // reverse: the logit of the teacher's that logarithms are measured from, see below
   kTeacherLogSum = 3,
-  kInner = 4,               // reverse: Σ q (a - c) less its term of that class, see below; js: KL(q‖m)
+  kInner = 4,               // reverse: Σ q (a - c) measured from there; js: KL(q‖m)
   kStudentLogSumAtOne = 5,  // with labels: the student's log-sum at T = 1
   kFields = 6,
 };
 
 // Reverse: the gradient of a class is q (a - c - KL(q‖p)), of which almost nothing is left where q is nearly 1. So
-// logarithms of q/p are measured from that of the student's largest class, (a - c) - (a_top - c_top) = ((z_s - max_s) -
-// (z_t - z_t,top)) / T, and their mean under q is a sum over the other classes alone: no large numbers cancel.
+// there logarithms of q/p are measured from that of the student's largest class, (a - c) - (a_top - c_top) = ((z_s -
+// max_s) - (z_t - z_t,top)) / T, and their mean under q is a sum over the other classes alone: no large numbers cancel.
+// Elsewhere the teacher's maximum does as well.
 
 // Behind the fields: three scalars over all rows.
 enum Tail : int64_t {

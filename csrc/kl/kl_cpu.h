@@ -50,7 +50,7 @@ struct Partial {
   double teacher_max, teacher_sum;
   // forward Σ e^y (y - x), soft cross-entropy Σ e^y x, reverse Σ e^x (x - y) with y from `teacher_at_top`.
   double inner;
-  double teacher_at_top;  // reverse: the teacher's logit of the student's largest class; 0 where it is -inf
+  double teacher_at_top;  // reverse: a logit of the teacher's, of the student's largest class where that nearly is all
 };
 
 // The same steps serve a row on one thread (one range) and a row that several threads share.

@@ -138,7 +138,7 @@ Partial merge(const Problem& p, const Partial& a, const Partial& b) {
 }
 
 // What a pass over logits with known maxima adds up, in every lane apart.
-template <class V, Divergence kDivergence, bool kLabels>
+template <class V, Divergence kDivergence, bool kLabels, bool kFromTop>
 struct Sums {
   V student_shift, teacher_shift, teacher_at_top, per_t;
   V student{}, teacher{}, inner{}, student_at_one{};
@@ -150,49 +150,57 @@ struct Sums {
     teacher += ey;
     if constexpr (kDivergence == Divergence::kForward) inner += product_or_zero(ey, y - x);
     if constexpr (kDivergence == Divergence::kReverse) {
-      inner += product_or_zero(ex, x - (t - teacher_at_top) * per_t);  // 0 - 0 of the largest class
+      inner += product_or_zero(ex, x - (kFromTop ? (t - teacher_at_top) * per_t : y));  // 0 - 0 of the largest class
     }
     if constexpr (kDivergence == Divergence::kSoftCrossEntropy) inner += product_or_zero(ey, x);
     if constexpr (kLabels) student_at_one += exp2_nonpositive((s - student_shift) * splat<V>(kLog2E));
   }
 };
 
-// The teacher's logit in the lane that has the student's maximum; 0 where there is none to measure from.
-template <class V>
-AMKD_INLINE double at_top(V student_max, V teacher, double top) {
-  if constexpr (lanes<V> == 1) {
-    return shift_of(teacher);
-  } else {
-    double found = -kInfinity;
-    for (int i = 0; i < lanes<V>; ++i) {
-      if (student_max[i] == top && teacher[i] > found) found = teacher[i];
-    }
-    return shift_of(found);
-  }
+// Above the sum of e^x where the student's largest class is nearly all there is, and small enough to be seldom met.
+constexpr double kNearlyOne = 1.0 + 1.0 / 16.0;
+
+// Measures the reverse divergence's logarithms from the student's largest class, where that is finite in the teacher.
+template <class T>
+void measure_from_top(const Problem& p, const Row<T>& row, int64_t begin, int64_t end, Partial& sums) {
+  using V = Vector<T>;
+  const V max = splat<V>(sums.student_max);
+  V found = splat<V>(-kInfinity);
+  for_each_vector<T, Overlap::kExclude>(row.student, row.teacher, begin, end, [&](V s, V t, int64_t, int64_t) {
+    found = larger(found, s == max ? t : splat<V>(-kInfinity));
+  });
+  sums.teacher_at_top = shift_of(max_lanes(found));
+  Sums<V, Divergence::kReverse, false, true> again{max, splat<V>(shift_of(sums.teacher_max)),
+                                                   splat<V>(sums.teacher_at_top), splat<V>(p.per_t * kLog2E)};
+  for_each_vector<T, Overlap::kExclude>(row.student, row.teacher, begin, end,
+                                        [&](V s, V t, int64_t, int64_t) { again.add(s, t); });
+  sums.inner = sum_lanes(again.inner) * kLog2;
 }
 
 template <class T, Divergence kDivergence, bool kLabels>
 Partial sweep_block(const Problem& p, const Row<T>& row, int64_t begin, int64_t end) {
   using V = Vector<T>;
-  constexpr bool kReverse = kDivergence == Divergence::kReverse;
-  V student_max = splat<V>(-kInfinity), teacher_max = student_max, teacher_at_top = student_max;
+  V student_max = splat<V>(-kInfinity), teacher_max = student_max;
   for_each_vector<T, Overlap::kExclude>(row.student, row.teacher, begin, end, [&](V s, V t, int64_t, int64_t) {
-    if constexpr (kReverse) teacher_at_top = s > student_max ? t : teacher_at_top;
     student_max = larger(student_max, s);
     teacher_max = larger(teacher_max, t);
   });
   Partial out{};
   out.student_max = max_lanes(student_max);
   out.teacher_max = max_lanes(teacher_max);
-  if constexpr (kReverse) out.teacher_at_top = at_top(student_max, teacher_at_top, out.student_max);
-  Sums<V, kDivergence, kLabels> sums{splat<V>(shift_of(out.student_max)), splat<V>(shift_of(out.teacher_max)),
-                                     splat<V>(out.teacher_at_top), splat<V>(p.per_t * kLog2E)};
+  out.teacher_at_top = shift_of(out.teacher_max);
+  const V teacher_shift = splat<V>(out.teacher_at_top);
+  Sums<V, kDivergence, kLabels, false> sums{splat<V>(shift_of(out.student_max)), teacher_shift, teacher_shift,
+                                            splat<V>(p.per_t * kLog2E)};
   for_each_vector<T, Overlap::kExclude>(row.student, row.teacher, begin, end,
                                         [&](V s, V t, int64_t, int64_t) { sums.add(s, t); });
   out.student_sum = sum_lanes(sums.student);
   out.teacher_sum = sum_lanes(sums.teacher);
   out.inner = sum_lanes(sums.inner) * kLog2;
   if constexpr (kLabels) out.student_sum_at_one = sum_lanes(sums.student_at_one);
+  if constexpr (kDivergence == Divergence::kReverse) {
+    if (out.student_sum < kNearlyOne && out.student_sum >= 1.0) measure_from_top(p, row, begin, end, out);
+  }
   return out;
 }
 
@@ -219,8 +227,9 @@ void sweep_short_rows(const Problem& p, int64_t row, int64_t count, Partial* out
   }
   const V none = splat<V>(-kInfinity);
   teacher_at_top = teacher_at_top == none ? V{} : teacher_at_top;
-  Sums<V, kDivergence, kLabels> sums{student_max == none ? V{} : student_max, teacher_max == none ? V{} : teacher_max,
-                                     teacher_at_top, splat<V>(p.per_t * kLog2E)};
+  Sums<V, kDivergence, kLabels, true> sums{student_max == none ? V{} : student_max,
+                                           teacher_max == none ? V{} : teacher_max, teacher_at_top,
+                                           splat<V>(p.per_t * kLog2E)};
   for (int64_t i = 0; i < p.classes; ++i) sums.add(load(student[i]), load(teacher[i]));
   for (int64_t i = 0; i < count; ++i) {
     out[i] = {student_max[i],  sums.student[i],       sums.student_at_one[i], teacher_max[i],

@@ -26,6 +26,10 @@ class StudentAlone(Method):
 class KD(Method):
     """Cross-entropy and softened divergence on the clean images.
 
+    The defaults are the public BSS trainer's: T = 3, CE 1, divergence 4 falling to 1, without T². Those of
+    :func:`amkd_fast.distillation_loss` (4, 0.1, 0.9, with T²) and :class:`amkd_fast.AMKDLoss` (3, 1, 1, without T²) are
+    others.
+
     Args:
         temperature: T > 0.
         ce_weight: Weight of the cross-entropy.

@@ -248,18 +248,19 @@ def distillation_loss(
 
 def _divergence(student, teacher, temperature, divergence, beta, weight, mask, scale_by_t2, reduction, dim) -> Tensor:
     shape, student, teacher = logits_of(student, teacher, dim)
-    weights = weights_of(weight, mask, shape, student, reduction)
+    if weight is None and mask is None and len(shape) == 2 and not isinstance(temperature, Tensor):  # the usual call
+        numbers = scalars.of_divergence(temperature, divergence, beta, None, bool(scale_by_t2), reduction, 1)
+        return _run(student, teacher, None, None, None, numbers, False)
+    number, rows, reduction, divisor, size = weights_of(weight, mask, shape, student, reduction)
     if isinstance(temperature, Tensor):
         temperature = temperature_of(temperature, shape, student)
-    numbers = scalars.of_divergence(
-        temperature, divergence, beta, weights.number, bool(scale_by_t2), weights.reduction, weights.divisor
-    )
-    return finished(_run(student, teacher, weights.rows, None, None, numbers, False), weights, shape)
+    numbers = scalars.of_divergence(temperature, divergence, beta, number, bool(scale_by_t2), reduction, divisor)
+    return finished(_run(student, teacher, rows, None, None, numbers, False), size, reduction, shape)
 
 
 def _run(student, teacher, weight, labels, ce_weight, numbers: tuple, with_parts: bool):
     """The loss, or with ``with_parts`` (loss, mean cross-entropy, mean divergence)."""
-    learnt = LEARNT if isinstance(numbers[0], Tensor) else ""
+    learnt = "" if numbers[0].__class__ is float else LEARNT
     name = backends.select("kl", student.device.type, student.numel(), learnt)
     if labels is not None and name != "cpu":  # whose operator looks itself
         _check_labels(labels, student.shape[1], Scalars(*numbers).ignore_index)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
@@ -11,16 +9,6 @@ from amkd_fast import backends, checks
 from amkd_fast.ops.kl.reference import statistics_dtype
 
 LEARNT = "a temperature that is a tensor is for the reference alone"
-
-
-class Weights(NamedTuple):
-    """How the rows of a loss are weighed and put together."""
-
-    number: float | None  # yet to be checked
-    rows: Tensor | None  # [B] in the statistics' dtype
-    reduction: str
-    divisor: int  # goes into the factor of the rows
-    size: Tensor | int | None  # what the result is divided by, where no factor can have it
 
 
 def logits_of(student: Tensor, teacher: Tensor, dim: int = -1) -> tuple[torch.Size, Tensor, Tensor]:
@@ -72,10 +60,7 @@ def weight_of(
         weight = weight.expand(shape[:-1])
     checks.shape(name, weight, tuple(shape[:-1]), "one weight a row of student")
     checks.same_device(student=student, **{name: weight})
-    weight = weight.reshape(-1).to(statistics_dtype(student.dtype))
-    if not torch.compiler.is_compiling() and weight.is_inference():
-        weight = weight.clone()  # which the reference can save
-    return None, weight, mask
+    return None, weight.reshape(-1).to(statistics_dtype(student.dtype)), mask
 
 
 def _check_mask(name: str, mask: object, shape: torch.Size, student: Tensor) -> None:
@@ -96,8 +81,14 @@ def masked(weight: Tensor | None, mask: Tensor, student: Tensor) -> Tensor:
 
 def weights_of(
     weight: float | Tensor | None, mask: Tensor | None, shape: torch.Size, student: Tensor, reduction: str
-) -> Weights:
-    """The :class:`Weights` of a call."""
+) -> tuple[float | None, Tensor | None, str, int, Tensor | int | None]:
+    """How the rows of a loss are weighed and put together.
+
+    A number that is yet to be checked and goes into the factor of the rows; weights [B] or None; the reduction; what
+    divides that factor; and what divides the result, where no factor can have it.
+    """
+    if len(shape) == 2 and mask is None and not isinstance(weight, Tensor):
+        return weight, None, reduction, 1, None
     rows = None
     if mask is not None or isinstance(weight, Tensor):
         weight, rows, mask = weight_of("weight", weight, mask, shape, student)
@@ -105,20 +96,20 @@ def weights_of(
             rows = masked(rows, mask, student)
             if reduction in ("mean", "batchmean"):
                 left = mask.flatten(1).any(1) if reduction == "batchmean" and mask.dim() > 1 else mask
-                return Weights(weight, rows, "sum", 1, left.sum().clamp(min=1))
+                return weight, rows, "sum", 1, left.sum().clamp(min=1)
     if reduction == "batchmean" and len(shape) != 2:
         batch = max(shape[0], 1) if len(shape) > 1 else 1
         if torch.compiler.is_compiling():  # in which a number made of a size would be that of one size
-            return Weights(weight, rows, "sum", 1, batch)
-        return Weights(weight, rows, "sum", batch, None)
-    return Weights(weight, rows, reduction, 1, None)
+            return weight, rows, "sum", 1, batch
+        return weight, rows, "sum", batch, None
+    return weight, rows, reduction, 1, None
 
 
-def finished(loss: Tensor, weights: Weights, shape: torch.Size) -> Tensor:
-    """The result in its shape and size."""
-    if weights.size is not None:
-        return loss / weights.size
-    return loss.view(shape[:-1]) if weights.reduction == "none" and len(shape) != 2 else loss
+def finished(loss: Tensor, size: Tensor | int | None, reduction: str, shape: torch.Size) -> Tensor:
+    """The result in its size and shape."""
+    if size is not None:
+        return loss / size
+    return loss.view(shape[:-1]) if reduction == "none" and len(shape) != 2 else loss
 
 
 def is_number(value: object) -> bool:

@@ -40,6 +40,7 @@ def compute(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The loss by the reference: (loss, mean cross-entropy, mean divergence); the last two without a graph."""
     call = (s.temperature, DIVERGENCES[s.divergence], s.beta)
+    weight, ce_weight = reference.to_save(weight), reference.to_save(ce_weight)
 
     def divergence(hidden: Tensor | None) -> Tensor:  # [B]
         pair = (reference.without(hidden, z) for z in (student, teacher))
@@ -86,8 +87,7 @@ class FusedKL(torch.autograd.Function):
     @staticmethod
     def forward(ctx, operators, scalars, with_parts, student, teacher, *optional):
         loss, stats = operators[0](student, teacher, *(optional or ABSENT), *scalars)
-        save(ctx, stats, student, teacher, *optional)
-        ctx.backward_op, ctx.scalars = operators[1], scalars
+        ctx.call = (operators[1], scalars, save(ctx, (stats,), student, teacher, *optional))
         if not with_parts:
             return loss
         ctx.mark_non_differentiable(stats)
@@ -99,16 +99,17 @@ class FusedKL(torch.autograd.Function):
         needed = ctx.needs_input_grad[3:]
         grads = [None] * len(needed)
         if grad_loss is not None:
-            stats, student, teacher, *optional = saved(ctx)
+            backward_op, scalars, unsaved = ctx.call
+            stats, student, teacher, *optional = saved(ctx, unsaved)
             differentiable = backends.differentiates()
             if needed[0] and not differentiable:
                 tensors = (student, teacher, *(optional or ABSENT), stats)
-                grads[0] = ctx.backward_op(grad_loss, *tensors, *ctx.scalars)
+                grads[0] = backward_op(grad_loss, *tensors, *scalars)
                 needed = (False, *needed[1:])
             if True in needed:
 
                 def loss_of(student, teacher, *optional):
-                    return compute(student, teacher, *(optional or ABSENT), Scalars(*ctx.scalars))[0]
+                    return compute(student, teacher, *(optional or ABSENT), Scalars(*scalars))[0]
 
                 others = reference_grads(loss_of, grad_loss, (student, teacher, *optional), needed, differentiable)
                 grads = [own if own is not None else other for own, other in zip(grads, others, strict=True)]

@@ -50,6 +50,12 @@ def without(hidden: Tensor | None, rows: Tensor) -> Tensor:
     return rows if hidden is None else rows.masked_fill(hidden.view(-1, *(1,) * (rows.dim() - 1)), 0.0)
 
 
+def to_save(weight: Tensor | None) -> Tensor | None:
+    """The weight, which a product saves: a copy of one that was made under ``torch.inference_mode``."""
+    inference = weight is not None and not torch.compiler.is_compiling() and weight.is_inference()
+    return weight.clone() if inference else weight
+
+
 def every_row(logits: Tensor) -> Tensor:
     """What hides all of them."""
     return torch.ones_like(logits[:, 0], dtype=torch.bool)

@@ -21,14 +21,13 @@ class FusedRelations(torch.autograd.Function):
     def forward(ctx, call, student, teacher):
         operator, distance_weight, angle_weight, with_gradient = call
         loss, grad = operator(student, teacher, distance_weight, angle_weight, with_gradient)
-        save(ctx, student, teacher, grad)
-        ctx.call = call
+        ctx.call = (*call, save(ctx, (grad,), student, teacher))
         return loss
 
     @staticmethod
     def backward(ctx, grad_loss):
-        student, teacher, grad = saved(ctx)
-        operator, distance_weight, angle_weight, _ = ctx.call
+        operator, distance_weight, angle_weight, _, unsaved = ctx.call
+        grad, student, teacher = saved(ctx, unsaved)
         if backends.differentiates():
             loss_of = partial(reference.loss, distance_weight=distance_weight, angle_weight=angle_weight)
             return (None, *reference_grads(loss_of, grad_loss, (student, teacher), ctx.needs_input_grad[1:]))

@@ -24,7 +24,7 @@ class FusedSegments(torch.autograd.Function):
     def forward(ctx, operators, factors, ahead, *tensors):
         count = len(factors)
         loss, means, grads = operators.forward(tensors[1 : count + 1], tensors[count + 1 :], tensors[0], factors, ahead)
-        save(ctx, means, *tensors)
+        ctx.unsaved = save(ctx, (means,), *tensors)
         ctx.operators, ctx.factors = operators, factors
         if ahead:
             ctx.grads = grads
@@ -34,14 +34,14 @@ class FusedSegments(torch.autograd.Function):
     def backward(ctx, grad_loss):
         needed, count = ctx.needs_input_grad[AHEAD:], len(ctx.factors)
         if backends.differentiates():
-            return (None,) * AHEAD + _reference_grads(grad_loss, saved(ctx)[1:], needed, ctx.factors)
+            return (None,) * AHEAD + _reference_grads(grad_loss, saved(ctx, ctx.unsaved)[1:], needed, ctx.factors)
         grads = None if torch.compiler.is_compiling() else vars(ctx).pop("grads", None)  # at once: threads may race
         if grads is not None:
             ctx.operators.scale(grads, grad_loss)
         elif True in needed[1:]:
-            _, weights, *segments = saved(ctx)
+            _, weights, *segments = saved(ctx, ctx.unsaved)
             grads = ctx.operators.backward(grad_loss, segments[:count], segments[count:], weights, ctx.factors)
-        of_weights = grad_loss * saved(ctx)[0] if needed[0] else None
+        of_weights = grad_loss * saved(ctx, ctx.unsaved)[0] if needed[0] else None
         if grads is None:
             return (None,) * AHEAD + (of_weights,) + (None,) * (2 * count)
         students, teachers = needed[1 : count + 1], needed[count + 1 :]

@@ -71,7 +71,7 @@ class EveryPair(torch.autograd.Function):
     def forward(ctx, anchor, positive, reference, used, call):
         operators, rows, rule = call
         labels = (rows.labels, rows.reference_labels, rows.exclude_labels)
-        save(ctx, anchor, positive, reference, used, *labels)
+        ctx.unsaved = save(ctx, (used,), anchor, positive, reference, *labels)
         ctx.operators, ctx.rule, ctx.self_offset = operators, rule, rows.self_offset
         with _full_precision(anchor):
             parts = [operators.rows_forward(product, *rest) for _, product, rest in _chunks(rows, used, rule)]
@@ -84,7 +84,7 @@ class EveryPair(torch.autograd.Function):
     def backward(ctx, grad_total, *_):
         if grad_total is None:
             return (None,) * 5
-        anchor, positive, reference, used, *labels = saved(ctx)
+        used, anchor, positive, reference, *labels = saved(ctx, ctx.unsaved)
         is_batch = reference is None
         rows = Rows(anchor, positive, anchor if is_batch else reference, *labels, ctx.self_offset, is_batch)
         if backends.differentiates():

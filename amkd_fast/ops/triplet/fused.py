@@ -37,7 +37,7 @@ class EveryPair(torch.autograd.Function):
         total, counts, sums, grads = _operate(operators, rows, rule, weight, weight, with_gradient)
         ctx.per_anchor, ctx.operators, ctx.rule, ctx.self_offset = per_anchor, operators, rule, rows.self_offset
         labels = (rows.labels, rows.reference_labels, rows.exclude_labels)
-        save(ctx, anchor, positive, reference, weight, *labels, total, *grads)
+        ctx.unsaved = save(ctx, (total, *grads), anchor, positive, reference, weight, *labels)
         ctx.mark_non_differentiable(counts, sums)
         ctx.set_materialize_grads(False)
         value = total if weight is None else weight * total
@@ -47,7 +47,7 @@ class EveryPair(torch.autograd.Function):
     def backward(ctx, grad, *_):
         if grad is None:
             return (None,) * 5
-        anchor, positive, reference, weight, *labels, total, grad_a, grad_p, grad_r = saved(ctx)
+        total, grad_a, grad_p, grad_r, anchor, positive, reference, weight, *labels = saved(ctx, ctx.unsaved)
         rows = Rows(
             anchor,
             positive,

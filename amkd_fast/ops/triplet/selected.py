@@ -99,20 +99,9 @@ class SelectedTerms(torch.autograd.Function):
             REDUCTIONS.index(reduction),
         )
         value, stats = operators.terms(anchor, positive, reference, positive_index, negative_index, weight, *scalars)
-        save(
-            ctx,
-            anchor,
-            positive,
-            reference,
-            weight,
-            positive_index,
-            negative_index,
-            stats,
-            value if weight is not None else None,
-            rows.labels,
-            rows.reference_labels,
-            rows.exclude_labels,
-        )
+        made = (positive_index, negative_index, stats, value if weight is not None else None)
+        labels = (rows.labels, rows.reference_labels, rows.exclude_labels)
+        ctx.unsaved = save(ctx, made, anchor, positive, reference, weight, *labels)
         ctx.backward_op, ctx.rule, ctx.reduction = operators.backward, rule, reduction
         ctx.scalars, ctx.self_offset = scalars, rows.self_offset
         ctx.mark_non_differentiable(stats)
@@ -123,10 +112,10 @@ class SelectedTerms(torch.autograd.Function):
     def backward(ctx, grad, *_):
         if grad is None:
             return (None,) * 7
-        kept = saved(ctx)
-        anchor, positive, reference, weight, positive_index, negative_index, stats, value = kept[:8]
+        positive_index, negative_index, stats, value, *given = saved(ctx, ctx.unsaved)
+        anchor, positive, reference, weight = given[:4]
         if backends.differentiates():
-            return _differentiable_grads(ctx, grad, kept)
+            return _differentiable_grads(ctx, grad, *given)
         grads = [None] * 4
         if any(ctx.needs_input_grad[:3]):
             deterministic = torch.are_deterministic_algorithms_enabled()
@@ -161,9 +150,7 @@ def _weight_grad(ctx, grad, weight, positive_index, negative_index, stats, value
     return grad * (term - torch.where(counts, value, 0.0)) / stats[-TAIL]
 
 
-def _differentiable_grads(ctx, grad, saved):
-    anchor, positive, reference, weight, *_ = saved
-    labels, reference_labels, exclude_labels = saved[8:]
+def _differentiable_grads(ctx, grad, anchor, positive, reference, weight, labels, reference_labels, exclude_labels):
     rows = Rows(
         anchor,
         positive,

@@ -50,8 +50,7 @@ class FusedConsistency(torch.autograd.Function):
     @staticmethod
     def forward(ctx, operators, temperature, row_scale, *tensors):
         total, stats = operators[0](*tensors, temperature, row_scale)
-        save(ctx, stats, *tensors)
-        ctx.backward_op, ctx.scalars = operators[1], (temperature, row_scale)
+        ctx.call = (operators[1], (temperature, row_scale), save(ctx, (stats,), *tensors))
         ctx.mark_non_differentiable(stats)
         ctx.set_materialize_grads(False)
         return total, stats
@@ -61,15 +60,16 @@ class FusedConsistency(torch.autograd.Function):
         needed = list(ctx.needs_input_grad[3:])
         grads = [None] * 4
         if grad_total is not None:
-            stats, *tensors = saved(ctx)
+            backward_op, scalars, unsaved = ctx.call
+            stats, *tensors = saved(ctx, unsaved)
             differentiable = backends.differentiates()
             if (needed[0] or needed[2]) and not differentiable:
-                both = ctx.backward_op(grad_total, *tensors, stats, *ctx.scalars)
+                both = backward_op(grad_total, *tensors, stats, *scalars)
                 for i, grad in zip((0, 2), both, strict=True):
                     grads[i], needed[i] = grad if needed[i] else None, False
             if True in needed:
                 others = reference_grads(
-                    lambda *inputs: compute(*inputs, *ctx.scalars)[0], grad_total, tensors, needed, differentiable
+                    lambda *inputs: compute(*inputs, *scalars)[0], grad_total, tensors, needed, differentiable
                 )
                 grads = [own if own is not None else other for own, other in zip(grads, others, strict=True)]
         return (None, None, None, *grads)

@@ -89,19 +89,20 @@ def dkd_loss(
         checks.same_device(student=student, labels=labels)
     if len(shape) != 2:
         labels = labels.reshape(-1)
-    weights = weights_of(weight, mask, shape, student, reduction)
+    number, rows, reduction, divisor, size = weights_of(weight, mask, shape, student, reduction)
     if isinstance(temperature, Tensor):
         temperature = temperature_of(temperature, shape, student)
     numbers = _scalars(
         temperature,
         target_weight,
         other_weight,
-        weights.number,
+        number,
         bool(scale_by_t2),
-        weights.reduction,
-        weights.divisor,
+        reduction,
+        divisor,
     )
-    return finished(_run(student, teacher, labels, weights.rows, numbers), weights, shape)
+    loss = _run(student, teacher, labels, rows, numbers)
+    return loss if size is None and len(shape) == 2 else finished(loss, size, reduction, shape)
 
 
 @remembered
@@ -125,7 +126,7 @@ def _scalars(
 
 
 def _run(student: Tensor, teacher: Tensor, labels: Tensor, weight: Tensor | None, numbers: tuple) -> Tensor:
-    learnt = LEARNT if isinstance(numbers[0], Tensor) else ""
+    learnt = "" if numbers[0].__class__ is float else LEARNT
     name = backends.select("kl", student.device.type, student.numel(), learnt, function="dkd_loss")
     if name != "cpu":  # whose operator looks itself
         _check_labels(labels, student.shape[1], weight)

@@ -11,7 +11,7 @@ from amkd_fast import backends
 from amkd_fast.ops.autograd import reference_grads, save, saved
 from amkd_fast.ops.kl.decoupled import reference
 from amkd_fast.ops.kl.function import REDUCTIONS, reduced
-from amkd_fast.ops.kl.reference import every_row, statistics_dtype, without
+from amkd_fast.ops.kl.reference import every_row, statistics_dtype, to_save, without
 
 # Statistics that the forward operator leaves for the backward one, field by field ([FIELDS, B], flat): of the classes
 # other than the target the student's max and log-sum and the teacher's, then the slope of the target's divergence in
@@ -31,6 +31,7 @@ class Scalars(NamedTuple):
 
 def compute(student: Tensor, teacher: Tensor, labels: Tensor, weight: Tensor | None, s: Scalars) -> Tensor:
     """The loss by the reference."""
+    weight = to_save(weight)
     hidden = every_row(student) if s.factor == 0 else None if weight is None else weight == 0
     pair = (without(hidden, z) for z in (student, teacher))
     target, others = reference.row_divergences(*pair, labels, s.temperature)
@@ -48,24 +49,24 @@ class FusedDecoupled(torch.autograd.Function):
     @staticmethod
     def forward(ctx, operators, scalars, student, teacher, labels, *optional):
         loss, stats = operators[0](student, teacher, labels, *(optional or (None,)), *scalars)
-        save(ctx, stats, student, teacher, labels, *optional)
-        ctx.backward_op, ctx.scalars = operators[1], scalars
+        ctx.call = (operators[1], scalars, save(ctx, (stats,), student, teacher, labels, *optional))
         return loss
 
     @staticmethod
     def backward(ctx, grad_loss):
         needed = ctx.needs_input_grad[2:]
         grads = [None] * len(needed)
-        stats, student, teacher, labels, *optional = saved(ctx)
+        backward_op, scalars, unsaved = ctx.call
+        stats, student, teacher, labels, *optional = saved(ctx, unsaved)
         differentiable = backends.differentiates()
         if needed[0] and not differentiable:
             tensors = (student, teacher, labels, *(optional or (None,)), stats)
-            grads[0] = ctx.backward_op(grad_loss, *tensors, *ctx.scalars)
+            grads[0] = backward_op(grad_loss, *tensors, *scalars)
             needed = (False, *needed[1:])
         if True in needed:
 
             def loss_of(student, teacher, labels, weight=None):
-                return compute(student, teacher, labels, weight, Scalars(*ctx.scalars))
+                return compute(student, teacher, labels, weight, Scalars(*scalars))
 
             others = reference_grads(loss_of, grad_loss, (student, teacher, labels, *optional), needed, differentiable)
             grads = [own if own is not None else other for own, other in zip(grads, others, strict=True)]

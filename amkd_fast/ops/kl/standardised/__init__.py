@@ -80,15 +80,13 @@ def standardised_kl_div(
         '0.2988'
     """
     shape, student, teacher = logits_of(student, teacher, dim)
-    weights = weights_of(weight, mask, shape, student, reduction)
+    number, row_weight, reduction, divisor, size = weights_of(weight, mask, shape, student, reduction)
     if isinstance(temperature, Tensor):
         temperature = temperature_of(temperature, shape, student)
-    numbers = scalars.of_divergence(
-        temperature, "forward", 0.5, weights.number, bool(scale_by_t2), weights.reduction, weights.divisor
-    )
+    numbers = scalars.of_divergence(temperature, "forward", 0.5, number, bool(scale_by_t2), reduction, divisor)
     temperature, _, _, row_scale, factor, _, _, number = numbers
-    factor, row_weight = factor * row_scale, weights.rows
-    learnt = LEARNT if isinstance(temperature, Tensor) else ""
+    factor = factor * row_scale
+    learnt = "" if temperature.__class__ is float else LEARNT
     name = backends.select("kl", student.device.type, student.numel(), learnt, function="standardised_kl_div")
     if name == "reference":
         loss = function.compute(student, teacher, row_weight, temperature, factor, number)
@@ -99,4 +97,4 @@ def standardised_kl_div(
             _OPERATORS["triton"] = (triton.forward_op, triton.backward_op)
         optional = () if row_weight is None else (row_weight,)
         loss = FusedStandardised.apply(_OPERATORS[name], (temperature, factor, number), student, teacher, *optional)
-    return finished(loss, weights, shape)
+    return loss if size is None and len(shape) == 2 else finished(loss, size, reduction, shape)

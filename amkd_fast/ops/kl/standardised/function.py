@@ -8,7 +8,7 @@ from torch import Tensor
 from amkd_fast import backends
 from amkd_fast.ops.autograd import reference_grads, save, saved
 from amkd_fast.ops.kl.function import REDUCTIONS, reduced
-from amkd_fast.ops.kl.reference import every_row, statistics_dtype, without
+from amkd_fast.ops.kl.reference import every_row, statistics_dtype, to_save, without
 from amkd_fast.ops.kl.standardised import reference
 
 # Statistics that the forward operator leaves for the backward one, field by field ([FIELDS, B], flat).
@@ -25,6 +25,7 @@ def compute(
     reduction: int,
 ) -> Tensor:
     """The loss by the reference."""
+    weight = to_save(weight)
     hidden = None if weight is None else weight == 0
     if not isinstance(factor, Tensor) and factor == 0:
         hidden = every_row(student)
@@ -43,23 +44,23 @@ class FusedStandardised(torch.autograd.Function):
     @staticmethod
     def forward(ctx, operators, scalars, student, teacher, *optional):
         loss, stats = operators[0](student, teacher, *(optional or (None,)), *scalars)
-        save(ctx, stats, student, teacher, *optional)
-        ctx.backward_op, ctx.scalars = operators[1], scalars
+        ctx.call = (operators[1], scalars, save(ctx, (stats,), student, teacher, *optional))
         return loss
 
     @staticmethod
     def backward(ctx, grad_loss):
         needed = ctx.needs_input_grad[2:]
         grads = [None] * len(needed)
-        stats, student, teacher, *optional = saved(ctx)
+        backward_op, scalars, unsaved = ctx.call
+        stats, student, teacher, *optional = saved(ctx, unsaved)
         differentiable = backends.differentiates()
         if needed[0] and not differentiable:
-            grads[0] = ctx.backward_op(grad_loss, student, teacher, *(optional or (None,)), stats, *ctx.scalars)
+            grads[0] = backward_op(grad_loss, student, teacher, *(optional or (None,)), stats, *scalars)
             needed = (False, *needed[1:])
         if True in needed:
 
             def loss_of(student, teacher, weight=None):
-                return compute(student, teacher, weight, *ctx.scalars)
+                return compute(student, teacher, weight, *scalars)
 
             others = reference_grads(loss_of, grad_loss, (student, teacher, *optional), needed, differentiable)
             grads = [own if own is not None else other for own, other in zip(grads, others, strict=True)]
