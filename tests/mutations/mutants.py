@@ -43,7 +43,8 @@ PYTHON = _in(
         "kl-t2-missing", "kl", "ops/kl/scalars.py",
         "row_scale = temperature * temperature if scale_by_t2 else 1.0\n    number = DIVERGENCES.index(divergence)\n"
         "    return tuple(Scalars(temperature, number, 0.5",
-        "row_scale = 1.0\n    number = DIVERGENCES.index(divergence)\n    return tuple(Scalars(temperature, number, 0.5",
+        "row_scale = 1.0\n    number = DIVERGENCES.index(divergence)\n"
+        "    return tuple(Scalars(temperature, number, 0.5",
         "distillation_loss ignores scale_by_t2: at T = 4 the divergence weighs a sixteenth",
     ),
     (

@@ -47,7 +47,7 @@ def along(
     count = particles.shape[1]
     x, phi = particles.flatten(0, 1), phi.flatten(0, 1)
     step_size, eps, x0 = (
-        value.repeat_interleave(count, 0) if isinstance(value, Tensor) and len(value) == len(x0) else value
+        value.repeat_interleave(count, 0) if isinstance(value, Tensor) and value.shape[0] == x0.shape[0] else value
         for value in (step_size, eps, x0)
     )
     moved, _ = attack_step(
