@@ -260,7 +260,7 @@ def _divergence(student, teacher, temperature, divergence, beta, weight, mask, s
 
 def _run(student, teacher, weight, labels, ce_weight, numbers: tuple, with_parts: bool):
     """The loss, or with ``with_parts`` (loss, mean cross-entropy, mean divergence)."""
-    learnt = "" if numbers[0].__class__ is float else LEARNT
+    learnt = "" if type(numbers[0]) is float else LEARNT
     name = backends.select("kl", student.device.type, student.numel(), learnt)
     if labels is not None and name != "cpu":  # whose operator looks itself
         _check_labels(labels, student.shape[1], Scalars(*numbers).ignore_index)

@@ -126,7 +126,7 @@ def _scalars(
 
 
 def _run(student: Tensor, teacher: Tensor, labels: Tensor, weight: Tensor | None, numbers: tuple) -> Tensor:
-    learnt = "" if numbers[0].__class__ is float else LEARNT
+    learnt = "" if type(numbers[0]) is float else LEARNT
     name = backends.select("kl", student.device.type, student.numel(), learnt, function="dkd_loss")
     if name != "cpu":  # whose operator looks itself
         _check_labels(labels, student.shape[1], weight)

@@ -86,7 +86,7 @@ def standardised_kl_div(
     numbers = scalars.of_divergence(temperature, "forward", 0.5, number, bool(scale_by_t2), reduction, divisor)
     temperature, _, _, row_scale, factor, _, _, number = numbers
     factor = factor * row_scale
-    learnt = "" if temperature.__class__ is float else LEARNT
+    learnt = "" if type(temperature) is float else LEARNT
     name = backends.select("kl", student.device.type, student.numel(), learnt, function="standardised_kl_div")
     if name == "reference":
         loss = function.compute(student, teacher, row_weight, temperature, factor, number)
