@@ -136,26 +136,27 @@ by_graph = pytest.mark.parametrize("operation", [o for o in OPERATIONS if not o.
 @by_graph
 def test_compiled_once_for_all_sizes(backend, device, operation):
     """Twenty batch sizes under torch.compile(dynamic=True) are one graph; a factor 1/B among the numbers of a call made
-    them twenty, of which torch gives up after eight.
-
-    Sizes from 12 on: torch takes two sizes that are equal in the first call for one.
-    """
+    them twenty, of which torch gives up after eight."""
     torch._dynamo.reset()
     counters.clear()
     options = {**operation.options, **operation.small.options}
-    compiled = torch.compile(partial(operation.call, **options), dynamic=True, backend="aot_eager")
-    for n in range(12, 52, 2):  # some operations draw no weights for odd sizes
-        drawn = operation.draw(grown(operation.small.shape, n), torch.float32)
-        names = drawn.keys()
-        operation.run(
-            {k: x.to(device) for k, x in drawn.items()},
-            call=lambda names=names, **given: compiled(**{k: given[k] for k in names}),
-        )
+    how = "eager" if backend == "reference" else "aot_eager"
+    compiled = torch.compile(partial(operation.call, **options), dynamic=True, backend=how)
+    with torch.fx.experimental._config.patch(use_duck_shape=False):  # else sizes that are equal once are taken for one
+        for n in range(12, 52, 2):  # some operations draw no weights for odd sizes
+            drawn = operation.draw(grown(operation.small.shape, n), torch.float32)
+            names = drawn.keys()
+            operation.run(
+                {k: x.to(device) for k, x in drawn.items()},
+                call=lambda names=names, **given: compiled(**{k: given[k] for k in names}),
+            )
     assert counters["stats"]["unique_graphs"] == 1
 
 
 @by_graph
 def test_exported_with_a_dynamic_batch(backend, device, operation):
+    if operation.name == "joint_augment" and backend == "reference":
+        pytest.skip("its reference goes from image to image")
     drawn = [
         {k: x.to(device) for k, x in operation.draw(grown(operation.small.shape, n), torch.float32).items()}
         for n in (12, 14, 20)
