@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -61,18 +62,18 @@ def loss_curves(runs: dict[tuple[str, int], Run]) -> Figure:
     panels = figure.subplots(lines, columns, sharex=True).flat
     handles = {}
     for axes, part in zip(panels, shown, strict=False):
+        positive = False
         for method, colour in colours(dict.fromkeys(name for name, _ in runs)).items():
-            curves = [[row.get(part) for row in run.rows] for (name, _), run in runs.items() if name == method]
-            length = min(sum(value is not None for value in curve) for curve in curves)
-            if length == 0:
-                continue
-            values = np.array([curve[:length] for curve in curves], dtype=float)
-            epochs = np.arange(1, length + 1)
-            (handles[short(method)],) = axes.plot(epochs, values.mean(0), color=colour, linewidth=1.6)
-            axes.fill_between(epochs, values.min(0), values.max(0), color=colour, alpha=0.18, linewidth=0)
+            values = _curves([run.rows for (name, _), run in runs.items() if name == method], part)
+            if not values.mask.all():
+                epochs = np.arange(1, values.shape[1] + 1)
+                (handles[short(method)],) = axes.plot(epochs, values.mean(0), color=colour, linewidth=1.6)
+                axes.fill_between(epochs, values.min(0), values.max(0), color=colour, alpha=0.18, linewidth=0)
+                positive = positive or bool((values > 0.0).any())
+                _mark_ends(axes, values, [run.diverged for (name, _), run in runs.items() if name == method], colour)
         axes.set_title(LOSSES[part])
         axes.grid(alpha=0.3)
-        if axes.lines and part in LOGARITHMIC:
+        if positive and part in LOGARITHMIC:
             axes.set_yscale("log")
             low, high = axes.get_ylim()
             axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 100.0 * low else (1.0,)))
@@ -119,6 +120,24 @@ def gaps(quartiles: dict[str, dict[str, Any]]) -> Figure:
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     return figure
+
+
+def _curves(journals: list[list[dict[str, Any]]], part: str) -> np.ma.MaskedArray:
+    """A part of the loss [seeds, epochs], masked where a seed has no finite value of it."""
+    length = max(map(len, journals), default=0)
+    values = np.full((len(journals), length), np.nan)
+    for line, journal in zip(values, journals, strict=True):
+        found = [row.get(part) for row in journal]
+        line[: len(found)] = [math.nan if value is None else value for value in found]
+    return np.ma.masked_invalid(values)
+
+
+def _mark_ends(axes: Any, values: np.ma.MaskedArray, diverged: list[Any], colour: str) -> None:
+    """A cross behind the last good epoch of every seed that diverged."""
+    for line, lost in zip(values, diverged, strict=True):
+        if lost and line.count():
+            last = int(np.flatnonzero(~np.ma.getmaskarray(line))[-1])
+            axes.plot(last + 1, line[last], marker="x", color=colour, markersize=8, markeredgewidth=2.0)
 
 
 def rows(axes: Any, names: list[str]) -> None:
