@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        message = re.sub(r"^argument (--[\w-]+): (.*: must )", r"\1 \2", message)
+        message = re.sub(r"^argument (--[\w-]+): (.*: must )", r"\1 \2", message).removeprefix("argument ")
         raise UserError(f"{message} (see {self.prog} --help)")
 
 

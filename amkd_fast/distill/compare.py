@@ -60,6 +60,7 @@ def compare(
             return door.OK
         choice.check(settings, device)
         data = datasets.load(settings).to(device)
+        experiment.prepare(settings.names(), data, settings)
         network, accuracy = experiment.obtain_teacher(settings, data, folder, progress=progress, resume=resume)
         names, seeds = settings.names(), settings.seeds
         finished = pool.Finished(folder / "runs")

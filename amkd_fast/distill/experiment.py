@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +25,7 @@ from amkd_fast.distill import checkpoint as checkpoint_files
 from amkd_fast.distill import choice, networks
 from amkd_fast.distill.checkpoint import load_network, read_training, save_network
 from amkd_fast.distill.data import Batches, Data, InOrder, Split
-from amkd_fast.distill.errors import Diverged, UserError, exhausted
+from amkd_fast.distill.errors import Diverged, UserError, allocating, exhausted
 from amkd_fast.distill.journal import Journal
 from amkd_fast.distill.methods import Method
 from amkd_fast.distill.methods.features import with_features
@@ -181,9 +181,7 @@ def fit(
 
 def train_teacher(data: Data, settings: Settings, **options: Any) -> tuple[Run, Spec]:
     """Train the teacher with the labels alone; the options are those of :func:`fit`."""
-    spec = _spec("teacher", data, settings)
-    network = networks.build(spec, TEACHER_SEED).to(data.test.labels.device)
-    rehearse(network, f"--teacher-network {spec.name}", spec, data)
+    network, spec = _built("teacher", TEACHER_SEED, data, settings)
     method = choice.method("student", settings, data, distributed=options.get("world", ALONE).size > 1)
     options = {"epochs": settings.teacher_epochs, "seed": TEACHER_SEED, "about": {}, **options}
     return fit(network, spec, method, None, data.teacher, data, settings, **options), spec
@@ -243,6 +241,20 @@ def load_teacher(path: str | Path, data: Data, settings: Settings) -> tuple[nn.M
     return network, spec
 
 
+def prepare(names: Iterable[str], data: Data, settings: Settings, distributed: bool = False) -> None:
+    """Build once what the trainings will build, so that what cannot be built is known before hours of training.
+
+    Raises:
+        UserError: A network or a method cannot be had.
+    """
+    with torch.random.fork_rng(devices=[]):
+        if settings.teacher is None and any(name != "student" for name in names):
+            _built("teacher", TEACHER_SEED, data, settings)
+        width = _width(_built("student", 0, data, settings)[0], data, settings)
+        for name in names:
+            choice.method(name, settings, data, width, distributed=distributed)
+
+
 def rehearse(network: nn.Module, what: str, spec: Spec, data: Data) -> None:
     """Find out before the work whether a network of the user's own takes these images, and answers with logits.
 
@@ -278,9 +290,7 @@ def told(name: str, error: Diverged, folder: Path, epochs: int) -> Diverged:
 
 def train_student(name: str, seed: int, teacher: Teacher | None, data: Data, settings: Settings, **options: Any) -> Run:
     """Train the student of a seed: the same initial weights and batches for every method."""
-    spec = _spec("student", data, settings)
-    network = networks.build(spec, 1000 + seed).to(data.test.labels.device)
-    rehearse(network, f"--student-network {spec.name}", spec, data)
+    network, spec = _built("student", 1000 + seed, data, settings)
     spread = options.get("world", ALONE).size > 1
     shape = {"distributed": spread, "fixed_shape": settings.whole_step}
     method = choice.method(name, settings, data, _width(network, data, settings), **shape)
@@ -304,8 +314,13 @@ def describe(method: str, seed: int, data: Data, settings: Settings) -> dict[str
     }
 
 
-def _spec(role: str, data: Data, settings: Settings) -> Spec:
-    return Spec(settings.network(role), data.channels, len(data.classes))
+def _built(role: str, seed: int, data: Data, settings: Settings) -> tuple[nn.Module, Spec]:
+    spec = Spec(settings.network(role), data.channels, len(data.classes))
+    what = f"--{role}-network {spec.name}"
+    with allocating(what):
+        network = networks.build(spec, seed).to(data.test.labels.device)
+    rehearse(network, what, spec, data)
+    return network, spec
 
 
 @torch.no_grad()

@@ -206,7 +206,7 @@ def first(error: ValidationError) -> str:
     name = ".".join(str(part) for part in found["loc"] if not (isinstance(part, str) and part in ("int", "float")))
     if found["type"] in ("missing", "value_error"):
         return f"{name} {rule(found)}".strip()
-    return f"{name}={short(found['input'])}: {rule(found)}"
+    return f"{name or 'content'}={short(found['input'])}: {rule(found)}"
 
 
 def rule(found: Mapping[str, Any]) -> str:
@@ -216,6 +216,8 @@ def rule(found: Mapping[str, Any]) -> str:
         return "is missing"
     if kind == "value_error":
         return str(limits["error"])
+    if kind == "finite_number":
+        return "must be a finite number"
     if kind == "literal_error":
         return f"must be one of {limits['expected']}".replace("'", "").replace(" or ", ", ")
     for name, word in (("ge", "at least"), ("gt", "above"), ("le", "at most")):
@@ -243,7 +245,8 @@ def _member(hint: Any, rules: Mapping[str, Any]) -> Any:
         inner = bool
     else:
         most = rules["most"] if rules["most"] is not None else MOST if kind is int else LARGEST
-        inner = Annotated[kind, Field(ge=rules["least"], gt=rules["above"], le=most)]
+        finite = None if kind is int else False
+        inner = Annotated[kind, Field(ge=rules["least"], gt=rules["above"], le=most, allow_inf_nan=finite)]
     return inner if kind is hint else inner | None
 
 

@@ -75,7 +75,7 @@ def result_folder(
             _swap(work, final)
             shutil.rmtree(discarded, ignore_errors=True)
         except BaseException as error:
-            if {path.name for path in work.iterdir()} <= set(first):
+            if {path.name for path in work.rglob("*") if path.is_file()} <= set(first):
                 shutil.rmtree(work, ignore_errors=True)
                 if discarded.exists():
                     os.rename(discarded, work)

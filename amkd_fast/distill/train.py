@@ -49,6 +49,7 @@ def train(
             return
         choice.check(settings, device)
         data = datasets.load(settings).to(device)
+        experiment.prepare([settings.method], data, settings, world.size > 1)
         teacher, accuracy = None, None
         common = {"progress": progress, "resume": resume, "world": world}
         if settings.method != "student":
