@@ -201,8 +201,8 @@ def checked(kind: type[Settings], name: str, value: object) -> Any:
 
 def first(error: ValidationError) -> str:
     """``name=value: rule`` of the first thing that is wrong."""
-    found = error.errors()[0]
-    # Of a union pydantic names every member it tried: the user knows none of them.
+    # Of int | float the second says what both want.
+    found = next((one for one in error.errors() if one["loc"][-1:] == ("float",)), error.errors()[0])
     name = ".".join(str(part) for part in found["loc"] if not (isinstance(part, str) and part in ("int", "float")))
     if found["type"] in ("missing", "value_error"):
         return f"{name} {rule(found)}".strip()

@@ -64,8 +64,7 @@ def found(folder: Path) -> list[Path]:
     Symbolic links are followed.
 
     Raises:
-        UserError: There are none, ``folder`` is missing or goes too deep, or a link within leads back to a folder around
-            it.
+        UserError: There are none, ``folder`` is missing or too deep, or a link within leads back to a folder around it.
     """
     paths = _walk(folder, ())
     if not paths:

@@ -41,7 +41,9 @@ def _factory(name: str, what: str) -> Factory:
 
 
 def _timm(model: str, what: str) -> Factory:
-    timm = _import("timm", what, "timm is not installed: run `pip install timm`")
+    timm = _import(
+        "timm", what, "timm is not installed: run `pip install timm` with a torchvision that matches your torch"
+    )
     if not timm.is_model(model):
         raise UserError(f"{what}: timm has no model {model}; timm.list_models() lists them")
 
