@@ -10,6 +10,7 @@ from types import ModuleType
 
 from torch import nn
 
+from amkd_fast.distill import torchvision
 from amkd_fast.distill.errors import UserError
 from amkd_fast.distill.networks.names import Factory
 

@@ -103,12 +103,12 @@ def gaps(quartiles: dict[str, dict[str, Any]]) -> Figure:
     last = 0
     shifts = np.linspace(-0.12, 0.12, len(quartiles))
     for shift, (preset, colour) in zip(shifts, colours(quartiles).items(), strict=True):
-        low, median, high = np.array(quartiles[preset]["steps"]).T
+        low, median, high = np.array(quartiles[preset]["steps"], dtype=float).T
         last = max(last, len(median) - 1)
         steps = range(len(median))
         axes.plot(steps, median, color=colour, marker="o", markersize=4, label=f"{preset}, median")
         axes.fill_between(steps, low, high, color=colour, alpha=0.2, linewidth=0, label="quartiles")
-        low, median, high = quartiles[preset]["final"]
+        low, median, high = np.array(quartiles[preset]["final"], dtype=float)
         ends = [[median - low], [high - median]]
         axes.errorbar(len(steps) + 0.5 + shift, median, yerr=ends, fmt="D", color=colour, markersize=6, capsize=4)
     axes.axhline(0.0, color="black", linewidth=1.0)
