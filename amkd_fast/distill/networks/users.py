@@ -42,6 +42,8 @@ def _factory(name: str, what: str) -> Factory:
 
 
 def _timm(model: str, what: str) -> Factory:
+    if torchvision.is_aside():
+        raise UserError(f"{what}: timm needs a torchvision that matches your torch; the one installed does not")
     timm = _import(
         "timm", what, "timm is not installed: run `pip install timm` with a torchvision that matches your torch"
     )
