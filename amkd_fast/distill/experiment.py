@@ -171,7 +171,7 @@ def fit(
         except SystemExit as stop:  # Lightning's answer to Ctrl-C
             raise KeyboardInterrupt from stop
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-            if resume_from is None or journal.begun or exhausted(error):
+            if resume_from is None or journal.begun or world.size > 1 or exhausted(error):
                 raise
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"--resume: {resume_from} does not fit this training ({reason})") from error
