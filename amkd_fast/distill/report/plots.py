@@ -39,7 +39,7 @@ def accuracy(summary: dict[str, dict[str, Any]], teacher: float) -> Figure:
             points(axes, place + shift, numbers["values"], color=inside, edgecolor=colour)
             interval(axes, place + shift, numbers)
     line = axes.axvline(teacher, color="black", linestyle=":", linewidth=1.2)
-    rows(axes, list(summary))
+    rows(axes, named(summary))
     axes.set_xlabel("test accuracy, %")
     handles = {
         "last epoch, one seed": Line2D([], [], linestyle="", marker="o", color="black"),
@@ -53,7 +53,7 @@ def accuracy(summary: dict[str, dict[str, Any]], teacher: float) -> Figure:
 
 @picture
 def loss_curves(runs: dict[tuple[str, int], Run]) -> Figure:
-    """Each part of the loss by epoch: mean over the seeds, band from the lowest to the highest."""
+    """Each part of the loss by epoch: mean over the seeds, band from the lowest to the highest; none that diverged."""
     known = {part for run in runs.values() for row in run.rows for part in row}
     shown = [part for place, part in enumerate(LOSSES) if place < FEWEST or part in known]
     columns = 2 if len(shown) == FEWEST else 3
@@ -64,13 +64,14 @@ def loss_curves(runs: dict[tuple[str, int], Run]) -> Figure:
     for axes, part in zip(panels, shown, strict=False):
         positive = False
         for method, colour in colours(dict.fromkeys(name for name, _ in runs)).items():
-            values = _curves([run.rows for (name, _), run in runs.items() if name == method], part)
+            of_method = [run for (name, _), run in runs.items() if name == method]
+            values = _curves([run.rows for run in of_method if not run.diverged], part)
             if not values.mask.all():
                 epochs = np.arange(1, values.shape[1] + 1)
-                (handles[short(method)],) = axes.plot(epochs, values.mean(0), color=colour, linewidth=1.6)
+                label = short(method) + lost(sum(bool(run.diverged) for run in of_method), len(of_method))
+                (handles[label],) = axes.plot(epochs, values.mean(0), color=colour, linewidth=1.6)
                 axes.fill_between(epochs, values.min(0), values.max(0), color=colour, alpha=0.18, linewidth=0)
                 positive = positive or bool((values > 0.0).any())
-                _mark_ends(axes, values, [run.diverged for (name, _), run in runs.items() if name == method], colour)
         axes.set_title(LOSSES[part])
         axes.grid(alpha=0.3)
         if positive and part in LOGARITHMIC:
@@ -132,12 +133,16 @@ def _curves(journals: list[list[dict[str, Any]]], part: str) -> np.ma.MaskedArra
     return np.ma.masked_invalid(values)
 
 
-def _mark_ends(axes: Any, values: np.ma.MaskedArray, diverged: list[Any], colour: str) -> None:
-    """A cross behind the last good epoch of every seed that diverged."""
-    for line, lost in zip(values, diverged, strict=True):
-        if lost and line.count():
-            last = int(np.flatnonzero(~np.ma.getmaskarray(line))[-1])
-            axes.plot(last + 1, line[last], marker="x", color=colour, markersize=8, markeredgewidth=2.0)
+def named(summary: dict[str, dict[str, Any]]) -> list[str]:
+    """The methods, and how many of their seeds diverged."""
+    return [
+        name + lost(len(found.get("diverged", ())), len(found["last"]["values"])) for name, found in summary.items()
+    ]
+
+
+def lost(count: int, seeds: int) -> str:
+    """A remark behind a method's name."""
+    return "" if count == 0 else " (diverged)" if count == seeds else f" ({count} of {seeds} diverged)"
 
 
 def rows(axes: Any, names: list[str]) -> None:
