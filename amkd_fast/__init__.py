@@ -1,5 +1,8 @@
 """Fused operations for Adversarial Metric Knowledge Distillation, usable in any PyTorch trainer."""
 
+from amkd_fast import interrupt as _interrupt  # noqa: F401  before torch: importing that takes seconds
+
+# isort: split
 from amkd_fast import attacks, backends
 from amkd_fast.losses import (
     AMKDLoss,

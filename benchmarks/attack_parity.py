@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from amkd_fast.attacks import BoundaryAttack
 from amkd_fast.distill import data as datasets
+from amkd_fast.distill import models
 from amkd_fast.distill.checkpoint import load_network
 from amkd_fast.distill.networks.small_resnet import ResNet
 from amkd_fast.distill.settings import Settings
@@ -92,7 +93,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     machine.use_threads()
     teacher, _, about = load_network(options.teacher)
-    data = datasets.load(Settings.from_dict(about["settings"]))
+    data = datasets.load(models.settings(Settings, about["settings"], options.teacher))
     lower, upper = data.bounds()
     found = networks(teacher.eval(), data)
     share = -(-BATCHES // len(found))

@@ -16,7 +16,9 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 METHOD = "forkserver"
 FORKING = multiprocessing.get_context(METHOD)
 # What cannot be imported is left out: then the test that needs it is skipped.
-FORKING.set_forkserver_preload(["pytest", "torch.distributed.run", "amkd_fast", "amkd_fast.distill.train"])
+FORKING.set_forkserver_preload(
+    ["pytest", "torch.distributed.run", "amkd_fast", "amkd_fast.distill.train", "amkd_fast.distill.compare"]
+)
 
 
 class Command(NamedTuple):

@@ -465,7 +465,10 @@ def test_timm(monkeypatch):
 
 def test_timm_not_installed(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(UserError, match=r"^--network timm:resnet18: timm is not installed: run `pip install timm`$"):
+    with pytest.raises(
+        UserError,
+        match=r"^--network timm:resnet18: timm is not installed: run `pip install timm` with a torchvision",
+    ):
         check("timm:resnet18", "--network")
 
 

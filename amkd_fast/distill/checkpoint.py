@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from amkd_fast.distill import networks
-from amkd_fast.distill.errors import UserError
+from amkd_fast.distill import models, networks
+from amkd_fast.distill.errors import UserError, allocating, short
 from amkd_fast.distill.files import write_atomic
+from amkd_fast.distill.models import FORMAT
 from amkd_fast.distill.networks import Spec
 
 KEY = "amkd_fast"  # where a checkpoint keeps what is needed to build its network and data again
-FORMAT = 2
 
 
 def save(checkpoint: dict[str, Any], path: str | Path) -> None:
@@ -25,8 +25,12 @@ def save(checkpoint: dict[str, Any], path: str | Path) -> None:
     write_atomic(path, buffer.getbuffer())
 
 
-def read(path: str | Path) -> dict[str, Any]:
+def read(path: str | Path, about: type[models.About] = models.About) -> dict[str, Any]:
     """Load one of our checkpoints without running any code from it.
+
+    Args:
+        path: Of the file.
+        about: What it must say about itself.
 
     Raises:
         UserError: The file is missing, damaged, or written by something else.
@@ -35,15 +39,46 @@ def read(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"checkpoint {path}: no such file")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        with allocating(f"checkpoint {path}"):
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except UserError:
+        raise
     except Exception as error:  # a damaged file raises nearly anything
         reason = " ".join(str(error).split())[:120] or type(error).__name__
         raise UserError(f"checkpoint {path}: cannot be read, damaged or no checkpoint ({reason})") from error
-    if not isinstance(checkpoint, dict) or KEY not in checkpoint or "state_dict" not in checkpoint:
+    if not isinstance(checkpoint, dict) or KEY not in checkpoint or not isinstance(checkpoint.get("state_dict"), dict):
         raise UserError(f"checkpoint {path}: was not written by amkd-distill")
-    if checkpoint[KEY].get("format") != FORMAT:
-        raise UserError(f"checkpoint {path}: format {checkpoint[KEY].get('format')!r}, this version reads {FORMAT}")
+    found = checkpoint[KEY]
+    if isinstance(found, dict) and "format" in found and found["format"] != FORMAT:
+        raise UserError(f"checkpoint {path}: format {short(found['format'])}, this version reads {FORMAT}")
+    models.check(about, found, f"checkpoint {path}")
     return checkpoint
+
+
+def read_training(path: Path, about: dict[str, Any], spec: Spec) -> None:
+    """Make sure that a training can go on from a checkpoint.
+
+    Args:
+        path: Of the file.
+        about: What the checkpoints of this training say about themselves.
+        spec: How its network is built.
+
+    Raises:
+        UserError: Some of its state is missing, or it is another run's.
+    """
+    checkpoint = read(path)
+    where = f"--resume: {path}"
+    models.check(models.Training, checkpoint, where)
+    found = checkpoint[KEY]
+    expected = {"method": None, **about, "network": spec._asdict()}  # a teacher's has no method
+    before = found.get("settings")
+    if isinstance(before, dict) and "settings" in expected:  # of another version, which has other settings
+        shared = before.keys() & expected["settings"].keys()
+        found = {**found, "settings": {name: before[name] for name in shared}}
+        expected["settings"] = {name: expected["settings"][name] for name in shared}
+    for name, value in expected.items():
+        if found.get(name) != value:
+            raise UserError(f"{where}: is of another run ({name} {short(found.get(name))}, not {short(value)})")
 
 
 def save_network(path: str | Path, network: nn.Module, spec: Spec, about: dict[str, Any]) -> None:
@@ -53,7 +88,7 @@ def save_network(path: str | Path, network: nn.Module, spec: Spec, about: dict[s
 
 
 def load_network(
-    path: str | Path, allowed: str = "", option: str = "--network"
+    path: str | Path, allowed: str = "", option: str = "--network", about: type[models.About] = models.About
 ) -> tuple[nn.Module, Spec, dict[str, Any]]:
     """The network of a checkpoint, in eval mode, how it is built, and what the checkpoint says about itself.
 
@@ -62,21 +97,23 @@ def load_network(
         allowed: The one name of a network of the user's own that may be built: its code runs, and a file alone must
             not decide that.
         option: What gives that name on the command line.
+        about: What it must say about itself.
 
     Raises:
         UserError: The checkpoint cannot be used.
     """
-    checkpoint = read(path)
-    about = checkpoint[KEY]
+    checkpoint = read(path, about)
+    found = checkpoint[KEY]
     try:
-        spec = Spec(**about["network"])
+        spec = Spec(**{name: found["network"][name] for name in Spec._fields})
         if networks.is_users(spec.name) and spec.name != allowed:
             raise UserError(f"checkpoint {path}: its network is code; {option} {spec.name} allows it to run")
-        network = networks.build(spec, seed=0)
+        with allocating(f"checkpoint {path}"):
+            network = networks.build(spec, seed=0)
         prefix = "network."
         weights = {n.removeprefix(prefix): v for n, v in checkpoint["state_dict"].items() if n.startswith(prefix)}
         network.load_state_dict(weights)
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:120]
         raise UserError(f"checkpoint {path}: its weights do not fit the network it names ({reason})") from error
-    return network.eval(), spec, about
+    return network.eval(), spec, found

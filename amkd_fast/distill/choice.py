@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 from torch import nn
 
 from amkd_fast import CrossBatchMemory
 from amkd_fast.attacks import BoundaryAttack, frozen
-from amkd_fast.distill import networks
+from amkd_fast.distill import checkpoint, networks
 from amkd_fast.distill.data import Data
-from amkd_fast.distill.errors import UserError
+from amkd_fast.distill.errors import UserError, allocating, short
+from amkd_fast.distill.launch import launched
 from amkd_fast.distill.methods import (
     AMKD,
     BSS,
@@ -41,6 +41,9 @@ LISTENING = ("extended-kd", "rkd")  # methods that hook into the student's layer
 def method(name: str, settings: Settings, data: Data, width: int | None = None, **options: Any) -> Method:
     """The method of that name.
 
+    Raises:
+        UserError: There is none, or a setting breaks a rule of it.
+
     Args:
         name: One of :data:`amkd_fast.distill.settings.METHODS`.
         settings: Scales, schedules and choices.
@@ -50,6 +53,13 @@ def method(name: str, settings: Settings, data: Data, width: int | None = None, 
     """
     if name not in METHODS:
         raise UserError(f"unknown method {name!r}: choose from {', '.join(METHODS)}")
+    try:
+        return _method(name, settings, data, width, **options)
+    except ValueError as error:  # what it is made of are settings alone
+        raise UserError(f"{name}: {error}") from error
+
+
+def _method(name: str, settings: Settings, data: Data, width: int | None, **options: Any) -> Method:
     distributed = options.get("distributed", False)
     if name == "student":
         return StudentAlone(distributed=distributed)
@@ -154,12 +164,14 @@ def boundary_attack(
 
 def check(settings: Settings, device: Any) -> None:
     """Raise :class:`UserError` for settings that do not go together, or not here, before any work is done."""
+    if isinstance(settings, (TrainSettings, CompareSettings)) and settings.teacher is not None:
+        checkpoint.read(settings.teacher)
     for role in ("teacher", "student"):
         networks.check(settings.network(role), f"--{role}-network")
     names = settings.names() if isinstance(settings, CompareSettings) else []
     for name in names:
         if name not in METHODS:
-            raise UserError(f"--methods: unknown method {name!r}: choose from {', '.join(METHODS)}")
+            raise UserError(f"--methods: unknown method {short(name)}: choose from {', '.join(METHODS)}")
     if len(set(names)) < len(names):
         raise UserError(f"--methods {settings.methods}: name each method once")
     try:
@@ -177,16 +189,12 @@ def check(settings: Settings, device: Any) -> None:
             raise UserError(f"--compile: hides the layers that {name} listens to")
         if settings.whole_step and name in NEIGHBOURS:
             raise UserError(f"--whole-step: is for the methods {', '.join(USUAL)}, not for {name}")
-    if not settings.jda_probability <= 1.0:
-        raise UserError(f"--jda-probability {settings.jda_probability:g}: must be at most 1")
-    if not settings.ccd_ce_weight <= 1.0:
-        raise UserError(f"--ccd-ce-weight {settings.ccd_ce_weight:g}: must be at most 1")
     if settings.whole_step:
         _check_whole_step(settings, device)
 
 
 def _check_whole_step(settings: Settings, device: Any) -> None:
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if launched().WORLD_SIZE > 1:
         raise UserError("--whole-step: is for one process")
     if device.type != "cuda":
         raise UserError("--whole-step: records a CUDA graph, and needs --device cuda")
@@ -207,4 +215,5 @@ def _metric(settings: Settings) -> dict[str, Any]:
 def _memory(settings: Settings, classes: int, width: int | None) -> CrossBatchMemory | None:
     if settings.memory == 0:
         return None
-    return CrossBatchMemory(settings.memory, width if settings.space == "features" else classes)
+    with allocating(f"--memory {settings.memory}"):
+        return CrossBatchMemory(settings.memory, width if settings.space == "features" else classes)

@@ -1,75 +1,63 @@
-"""The command line ``amkd-distill train|compare|evaluate``. Anything the user can put right: one line, exit code 2."""
+"""The command line ``amkd-distill train|compare|evaluate``; :mod:`.door` makes exit codes of what can happen."""
 
 from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from dataclasses import fields
 from typing import Any, NoReturn
 
-from amkd_fast.distill.errors import UserError, require_extra
+from amkd_fast.distill import door
+from amkd_fast.distill.errors import UserError, require_extra, short
 from amkd_fast.distill.options import add as add_settings
 from amkd_fast.distill.options import given, resolve
 from amkd_fast.distill.plan import Plan
-from amkd_fast.distill.settings import CompareSettings, TrainSettings
+from amkd_fast.distill.settings import LARGEST, MOST, SEED, CompareSettings, TrainSettings
+from amkd_fast.version import __version__
 
 SETTINGS = {"train": TrainSettings, "compare": CompareSettings}
-BAD_INPUT = 2
-INTERRUPTED = 130
+THREADS = 1024  # more than this many make no program faster
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command; return its exit code.
+    """Run a command; return its exit code (see :mod:`.door`).
 
     Args:
         arguments: Words of the command line; None takes those of the process.
     """
-    try:
-        options = _parser().parse_args(arguments)
-        require_extra()
-        _run(options)
-        sys.stdout.flush()
-    except UserError as error:
-        return _complain(str(error))
-    except BrokenPipeError:
-        _abandon_stdout()
-        return BAD_INPUT
-    except OSError as error:
-        _abandon_stdout()
-        where = f"{error.filename}: " if error.filename else ""
-        return _complain(f"{where}{error.strerror or error}")
-    except KeyboardInterrupt:
-        print("amkd-distill: interrupted (--resume goes on)", file=sys.stderr)
-        return INTERRUPTED
-    return 0
+    return door.guarded(lambda: _main(sys.argv[1:] if arguments is None else arguments))
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
+        message = re.sub(r"^argument (--[\w-]+): (.*: must )", r"\1 \2", message).removeprefix("argument ")
         raise UserError(f"{message} (see {self.prog} --help)")
 
 
-def _complain(message: str) -> int:
-    print("amkd-distill: " + " ".join(message.split()), file=sys.stderr)
-    return BAD_INPUT
+def _main(arguments: list[str]) -> int:
+    parser = _parser()
+    if not arguments:
+        parser.print_help()
+        return door.OK
+    options = parser.parse_args(arguments)
+    require_extra()
+    return _run(options)
 
 
-def _abandon_stdout() -> None:
-    """What cannot be written now cannot be written at exit either; spare the user the second complaint."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+def _run(options: argparse.Namespace) -> int:
+    from amkd_fast.distill.launch import launched
+    from amkd_fast.distill.torchvision import put_aside
 
-
-def _run(options: argparse.Namespace) -> None:
     values = vars(options)
-    if options.command != "train" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if launched().WORLD_SIZE > 1 and options.command != "train":
         raise UserError(f"{options.command}: runs in one process; torchrun is for train")
     if options.command == "evaluate":
         plan = Plan.from_options({field.name: values[field.name] for field in fields(Plan) if field.name in values})
     else:
+        if options.overwrite and options.resume:
+            raise UserError("--overwrite, --resume: give one of them")
         kind = SETTINGS[options.command]
         words = given(kind, values)
         settings = resolve(kind, options.config, words)
@@ -77,15 +65,16 @@ def _run(options: argparse.Namespace) -> None:
     # Only now, with the arguments known to be good: torch and lightning take seconds to import.
     import torch
 
+    put_aside()
     device = _device(options.device)
     small = options.command != "evaluate" and settings.data == "digits"
     torch.set_num_threads(options.threads or (1 if small else torch.get_num_threads()))
-    progress = sys.stderr.isatty() if options.progress is None else options.progress
+    progress = (sys.stderr is not None and sys.stderr.isatty()) if options.progress is None else options.progress
     if options.command == "evaluate":
         from amkd_fast.distill.evaluate import evaluate
 
         evaluate(plan, device=device, progress=progress)
-        return
+        return door.OK
     from amkd_fast.distill import choice
 
     choice.check(settings, device)
@@ -95,11 +84,11 @@ def _run(options: argparse.Namespace) -> None:
     if options.command == "compare":
         from amkd_fast.distill.compare import compare
 
-        compare(settings, stated, jobs=_jobs(options.jobs, device), **common)
-    else:
-        from amkd_fast.distill.train import train
+        return compare(settings, stated, jobs=_jobs(options.jobs, device), **common)
+    from amkd_fast.distill.train import train
 
-        train(settings, stated, **common)
+    train(settings, stated, **common)
+    return door.OK
 
 
 def _device(name: str) -> Any:
@@ -118,40 +107,57 @@ def _jobs(count: int, device: Any) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="amkd-distill", description="Train small networks from large ones: KD, BSS, AMKD.")
+    about = {"epilog": door.CODES}
+    parser = _Parser(prog="amkd-distill", description="Train small networks from large ones: KD, BSS, AMKD.", **about)
+    parser.add_argument("--version", action="version", version=f"amkd_fast {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="train|compare|evaluate")
 
-    train = commands.add_parser("train", help="train one student (and its teacher), with checkpoints and resume")
-    _add_output(train, "runs/train")
-
-    compare = commands.add_parser("compare", help="train every method over several seeds; tables and plots")
-    compare.add_argument("--jobs", type=_whole(0), default=0, help="runs at a time; 0: as many as the CPU has room for")
-    _add_output(compare, "runs/compare")
-
-    evaluate = commands.add_parser("evaluate", help="accuracy of a checkpoint, clean and attacked; its boundaries")
+    train = commands.add_parser(
+        "train", help="train one student (and its teacher), with checkpoints and resume", **about
+    )
+    compare = commands.add_parser("compare", help="train every method over several seeds; tables and plots", **about)
+    evaluate = commands.add_parser(
+        "evaluate", help="accuracy of a checkpoint, clean and attacked; its boundaries", **about
+    )
     _add_evaluation(evaluate)
     _add_machine(evaluate)
 
     for command, kind in ((train, TrainSettings), (compare, CompareSettings)):
-        _add_machine(command)
+        _add_output(command)
         add_settings(command, kind)
+        machine = _add_machine(command)
+        if command is compare:
+            machine.add_argument(
+                "--jobs",
+                type=_whole(0, THREADS),
+                default=0,
+                metavar="X",
+                help="runs at a time; 0: as many as there is room for",
+            )
     return parser
 
 
-def _add_output(parser: argparse.ArgumentParser, default: str) -> None:
-    parser.add_argument("--output", default=default, help=f"result folder (default: {default})")
-    parser.add_argument("--overwrite", action="store_true", help="replace an earlier result once this one is complete")
-    parser.add_argument("--resume", action="store_true", help="go on with what is unfinished in --output")
+def _add_output(parser: argparse.ArgumentParser) -> None:
+    group, default = parser.add_argument_group("result"), "runs/" + parser.prog.rpartition(" ")[2]
+    group.add_argument("--output", default=default, metavar="FOLDER", help=f"result folder (default: {default})")
+    group.add_argument("--overwrite", action="store_true", help="replace an earlier result once this one is complete")
+    group.add_argument("--resume", action="store_true", help="go on with what is unfinished in --output")
 
 
-def _add_machine(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
+def _add_machine(parser: argparse.ArgumentParser) -> Any:
+    group = parser.add_argument_group("machine")
+    group.add_argument(
         "--progress", action=argparse.BooleanOptionalAction, help="progress bars; default: on a terminal"
     )
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument(
-        "--threads", type=_whole(0), default=0, help="CPU threads; 0: one for digits, else torch's choice"
+    group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU if there is one")
+    group.add_argument(
+        "--threads",
+        type=_whole(0, THREADS),
+        default=0,
+        metavar="X",
+        help="CPU threads; 0: one for digits, else torch's choice",
     )
+    return group
 
 
 def _add_evaluation(parser: argparse.ArgumentParser) -> None:
@@ -159,6 +165,8 @@ def _add_evaluation(parser: argparse.ArgumentParser) -> None:
     from amkd_fast.distill import settings as s
 
     def add(name: str, group: Any = parser, **more: Any) -> None:
+        if "type" in more:
+            more["metavar"] = "X"
         group.add_argument("--" + name, default=argparse.SUPPRESS, **more)
 
     parser.add_argument("checkpoint", help="a .ckpt of train or compare")
@@ -166,7 +174,7 @@ def _add_evaluation(parser: argparse.ArgumentParser) -> None:
     add("data", help="other data than it was trained with")
     add("attack", choices=p.ATTACKS, help="pgd: robust accuracy; boundary: how the presets reach it (default: none)")
     add("steps", type=_whole(1), help=f"of an attack (default: {Plan.steps})")
-    add("seed", type=_whole(0), help=f"of random starts and targets (default: {Plan.seed})")
+    add("seed", type=_whole(0, SEED), help=f"of random starts and targets (default: {Plan.seed})")
     add("batch-size", type=_whole(1), help=f"images attacked together (default: {Plan.batch_size})")
     add("limit", type=_whole(0), help="test images, taken evenly over the set; 0: all (default)")
     add("output", metavar="FILE.json", help="write settings, versions and results there")
@@ -191,23 +199,27 @@ def _add_evaluation(parser: argparse.ArgumentParser) -> None:
     add("targets", boundary, choices=p.TARGETS, help=f"classes of --compare (default: {Plan.targets})")
 
 
-def _whole(least: int) -> Any:
-    def convert(text: str) -> int:
-        value = int(text)
-        if value < least:
-            raise argparse.ArgumentTypeError(f"{text}: must be at least {least}")
-        return value
-
-    convert.__name__ = "whole number"
-    return convert
+def _whole(least: int, most: int = MOST) -> Any:
+    return _within(int, "a whole number", lambda value: least <= value <= most, f"from {least} to {most}")
 
 
 def _number(least: float, *, above: bool = False) -> Any:
-    def convert(text: str) -> float:
-        value = float(text)
-        if not (value > least if above else value >= least) or value == float("inf"):
-            raise argparse.ArgumentTypeError(f"{text}: must be {'above' if above else 'at least'} {least:g} and finite")
-        return value
+    rule = f"{'above' if above else 'at least'} {least:g} and at most {LARGEST:g}"
+    return _within(
+        float, "a number", lambda value: (value > least if above else value >= least) and value <= LARGEST, rule
+    )
 
-    convert.__name__ = "number"
+
+def _within(kind: Any, name: str, good: Any, rule: str) -> Any:
+    def convert(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            rule_ = name
+        else:
+            if good(value):
+                return value
+            rule_ = rule
+        raise argparse.ArgumentTypeError(f"{short(text)[1:-1]}: must be {rule_}")
+
     return convert

@@ -8,15 +8,16 @@ from typing import Any
 
 from torch import nn
 
-from amkd_fast.distill import continuation, experiment, networks, pool, qualities, report
+from amkd_fast.distill import choice, door, experiment, networks, pool, qualities, report
 from amkd_fast.distill import data as datasets
 from amkd_fast.distill.data import Data
-from amkd_fast.distill.files import MARKER, result_folder, write_atomic
+from amkd_fast.distill.files import write_atomic
 from amkd_fast.distill.networks import Spec
 from amkd_fast.distill.probe import Probe, probe
 from amkd_fast.distill.report import panels, plots, samples, screen, summary, text
 from amkd_fast.distill.report.page import page
 from amkd_fast.distill.report.summary import Runs
+from amkd_fast.distill.result import MARKER, result_folder
 from amkd_fast.distill.settings import CompareSettings, Settings
 from amkd_fast.distill.teacher import Teacher
 
@@ -31,7 +32,7 @@ def compare(
     resume: bool,
     device: Any,
     progress: bool,
-) -> None:
+) -> int:
     """Train all methods from the same teacher and initial students; print and write what came out.
 
     Args:
@@ -43,13 +44,23 @@ def compare(
         resume: Go on with the unfinished comparison of ``output``: runs that are done are not run again.
         device: Where to train.
         progress: Show progress bars.
+
+    Returns:
+        The exit code: 3 where every run diverged.
+
+    Raises:
+        Diverged: The teacher's training did.
+        UserError: Something only the user can put right.
     """
     begun = time.perf_counter()
-    start = continuation.start(settings)
-    with result_folder(output, overwrite=overwrite, resume=resume, keep_partial=True, first=start) as folder:
-        if resume:
-            settings = continuation.stored(folder, CompareSettings, given)
+    flags = {"overwrite": overwrite, "resume": resume}
+    with result_folder(output, "compare", settings, given, **flags) as (folder, settings):
+        if folder is None:
+            print(f"{output} is complete: there is nothing left to do")
+            return door.OK
+        choice.check(settings, device)
         data = datasets.load(settings).to(device)
+        experiment.prepare(settings.names(), data, settings)
         network, accuracy = experiment.obtain_teacher(settings, data, folder, progress=progress, resume=resume)
         names, seeds = settings.names(), settings.seeds
         finished = pool.Finished(folder / "runs")
@@ -80,6 +91,7 @@ def compare(
         finished.clear()
     screen.show(result)
     print(f"{result['seconds']:.0f} s; results in {output}: {', '.join(written)}, teacher.ckpt")
+    return door.DIVERGED if all(run.diverged for run in runs.values()) else door.OK
 
 
 def _subject(teacher: nn.Module, data: Data, settings: CompareSettings) -> dict[str, Any]:
@@ -119,6 +131,7 @@ def _findings(runs: Runs, teacher: nn.Module, data: Data, settings: Settings) ->
                 "last": run.last,
                 "best": run.best,
                 "qualities": run.qualities,
+                "diverged": run.diverged,
                 "epochs": run.rows,
             }
             for (method, seed), run in runs.items()

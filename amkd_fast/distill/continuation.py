@@ -6,40 +6,54 @@ import json
 from pathlib import Path
 from typing import Any, TypeVar
 
-from amkd_fast.distill import options, report
-from amkd_fast.distill.errors import UserError
+from amkd_fast.distill import models, options
+from amkd_fast.distill.errors import UserError, short
 from amkd_fast.distill.settings import Settings
 
-RUN = "run.json"  # settings, versions, commit, machine
+RUN = "run.json"  # command, settings, versions, commit, machine
 CONFIG = "config.yaml"  # the settings alone, as --config takes them
 
 S = TypeVar("S", bound=Settings)
 
 
-def start(settings: Settings) -> dict[str, str]:
+def start(command: str, settings: Settings) -> dict[str, str]:
     """The files, by name, that a working folder begins with."""
-    about = {"settings": settings.as_dict(), "environment": report.environment()}
+    from amkd_fast.distill import report
+
+    about = {"command": command, "settings": settings.as_dict(), "environment": report.environment()}
     return {RUN: report.to_json(about), CONFIG: options.to_yaml(settings)}
 
 
-def stored(folder: Path, kind: type[S], given: dict[str, Any]) -> S:
+def stored(folder: Path, command: str, settings: S, given: dict[str, Any]) -> S:
     """The settings that the run in ``folder`` was started with.
 
     Args:
         folder: The working folder.
-        kind: Of the settings.
+        command: ``train`` or ``compare``.
+        settings: Of the same kind.
         given: Those that the user stated now; they must not contradict the stored ones.
 
     Raises:
-        UserError: They do, or the file is missing or damaged.
+        UserError: They do, the run is another command's, or the file is missing or damaged.
     """
-    try:
-        settings = kind.from_dict(json.loads((folder / RUN).read_text())["settings"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"--resume: {folder / RUN} is missing or damaged") from error
+    path = folder / RUN
+    found = models.check(models.RunFile, read_json(path, "--resume"), f"--resume: {path}")
+    of = found.command or ("compare" if "methods" in found.settings else "train")
+    if of != command:
+        raise UserError(f"--resume: {folder} is a run of {of}, not of {command}")
+    settings = models.settings(type(settings), found.settings, f"--resume: {path}")
     values = settings.as_dict()
     for name, value in given.items():
         if values[name] != value:
             option = "--" + name.replace("_", "-")
-            raise UserError(f"--resume: the run was started with {option} {values[name]}, not {value}")
+            raise UserError(f"--resume: the run was started with {option} {values[name]}, not {short(value)}")
     return settings
+
+
+def read_json(path: Path, option: str) -> Any:
+    """The content of a JSON file of ours."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "damaged"
+        raise UserError(f"{option}: {path} is missing or damaged ({reason})") from error

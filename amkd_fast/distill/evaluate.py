@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from amkd_fast.attacks import wilson_interval
 from amkd_fast.distill import boundaries, report, robustness
-from amkd_fast.distill.checkpoint import load_network
+from amkd_fast.distill.checkpoint import load_network, read
+from amkd_fast.distill.claim import claimed
 from amkd_fast.distill.data import Split
+from amkd_fast.distill.errors import Diverged
+from amkd_fast.distill.experiment import rehearse
 from amkd_fast.distill.files import write_atomic
+from amkd_fast.distill.models import Evaluable
 from amkd_fast.distill.plan import Plan
 from amkd_fast.distill.subject import images_for
 from amkd_fast.distill.teacher import predict
@@ -26,12 +32,22 @@ def evaluate(plan: Plan, *, device: Any, progress: bool) -> None:
         progress: Show progress bars.
 
     Raises:
+        Diverged: The network's logits are not finite.
         UserError: A checkpoint or the data cannot be used.
     """
-    network, spec, about = load_network(plan.checkpoint, plan.network or "")
+    with nullcontext() if plan.output is None else claimed(Path(plan.output).resolve(), plan.output):
+        plan.check_output()  # again: another process may have been there
+        _evaluate(plan, device, progress)
+
+
+def _evaluate(plan: Plan, device: Any, progress: bool) -> None:
+    network, spec, about = load_network(plan.checkpoint, plan.network or "", about=Evaluable)
     settings, data = images_for(plan, spec, about)
     data, network = data.to(device), network.to(device)
-    clean = _clean(network, data.test)
+    if plan.compare is not None:
+        read(plan.compare)
+    rehearse(network, f"checkpoint {plan.checkpoint}", spec, data)
+    clean = _clean(network, data.test, plan.checkpoint)
     print(f"{about['method']}: {100.0 * clean['accuracy']:.2f} % on {clean['images']} clean test images", flush=True)
     found = {"clean": clean}
     if plan.attack == "pgd":
@@ -55,6 +71,10 @@ def evaluate(plan: Plan, *, device: Any, progress: bool) -> None:
         print(f"Results: {plan.output}")
 
 
-def _clean(network: nn.Module, test: Split) -> dict[str, Any]:
-    right, count = int((predict(network, test).argmax(1) == test.labels).sum()), len(test)
+def _clean(network: nn.Module, test: Split, path: str) -> dict[str, Any]:
+    logits = predict(network, test)
+    if not bool(logits.isfinite().all()):
+        message = f"checkpoint {path}: its network's logits are not finite: the training has diverged"
+        raise Diverged(0, "logits are", [], message)
+    right, count = int((logits.argmax(1) == test.labels).sum()), len(test)
     return {"accuracy": right / count, "right": right, "images": count, "interval95": wilson_interval(right, count)}

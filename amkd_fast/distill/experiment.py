@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+import math
 import shutil
+import signal
+import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,16 +23,16 @@ from torch import nn
 
 from amkd_fast.distill import checkpoint as checkpoint_files
 from amkd_fast.distill import choice, networks
-from amkd_fast.distill.checkpoint import load_network, save_network
+from amkd_fast.distill.checkpoint import load_network, read_training, save_network
 from amkd_fast.distill.data import Batches, Data, InOrder, Split
-from amkd_fast.distill.errors import UserError
+from amkd_fast.distill.errors import Diverged, UserError, allocating, exhausted
 from amkd_fast.distill.journal import Journal
 from amkd_fast.distill.methods import Method
 from amkd_fast.distill.methods.features import with_features
 from amkd_fast.distill.module import Distillation
 from amkd_fast.distill.networks import Spec
 from amkd_fast.distill.settings import Settings
-from amkd_fast.distill.teacher import Teacher, accuracy
+from amkd_fast.distill.teacher import Teacher, accuracy, predict
 from amkd_fast.distill.world import World
 
 TEACHER_SEED = 0
@@ -43,16 +46,17 @@ class Run(NamedTuple):
     network: nn.Module | None
     rows: list[dict[str, float]]
     qualities: dict[str, float | None] | None = None  # by name, where they were measured
+    diverged: dict[str, Any] | None = None  # "epoch", from 1, and "what": then the rows are of the epochs before
 
     @property
-    def last(self) -> float:
-        """Test accuracy after the last epoch, per cent."""
-        return self.rows[-1]["accuracy"]
+    def last(self) -> float | None:
+        """Test accuracy after the last epoch, per cent; None of a run that diverged."""
+        return None if self.diverged else self.rows[-1]["accuracy"]
 
     @property
-    def best(self) -> float:
-        """Highest test accuracy of all epochs, per cent: chosen on the test set, so optimistic."""
-        return max(row["accuracy"] for row in self.rows)
+    def best(self) -> float | None:
+        """Highest test accuracy of all epochs, per cent: chosen on the test set, so optimistic. None as ``last``."""
+        return None if self.diverged else max(row["accuracy"] for row in self.rows)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -64,6 +68,17 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def load_checkpoint(self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = True) -> Any:
         return checkpoint_files.read(path)
+
+
+class OwnSignals(pl.Callback):
+    """Whoever handled SIGTERM before goes on to: Lightning's handler waits for other processes, which may be dead."""
+
+    def setup(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:
+        self.handler = signal.getsignal(signal.SIGTERM)
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if threading.current_thread() is threading.main_thread() and callable(self.handler):
+            signal.signal(signal.SIGTERM, self.handler)
 
 
 def fit(
@@ -100,11 +115,15 @@ def fit(
         progress: Show a progress bar.
         resume: Go on from ``folder/last.ckpt``, where there is one.
         world: The processes that train together, each on its share of every batch.
+
+    Raises:
+        Diverged: The loss or the weights of an epoch are not finite; the checkpoints are of the epochs before.
+        UserError: The checkpoint to go on from cannot be used.
     """
     if folder is not None:
         folder.mkdir(exist_ok=True)
     journal = Journal(None if folder is None or not world.first else folder / "log.csv")
-    callbacks: list[pl.Callback] = [journal]
+    callbacks: list[pl.Callback] = [OwnSignals(), journal]  # before the checkpoints, which are of good epochs alone
     if folder is not None:
         always = {"enable_version_counter": False, "save_on_train_epoch_end": True}
         callbacks.append(ModelCheckpoint(folder, "best", monitor="accuracy", mode="max", **always))
@@ -113,10 +132,17 @@ def fit(
     if progress and world.first:
         callbacks.append(RichProgressBar(leave=False))
     gpu = train.labels.device.type == "cuda"
+    if settings.batch_size < world.size:
+        raise UserError(f"--batch-size {settings.batch_size}: must be at least {world.size}, an image for each process")
     batches = Batches(train, settings.batch_size, seed, data.augment, rank=world.rank, world=world.size)
     place = {"epochs": epochs, "batches": len(batches), "seed": seed, "about": about, "world": world}
     module = Distillation(network, spec, method, teacher, settings, **place)
     last = None if folder is None else folder / "last.ckpt"
+    resume_from = last if resume and last is not None and last.is_file() else None
+    if resume_from is not None:
+        read_training(resume_from, about, spec)
+        if not resume_from.with_name("best.ckpt").is_file():
+            raise UserError(f"--resume: {resume_from.with_name('best.ckpt')} is missing")
     with _quiet(), torch.random.fork_rng([train.labels.device] if gpu else []):
         torch.manual_seed(seed)
         trainer = pl.Trainer(
@@ -139,20 +165,23 @@ def fit(
             deterministic="warn" if gpu else False,
             default_root_dir=folder,
         )
-        resume_from = last if resume and last is not None and last.is_file() else None
         test = InOrder(data.test, rank=world.rank, world=world.size)
         try:
             trainer.fit(module, batches, test, ckpt_path=resume_from, weights_only=True)
         except SystemExit as stop:  # Lightning's answer to Ctrl-C
             raise KeyboardInterrupt from stop
+        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+            if resume_from is None or journal.begun or world.size > 1 or exhausted(error):
+                raise
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"--resume: {resume_from} does not fit this training ({reason})") from error
     network.eval()
     return Run(network.to(train.labels.device), journal.rows)
 
 
 def train_teacher(data: Data, settings: Settings, **options: Any) -> tuple[Run, Spec]:
     """Train the teacher with the labels alone; the options are those of :func:`fit`."""
-    spec = _spec("teacher", data, settings)
-    network = networks.build(spec, TEACHER_SEED).to(data.test.labels.device)
+    network, spec = _built("teacher", TEACHER_SEED, data, settings)
     method = choice.method("student", settings, data, distributed=options.get("world", ALONE).size > 1)
     options = {"epochs": settings.teacher_epochs, "seed": TEACHER_SEED, "about": {}, **options}
     return fit(network, spec, method, None, data.teacher, data, settings, **options), spec
@@ -185,9 +214,14 @@ def obtain_teacher(
     else:
         start = time.perf_counter()
         options = {"folder": growing, "progress": progress, "resume": resume, "world": world}
-        run, spec = train_teacher(data, settings, **options)
+        try:
+            run, spec = train_teacher(data, settings, **options)
+        except Diverged as error:
+            raise told("teacher", error, growing, settings.teacher_epochs) from error
         network, how = run.network, f"teacher trained in {time.perf_counter() - start:.0f} s"
     correct = accuracy(network, data.test)
+    if not math.isfinite(float(predict(network, data.test.take(slice(0, 64))).sum())):
+        how += " (its logits are not finite)"
     if world.first:
         print(f"{how}: {correct:.1f} % on {len(data.test)} test images", flush=True)
         if path != kept:
@@ -202,13 +236,61 @@ def load_teacher(path: str | Path, data: Data, settings: Settings) -> tuple[nn.M
     for name, value in (("channels", data.channels), ("classes", len(data.classes))):
         if getattr(spec, name) != value:
             raise UserError(f"--teacher {path}: has {getattr(spec, name)} {name}, the data has {value}")
-    return network.to(data.test.labels.device), spec
+    network = network.to(data.test.labels.device)
+    rehearse(network, f"--teacher {path}", spec, data)
+    return network, spec
+
+
+def prepare(names: Iterable[str], data: Data, settings: Settings, distributed: bool = False) -> None:
+    """Build once what the trainings will build, so that what cannot be built is known before hours of training.
+
+    Raises:
+        UserError: A network or a method cannot be had.
+    """
+    with torch.random.fork_rng(devices=[]):
+        if settings.teacher is None and any(name != "student" for name in names):
+            _built("teacher", TEACHER_SEED, data, settings)
+        width = _width(_built("student", 0, data, settings)[0], data, settings)
+        for name in names:
+            choice.method(name, settings, data, width, distributed=distributed)
+
+
+def rehearse(network: nn.Module, what: str, spec: Spec, data: Data) -> None:
+    """Find out before the work whether a network of the user's own takes these images, and answers with logits.
+
+    Raises:
+        UserError: It does not; the message begins with ``what``.
+    """
+    if not networks.is_users(spec.name):
+        return
+    images = data.test.take(slice(0, 1)).images
+    was_training = network.training
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            logits = network.eval()(images.to(next(network.parameters()).dtype))
+    except Exception as error:
+        shape, reason = " × ".join(map(str, images.shape[1:])), " ".join(str(error).split())[:120]
+        raise UserError(
+            f"{what}: does not take images of {shape} ({type(error).__name__}: {reason}); --image-size brings those "
+            "of a folder to another size"
+        ) from error
+    network.train(was_training)
+    if not isinstance(logits, torch.Tensor) or logits.shape != (1, len(data.classes)):
+        answer = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+        raise UserError(f"{what}: answers an image with {answer}: must be logits of shape (1, {len(data.classes)})")
+
+
+def told(name: str, error: Diverged, folder: Path, epochs: int) -> Diverged:
+    """The same, with the name of what was trained and the checkpoint that is left."""
+    good = folder / "last.ckpt"
+    kept = f"{good} is of epoch {error.epoch - 1}, the last good one" if good.is_file() else "no epoch was good"
+    message = f"{name} diverged in epoch {error.epoch} of {epochs} ({error.what}); {kept}"
+    return Diverged(error.epoch, error.what, error.rows, message)
 
 
 def train_student(name: str, seed: int, teacher: Teacher | None, data: Data, settings: Settings, **options: Any) -> Run:
     """Train the student of a seed: the same initial weights and batches for every method."""
-    spec = _spec("student", data, settings)
-    network = networks.build(spec, 1000 + seed).to(data.test.labels.device)
+    network, spec = _built("student", 1000 + seed, data, settings)
     spread = options.get("world", ALONE).size > 1
     shape = {"distributed": spread, "fixed_shape": settings.whole_step}
     method = choice.method(name, settings, data, _width(network, data, settings), **shape)
@@ -232,8 +314,13 @@ def describe(method: str, seed: int, data: Data, settings: Settings) -> dict[str
     }
 
 
-def _spec(role: str, data: Data, settings: Settings) -> Spec:
-    return Spec(settings.network(role), data.channels, len(data.classes))
+def _built(role: str, seed: int, data: Data, settings: Settings) -> tuple[nn.Module, Spec]:
+    spec = Spec(settings.network(role), data.channels, len(data.classes))
+    what = f"--{role}-network {spec.name}"
+    with allocating(what):
+        network = networks.build(spec, seed).to(data.test.labels.device)
+    rehearse(network, what, spec, data)
+    return network, spec
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from lightning.pytorch.callbacks import Callback
 
+from amkd_fast.distill.errors import Diverged
 from amkd_fast.distill.files import write_atomic
 from amkd_fast.distill.methods import COUNTS
 
@@ -28,6 +30,7 @@ class Journal(Callback):
     def __init__(self, path: Path | None = None) -> None:
         self.path = path
         self.rows: list[dict[str, float]] = []
+        self.begun = False  # to train; what fails before is the checkpoint's fault
 
     def state_dict(self) -> dict[str, Any]:
         return {"rows": self.rows}
@@ -36,6 +39,10 @@ class Journal(Callback):
         self.rows = state["rows"]
 
     def on_train_epoch_start(self, trainer, module) -> None:
+        self.begun = True
+        self.lr = float(
+            trainer.optimizers[0].param_groups[0]["lr"]
+        )  # of the first step; at the end it is the next one's
         self.sums: dict[str, torch.Tensor] = {}
         self.counts: torch.Tensor | None = None
         self.steps = 0
@@ -53,15 +60,30 @@ class Journal(Callback):
         self.end = time.perf_counter()  # before the validation starts
 
     def on_train_epoch_end(self, trainer, module) -> None:
-        row = {"epoch": trainer.current_epoch, "lr": float(trainer.optimizers[0].param_groups[0]["lr"])}
+        row = {"epoch": trainer.current_epoch, "lr": self.lr}
         row["accuracy"] = float(trainer.callback_metrics["accuracy"])
         row.update({name: float(total) / self.steps for name, total in self.sums.items()})
+        self._check(row, module)
         if self.counts is not None:
             row.update(zip(COUNTS, self.counts.tolist(), strict=True))
         row["ms_per_step"] = 1000.0 * (self.end - self.start) / self.steps
         self.rows.append(row)
         if self.path is not None:
             write_atomic(self.path, table(self.rows, COLUMNS))
+
+    def _check(self, row: dict[str, float], module: Any) -> None:
+        """Raise :class:`Diverged` before anything of this epoch is kept."""
+        parts = [name for name in self.sums if name != "total" and not math.isfinite(row[name])]
+        if math.isfinite(row["total"]) and _finite(module):
+            return
+        whats = [f"{name} is {row[name]}" for name in parts or ["total"] if not math.isfinite(row[name])]
+        raise Diverged(row["epoch"] + 1, ", ".join(whats) or "weights are not finite", self.rows)
+
+
+def _finite(module: torch.nn.Module) -> bool:
+    """Whether every weight and statistic is."""
+    values = [value for value in module.state_dict().values() if value.is_floating_point()]
+    return bool(torch.stack([value.isfinite().all() for value in values]).all())
 
 
 def table(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> str:

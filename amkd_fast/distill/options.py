@@ -3,33 +3,41 @@
 from __future__ import annotations
 
 import argparse
-import math
+import os
+import re
+import stat
 from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
-from amkd_fast.distill.errors import UserError
+from amkd_fast.distill.errors import UserError, short
 from amkd_fast.distill.settings import Settings
 
 S = TypeVar("S", bound=Settings)
 _LARGEST = 1 << 20  # bytes of a YAML file
+_NAMES = {int: "whole number", float: "number", str: "text"}
+# As YAML 1.2 has it; YAML 1.1, which pyyaml reads, wants a point before the exponent.
+_FLOAT = re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
 
 
 def add(parser: argparse.ArgumentParser, kind: type[Settings]) -> None:
     """Give the parser one option for every field, and ``--config``. What is not given stays absent."""
-    group = parser.add_argument_group("settings, as in a YAML file of --config")
-    group.add_argument("--config", metavar="FILE.yaml", help="settings; words of the command line go before them")
-    hints = get_type_hints(kind)
+    hints, groups, heading = get_type_hints(kind), {}, ""
     for field in fields(kind):
-        rules = field.metadata
-        words: dict[str, Any] = {"default": argparse.SUPPRESS, "help": _help(field)}
-        if hints[field.name] is bool:
-            words["action"] = argparse.BooleanOptionalAction
-        elif rules["choices"]:
-            words["choices"] = rules["choices"]
-        else:
-            words["type"] = _converter(field, hints[field.name])
-        group.add_argument(_word(field.name), **words)
+        heading = field.metadata["group"] or heading
+        groups.setdefault(heading, []).append(field)
+    for heading in sorted(groups, key=lambda name: name != "run"):  # the run's own come first
+        group = parser.add_argument_group(heading)
+        if heading == "run":
+            group.add_argument("--config", metavar="FILE.yaml", help="settings; words of the command line go before")
+        for field in groups[heading]:
+            words: dict[str, Any] = {"default": argparse.SUPPRESS, "help": _help(field)}
+            if hints[field.name] is bool:
+                words["action"] = argparse.BooleanOptionalAction
+            else:
+                words["type"] = _converter(kind, field.name, _base(hints[field.name]))
+                words["metavar"] = "{" + ",".join(field.metadata["choices"]) + "}" if field.metadata["choices"] else "X"
+            group.add_argument(_word(field.name), **words)
 
 
 def resolve(kind: type[S], config: str | None, given: dict[str, Any]) -> S:
@@ -54,73 +62,85 @@ def to_yaml(settings: Settings) -> str:
 
 
 def _read(path: Path, kind: type[Settings]) -> dict[str, Any]:
-    import yaml
+    from amkd_fast.distill import models
 
     name = f"--config {path}"
-    try:
-        if path.stat().st_size > _LARGEST:
-            raise UserError(f"{name}: has more than {_LARGEST} bytes")
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{name}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{name}: is no YAML file of settings ({error})") from error
+    values = _parsed(_text(path, name), name)
     if values is None:
         return {}
     if not isinstance(values, dict):
         raise UserError(f"{name}: must hold settings by name, not a {type(values).__name__}")
-    known, hints = {field.name: field for field in fields(kind)}, get_type_hints(kind)
-    found = {}
-    for key, value in values.items():
+    known = {field.name for field in fields(kind)}
+    for key in values:
         if key not in known:
-            raise UserError(f"{name}: there is no setting {key!r}")
-        try:
-            found[key] = _checked(known[key], hints[key], value)
-        except ValueError as error:
-            raise UserError(f"{name}: {key}: {error}") from error
-    return found
+            raise UserError(f"{name}: there is no setting {short(key)}")
+    found = models.check(models.of_settings(kind), values, name)
+    return {key: getattr(found, key) for key in values}
 
 
-def _converter(field: Field, hint: Any) -> Any:
+def _text(path: Path, name: str) -> str:
+    """The file's text; a pipe or a device may never end."""
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise UserError(f"{name}: is no file")
+        with path.open("rb") as file:
+            content = file.read(_LARGEST + 1)
+        if len(content) > _LARGEST:
+            raise UserError(f"{name}: has more than {_LARGEST} bytes")
+        return content.decode()
+    except OSError as error:
+        raise UserError(f"{name}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{name}: is no YAML file of settings ({error})") from error
+
+
+def _parsed(text: str, name: str) -> Any:
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        """Without merge keys, which multiply, and dates, which settings have none of."""
+
+        yaml_implicit_resolvers = {  # noqa: RUF012
+            first: [(tag, found) for tag, found in resolvers if not tag.endswith((":merge", ":timestamp"))]
+            for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+        }
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+            seen = set()
+            for key in (key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+                if key in seen:
+                    raise UserError(f"{name}: holds {short(key)} twice")
+                seen.add(key)
+            return super().construct_mapping(node, deep)
+
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
+    try:
+        return yaml.load(text, Loader)
+    except RecursionError:
+        reason = "brackets within brackets within brackets"
+    except (yaml.YAMLError, ValueError, OverflowError) as error:
+        reason = " ".join(str(error).split())[:200]
+    raise UserError(f"{name}: is no YAML file of settings ({reason})")
+
+
+def _converter(kind: type[Settings], name: str, base: type) -> Any:
     """From a word of the command line."""
-    kind = _base(hint)
 
     def convert(text: str) -> Any:
+        from amkd_fast.distill import models
+
         try:
-            return _checked(field, hint, kind(text))
+            value = base(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"{short(text)}: must be a {_NAMES[base]}") from error
+        try:
+            return models.checked(kind, name, value)
         except ValueError as error:
             raise argparse.ArgumentTypeError(
-                str(error) if "must" in str(error) else f"{text!r}: no {_NAMES[kind]}"
+                f"{short(value) if base is str else short(text)[1:-1]}: {error}"
             ) from error
 
     return convert
-
-
-_NAMES = {int: "whole number", float: "number", str: "text", bool: "true or false"}
-
-
-def _checked(field: Field, hint: Any, value: Any) -> Any:
-    """The value in the field's type.
-
-    Raises:
-        ValueError: It breaks the field's rule.
-    """
-    kind, rules = _base(hint), field.metadata
-    if value is None and type(None) in get_args(hint):
-        return None
-    if kind is float and type(value) is int:
-        value = float(value)
-    if kind is str and type(value) in (int, float):  # precision: 32
-        value = str(value)
-    if type(value) is not kind:
-        raise ValueError(f"{value!r}: must be a {_NAMES[kind]}")
-    if rules["choices"] and value not in rules["choices"]:
-        raise ValueError(f"{value!r}: must be one of {', '.join(rules['choices'])}")
-    if rules["above"] is not None and not rules["above"] < value < math.inf:
-        raise ValueError(f"{value}: must be above {rules['above']:g} and finite")
-    if rules["least"] is not None and not rules["least"] <= value < math.inf:
-        raise ValueError(f"{value}: must be at least {rules['least']:g} and finite")
-    return value
 
 
 def _base(hint: Any) -> type:

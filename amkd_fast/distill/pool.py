@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import multiprocessing.context
+import os
 import shutil
+import signal
+import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from amkd_fast.distill import data as datasets
-from amkd_fast.distill import experiment, qualities
+from amkd_fast.distill import experiment, models, qualities
+from amkd_fast.distill.continuation import read_json
 from amkd_fast.distill.data import Data
+from amkd_fast.distill.errors import Diverged, UserError
 from amkd_fast.distill.experiment import Run
 from amkd_fast.distill.files import write_atomic
 from amkd_fast.distill.settings import Settings
@@ -22,7 +32,7 @@ from amkd_fast.distill.teacher import Teacher
 
 Task = tuple[str, int]  # method, seed
 
-_worker: tuple[Settings, Data, Teacher] | None = None
+_about: tuple[Any, ...] = ()  # of a worker: what its runs share
 
 
 class Finished:
@@ -33,16 +43,25 @@ class Finished:
         folder.mkdir(exist_ok=True)
 
     def __contains__(self, task: Task) -> bool:
-        return self._path(task).is_file()
+        return self._path(task).is_file() and bool(self[task])
 
     def __getitem__(self, task: Task) -> Run:
-        return Run(None, **json.loads(self._path(task).read_text()))
+        path = self._path(task)
+        found = models.check(models.FinishedRun, read_json(path, "--resume"), f"--resume: {path}")
+        if not found.diverged and not (found.rows and all("accuracy" in row for row in found.rows)):
+            raise UserError(f"--resume: {path}: rows have no accuracy")
+        return Run(None, found.rows, found.qualities, found.diverged)
 
     def keep(self, task: Task, run: Run, seconds: float) -> None:
         """Put a run into its file and say what came out."""
-        write_atomic(self._path(task), json.dumps({"rows": run.rows, "qualities": run.qualities}))
+        found = {"rows": run.rows, "qualities": run.qualities, "diverged": run.diverged}
+        write_atomic(self._path(task), json.dumps(found))
         method, seed = task
-        print(f"seed {seed} {method:18} last {run.last:5.1f} %  best {run.best:5.1f} %  {seconds:5.1f} s", flush=True)
+        if run.diverged:
+            said = f"diverged in epoch {run.diverged['epoch']}: {run.diverged['what']}"
+        else:
+            said = f"last {run.last:5.1f} %  best {run.best:5.1f} %"
+        print(f"seed {seed} {method:18} {said}  {seconds:5.1f} s", flush=True)
 
     def clear(self) -> None:
         """Delete the files, once everything that is in them has been written elsewhere."""
@@ -70,17 +89,53 @@ def run_apart(tasks: list[Task], finished: Finished, settings: Settings, teacher
         settings: Of all of them.
         teacher: Its checkpoint.
         device: Where to train.
-        jobs: Number of processes.
+        jobs: Number of processes, which end with this one.
+
+    Raises:
+        UserError: A process was killed; what the others finished is kept.
     """
     context = _starting()
-    arguments = (settings, teacher, device, torch.get_num_threads())
+    # The workers hold the other end: when this one closes, by us or by our death, they end.
+    theirs, leash = context.Pipe(duplex=False)
+    arguments = (theirs, settings, teacher, device, torch.get_num_threads())
     pool = ProcessPoolExecutor(jobs, context, _prepare, arguments)
     try:
-        futures = {pool.submit(_train, task): task for task in tasks}
+        dead, futures = None, {}
+        try:
+            with _deaf_children():
+                for task in tasks:
+                    futures[pool.submit(_train, task)] = task
+        except BrokenProcessPool as error:
+            dead = error
         for future in as_completed(futures):
-            finished.keep(futures[future], *future.result())
+            try:
+                finished.keep(futures[future], *future.result())
+            except BrokenProcessPool as error:  # of all that were not done; the others' results still come
+                dead = error
+        if dead is not None:
+            raise UserError(
+                "a process of --jobs was killed, as the system does for want of memory; the finished runs are kept and "
+                "--resume goes on, with fewer --jobs perhaps"
+            ) from dead
+    except BaseException:
+        leash.close()  # what they are at is lost anyway
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
+        leash.close()
+
+
+@contextlib.contextmanager
+def _deaf_children() -> Iterator[None]:
+    """Ctrl-C reaches a whole group of processes: those that start here leave it to their parent."""
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _starting() -> multiprocessing.context.BaseContext:
@@ -92,21 +147,39 @@ def _starting() -> multiprocessing.context.BaseContext:
     return context
 
 
-def _prepare(settings: Settings, teacher: Path, device: Any, threads: int) -> None:
-    global _worker
-    torch.set_num_threads(threads)
-    data = datasets.load(settings).to(device)
-    network, _ = experiment.load_teacher(teacher, data, settings)
-    _worker = (settings, data, Teacher(network, data, settings.precision))
+def _prepare(leash: Connection, *about: Any) -> None:
+    global _about
+    _about = about
+    threading.Thread(target=_end_with, args=(leash,), daemon=True).start()
+
+
+def _end_with(leash: Connection) -> None:
+    """End this process with the one that holds the other end."""
+    with contextlib.suppress(OSError):
+        leash.poll(None)
+    os._exit(1)
 
 
 def _train(task: Task) -> tuple[Run, float]:
-    return _one(task, *_worker, False)
+    return _one(task, *_subject(*_about), False)
+
+
+@functools.cache
+def _subject(settings: Settings, teacher: Path, device: Any, threads: int) -> tuple[Settings, Data, Teacher]:
+    """What all runs of a process share."""
+    torch.set_num_threads(threads)
+    data = datasets.load(settings).to(device)
+    network, _ = experiment.load_teacher(teacher, data, settings)
+    return settings, data, Teacher(network, data, settings.precision)
 
 
 def _one(task: Task, settings: Settings, data: Data, teacher: Teacher, progress: bool) -> tuple[Run, float]:
     """What came out of a run, and its seconds; the network is measured and let go."""
     start = time.perf_counter()
-    run = experiment.train_student(*task, teacher, data, settings, progress=progress)
+    try:
+        run = experiment.train_student(*task, teacher, data, settings, progress=progress)
+    except Diverged as error:
+        diverged = {"epoch": error.epoch, "what": error.what}
+        return Run(None, error.rows, None, diverged), time.perf_counter() - start
     found = qualities.measure(run.network, teacher.network, data, settings)
     return run._replace(network=None, qualities=found), time.perf_counter() - start

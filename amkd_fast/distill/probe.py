@@ -12,7 +12,7 @@ from amkd_fast.distill.choice import boundary_attack
 from amkd_fast.distill.data import Data
 from amkd_fast.distill.data.subsets import evenly
 from amkd_fast.distill.settings import Settings
-from amkd_fast.distill.teacher import predict
+from amkd_fast.distill.teacher import predict, rightly
 from amkd_fast.ops.attack import draw_targets
 
 PRESETS = ("official", "near_boundary")
@@ -48,7 +48,7 @@ class Probe(NamedTuple):
 def probe(teacher: nn.Module, data: Data, settings: Settings) -> Probe:
     """Attack up to :data:`IMAGES` test images of all over the set, the same images and targets with every preset."""
     logits = predict(teacher, data.test)
-    right = (logits.argmax(1) == data.test.labels).nonzero()[:, 0]
+    right = rightly(logits, data.test.labels).nonzero()[:, 0]
     right = right[evenly(len(right), IMAGES).to(right.device)]
     images, logits, base = data.test.take(right).images, logits[right], data.test.labels[right]
     target = draw_targets(logits, base, seed=settings.data_seed)

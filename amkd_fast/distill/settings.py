@@ -6,8 +6,8 @@ The defaults of sizes and loss scales are a pilot's on the digits (METHODS secti
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any, TypeVar
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 USUAL = ("student", "kd", "bss-official", "bss-paper", "bss-zoo", "bss-near_boundary", "amkd")
 NEIGHBOURS = ("triplet-ce", "triplet-kd", "extended-kd", "jda-ccd", "tald", "mkd", "dkd", "rkd")
@@ -26,110 +26,135 @@ SPACES = ("logits", "probabilities", "features")
 SCHEDULES = ("auto", "falling", "zoo", "constant")
 PRECISIONS = ("64", "32", "bf16", "fp16")
 
-T = TypeVar("T", bound="Settings")
+MOST = 2**31 - 1  # of a whole number
+LARGEST = 1e18  # of a number; its square still is one in single precision
+SEED = 2**32 - 1  # the largest; what draws are numbered by stays an int64
 
 
 def option(
     default: Any,
-    help: str = "",
+    help: str,
     *,
+    group: str | None = None,
     choices: Sequence[str] = (),
     least: float | None = None,
     above: float | None = None,
+    most: float | None = None,
 ) -> Any:
-    """A field with what the command line and the YAML file must know of it."""
-    return field(default=default, metadata={"help": help, "choices": choices, "least": least, "above": above})
+    """A field with what the command line and the YAML file must know of it.
+
+    Args:
+        default: Where nothing else is said.
+        help: What it is; beside it ``--help`` shows the default.
+        group: Heading of ``--help`` from this field on.
+        choices: The only values of a text.
+        least: The smallest number.
+        above: What a number must be larger than.
+        most: The largest number; None: :data:`MOST` or :data:`LARGEST`.
+    """
+    rules = {"help": help, "group": group, "choices": choices, "least": least, "above": above, "most": most}
+    return field(default=default, metadata=rules)
 
 
 @dataclass(frozen=True)
 class Settings:
     """Data, networks, recipe and loss scales shared by all methods of a comparison."""
 
-    data: str = option("digits", "digits, cifar10, cifar100, tiny-imagenet, or a folder with train/<class>/ and test/")
+    data: str = option(
+        "digits", "digits, cifar10, cifar100, tiny-imagenet, or a folder with train/<class>/ and test/", group="data"
+    )
     data_root: str = option("data", "folder in which the named sets lie")
-    image_size: int | None = option(None, "side to which pictures are brought; default: 32, tiny-imagenet 64", least=8)
+    image_size: int | None = option(
+        None, "side to which pictures are brought; default: 32, tiny-imagenet 64", least=8, most=1 << 14
+    )
     grayscale: bool = option(False, "read pictures in grey")
     classes: str = option("", "keep these classes alone: names with commas between, or numbers like 0-4")
-    data_seed: int = option(0, "which images go where", least=0)
-    teacher_images: int | None = option(None, "0: all; default: 1000 of digits, else all", least=0)
+    data_seed: int = option(0, "which images go where", least=0, most=SEED)
+    teacher_images: int | None = option(None, "the teacher's; 0: all; default: 1000 of digits, else all", least=0)
     student_images: int | None = option(None, "0: all the teacher's; default: 200 of digits, else all", least=0)
     student_fraction: float | None = option(None, "instead: share of the teacher's images", above=0.0)
     student_shots: int | None = option(None, "instead: images of each class", least=1)
     drop_labels: str = option("", "labels of which the student gets no image; written as --classes")
-    augment: str = option("auto", "auto: none for digits, else crop+flip", choices=AUGMENTS)
+    augment: str = option("auto", "of training images; auto: none for digits, else crop+flip", choices=AUGMENTS)
 
     teacher_network: str = option(
-        "auto", "resnet26, wrn-40-2, small-16-2, module:factory, timm:NAME; auto: small-16-2 for digits, else resnet26"
+        "auto",
+        "resnet26, wrn-40-2, small-16-2, module:factory, timm:NAME; auto: small-16-2 for digits, else resnet26",
+        group="networks",
     )
     student_network: str = option("auto", "likewise; auto: small-4-1 for digits, else resnet8")
-    teacher_epochs: int = option(40, least=1)
-    epochs: int = option(60, "of the student", least=1)
+
+    teacher_epochs: int = option(40, "of the teacher, where it is trained here", group="training", least=1, most=10**6)
+    epochs: int = option(60, "of the student", least=1, most=10**6)
     batch_size: int = option(64, "of all ranks together", least=2)
     accumulate: int = option(1, "batches whose gradients are summed up for one step", least=1)
-    lr: float = option(0.1, above=0.0)
-    momentum: float = option(0.9, least=0.0)
-    weight_decay: float = option(1e-4, least=0.0)
+    lr: float = option(0.1, "learning rate of SGD at the start; it falls as a cosine to 0", above=0.0, most=1e38)
+    momentum: float = option(0.9, "of SGD", least=0.0)
+    weight_decay: float = option(1e-4, "of SGD", least=0.0)
     precision: str = option("32", "of networks and losses; bf16 and fp16 (needs a GPU) by autocast", choices=PRECISIONS)
     compile: bool = option(False, "torch.compile the student")
+    fold: bool = option(True, "fold BatchNorm into the teacher's convolutions")
     whole_step: bool = option(False, "record a training step as one CUDA graph (GPU; not run on one yet)")
 
-    temperature: float = option(3.0, above=0.0)
-    kl_weight_start: float = option(4.0, "weight of the clean KL, changes linearly", least=0.0)
-    kl_weight_end: float = option(1.0, least=0.0)
+    temperature: float = option(3.0, "of the softened distributions", group="kd, bss-*, amkd, tald", above=0.0)
+    kl_weight_start: float = option(4.0, "weight of the clean KL in the first epoch, changes linearly", least=0.0)
+    kl_weight_end: float = option(1.0, "in the last", least=0.0)
     kl_t2: bool = option(False, "multiply the clean KL by T²")
-    boundary_weight: float = option(2.0, "β of the first epoch", least=0.0)
+
+    boundary_weight: float = option(2.0, "β of the first epoch", group="boundary samples: bss-*, amkd", least=0.0)
     boundary_schedule: str = option("auto", "of β; auto: zoo for bss-zoo, else falling", choices=SCHEDULES)
     boundary_until: float = option(0.75, "share of the epochs after which a falling β is 0", above=0.0)
     boundary_t2: bool = option(False, "multiply the boundary KL by T² (destroyed the pilot)")
     boundary_samples: int = option(16, "most attacked images in a batch", least=1)
-    attack_steps: int = option(10, least=1)
-    fold: bool = option(True, "fold BatchNorm into the teacher's convolutions")
-    bounds: str = option("pixel", "of attacked pixels: the pixels' own range, or the preset's", choices=BOUNDS)
+    attack_steps: int = option(10, "of the attack", least=1)
+    bounds: str = option(
+        "pixel", "of attacked pixels, tald's too: the pixels' own range, or the preset's", choices=BOUNDS
+    )
     bn: str = option("separate", "BatchNorm of attacked batches", choices=BN_POLICIES)
 
-    amkd_preset: str = option("near_boundary", "attack of amkd", choices=PRESETS)
-    triplet_weight: float = option(0.3, "γ", above=0.0)
-    margin: float = option(1.0, least=0.0)
-    variant: str = option("student_space", choices=VARIANTS)
-    negatives: str = option("other", choices=NEGATIVES)
-    selector: str = option("hardest", choices=SELECTORS)
-    space: str = option("logits", choices=SPACES)
+    amkd_preset: str = option("near_boundary", "attack of amkd", group="amkd", choices=PRESETS)
+    triplet_weight: float = option(0.3, "γ, of the triplets", above=0.0)
+    margin: float = option(1.0, "of the triplets", least=0.0)
+    variant: str = option("student_space", "which rows are anchors, positives and negatives", choices=VARIANTS)
+    negatives: str = option("other", "classes that negatives are taken from", choices=NEGATIVES)
+    selector: str = option("hardest", "which of the possible negatives", choices=SELECTORS)
+    space: str = option("logits", "where distances are taken", choices=SPACES)
     memory: int = option(0, "past rows that are negatives, too", least=0)
     force: bool = option(False, "allow negatives=target with an overshooting step")
 
-    triplet_kd_weight: float = option(2.0, "of the triplets of triplet-ce and triplet-kd", least=0.0)
-    triplet_kd_margin: float = option(5.0, least=0.0)
-    extended_logit_weight: float = option(1.0, "λ₀ of extended-kd", least=0.0)
+    triplet_kd_weight: float = option(2.0, "of the triplets", group="triplet-ce, triplet-kd", least=0.0)
+    triplet_kd_margin: float = option(5.0, "of the triplets", least=0.0)
+
+    extended_logit_weight: float = option(1.0, "λ₀, of the logits", group="extended-kd", least=0.0)
     extended_segment_weight: float = option(1.0, "λ of each stage", least=0.0)
     extended_ce_weight: float = option(0.0, "of the labels that the student sees", least=0.0)
-    jda_probability: float = option(0.5, "of each operation of jda-ccd on an image", least=0.0)
-    ccd_temperature: float = option(4.0, above=0.0)
-    ccd_ce_weight: float = option(0.5, "α of jda-ccd; 1 - α is of the divergences", least=0.0)
-    tald_particles: int = option(4, "of tald for each image", least=1)
-    tald_steps: int = option(5, least=1)
+
+    jda_probability: float = option(0.5, "of each operation on an image", group="jda-ccd", least=0.0, most=1.0)
+    ccd_temperature: float = option(4.0, "of the softened distributions", above=0.0)
+    ccd_ce_weight: float = option(0.5, "α, of the labels; 1 - α is of the divergences", least=0.0, most=1.0)
+
+    tald_particles: int = option(4, "for each image", group="tald", least=1, most=64)
+    tald_steps: int = option(5, "of each particle", least=1)
     tald_eps: float | None = option(None, "radius in pixels; default: 0.1 for digits, else 8/255", least=0.0)
     tald_weight: float = option(1.0, "of the particles' divergence", least=0.0)
-    mkd_ce_weight: float = option(0.0, "of the labels, mixed as the images of mkd are", least=0.0)
-    dkd_temperature: float = option(4.0, above=0.0)
-    dkd_target_weight: float = option(1.0, "α of dkd: the label against the rest", least=0.0)
-    dkd_other_weight: float = option(8.0, "β of dkd: the rest among themselves", least=0.0)
+
+    mkd_ce_weight: float = option(0.0, "of the labels, mixed as the images are", group="mkd", least=0.0)
+
+    dkd_temperature: float = option(4.0, "of the softened distributions", group="dkd", above=0.0)
+    dkd_target_weight: float = option(1.0, "α: the label against the rest", least=0.0)
+    dkd_other_weight: float = option(8.0, "β: the rest among themselves", least=0.0)
     dkd_warmup: int = option(20, "epochs over which the weight of dkd grows", least=1)
-    rkd_distance_weight: float = option(25.0, "of the distances of rkd", least=0.0)
+
+    rkd_distance_weight: float = option(25.0, "of the distances", group="rkd", least=0.0)
     rkd_angle_weight: float = option(50.0, "of the angles", least=0.0)
 
     pgd_eps: float | None = option(
-        None, "radius of the reports' PGD, in pixels; default: 0.1 for digits, else 8/255", least=0.0
+        None, "radius of PGD, in pixels; default: 0.1 for digits, else 8/255", group="report of compare", least=0.0
     )
-    quality_images: int = option(500, "test images that the reports attack; 0: all", least=0)
+    quality_images: int = option(500, "test images that are attacked; 0: all", least=0)
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
-
-    @classmethod
-    def from_dict(cls: type[T], values: dict[str, Any]) -> T:
-        """Settings of stored values; those that this version does not know are left out."""
-        known = {field.name for field in fields(cls)}
-        return cls(**{name: value for name, value in values.items() if name in known})
 
     def radius(self, eps: float | None) -> float:
         """A radius in pixels: the one given, or what is usual for the data."""
@@ -147,8 +172,8 @@ class Settings:
 class TrainSettings(Settings):
     """One student."""
 
-    method: str = option("amkd", choices=METHODS)
-    seed: int = option(0, "of initial weights, batches and draws", least=0)
+    method: str = option("amkd", "what the student learns by", group="run", choices=METHODS)
+    seed: int = option(0, "of initial weights, batches and draws", least=0, most=SEED)
     teacher: str | None = option(None, "checkpoint of a teacher; default: train one")
 
 
@@ -156,8 +181,10 @@ class TrainSettings(Settings):
 class CompareSettings(Settings):
     """Every method over several seeds."""
 
-    methods: str = option(",".join(USUAL), f"with commas between, of {', '.join(METHODS)}; {ALL}: all of them")
-    seeds: int = option(3, "number of seeds", least=1)
+    methods: str = option(
+        ",".join(USUAL), f"with commas between, of {', '.join(METHODS)}; {ALL}: all of them", group="run"
+    )
+    seeds: int = option(3, "number of seeds", least=1, most=10_000)
     teacher: str | None = option(None, "checkpoint of a teacher; default: train one")
 
     def names(self) -> tuple[str, ...]:

@@ -7,9 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 from amkd_fast.distill import data as datasets
+from amkd_fast.distill import models
 from amkd_fast.distill.data import Data
 from amkd_fast.distill.data.subsets import evenly
-from amkd_fast.distill.errors import UserError
+from amkd_fast.distill.errors import UserError, short
 from amkd_fast.distill.networks import Spec
 from amkd_fast.distill.plan import Plan
 from amkd_fast.distill.settings import Settings
@@ -21,7 +22,7 @@ def images_for(plan: Plan, spec: Spec, about: dict[str, Any]) -> tuple[Settings,
     Raises:
         UserError: The data cannot be read or is not for this network.
     """
-    settings = Settings.from_dict(about["settings"])
+    settings = models.settings(Settings, about["settings"], f"checkpoint {plan.checkpoint}")
     if plan.data is not None:
         whole = {"student_fraction": None, "student_shots": None, "classes": "", "image_size": None}
         settings = replace(settings, data=plan.data, teacher_images=0, student_images=0, **whole)
@@ -51,7 +52,8 @@ def normalisation(name: str, about: dict[str, Any], channels: int) -> tuple[tupl
     """
     mean, std = about.get("mean"), about.get("std")
     if not isinstance(std, (int, float)) or not 0.0 < std < math.inf:
-        raise UserError(f"{name}: std {std!r} is not one number above 0 for all channels")
-    if not isinstance(mean, (list, tuple)) or len(mean) != channels:
-        raise UserError(f"{name}: mean {mean!r} is not one number for each of {channels} channels")
+        raise UserError(f"{name}: std {short(std)} is not one number above 0 for all channels")
+    numbers = isinstance(mean, (list, tuple)) and all(isinstance(m, (int, float)) and math.isfinite(m) for m in mean)
+    if not numbers or len(mean) != channels:
+        raise UserError(f"{name}: mean {short(mean)} is not one number for each of {channels} channels")
     return tuple(mean), std

@@ -38,4 +38,9 @@ def predict(network: nn.Module, split: Split, batch: int = 1024) -> Tensor:
 
 def accuracy(network: nn.Module, split: Split) -> float:
     """Share of the images that are classified rightly, per cent."""
-    return 100.0 * float((predict(network, split).argmax(1) == split.labels).float().mean())
+    return 100.0 * float(rightly(predict(network, split), split.labels).float().mean())
+
+
+def rightly(logits: Tensor, labels: Tensor) -> Tensor:
+    """Which rows of logits [N, K] name their label, as bool [N]; what is not finite names none."""
+    return (logits.argmax(1) == labels) & logits.isfinite().all(1)

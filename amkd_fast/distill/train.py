@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from amkd_fast.distill import continuation, experiment, report
+from amkd_fast.distill import choice, experiment, report
 from amkd_fast.distill import data as datasets
-from amkd_fast.distill.errors import UserError
-from amkd_fast.distill.files import MARKER, result_folder, write_atomic
+from amkd_fast.distill.errors import Diverged, UserError
+from amkd_fast.distill.files import write_atomic
+from amkd_fast.distill.result import MARKER, result_folder
 from amkd_fast.distill.settings import TrainSettings
 from amkd_fast.distill.teacher import Teacher
 from amkd_fast.distill.world import World, joined
@@ -36,20 +37,31 @@ def train(
         resume: Go on with the run in ``output``.
         device: Where to train.
         progress: Show progress bars.
+
+    Raises:
+        Diverged: The teacher's or the student's training did.
+        UserError: Something only the user can put right.
     """
-    with joined(device) as world, _folder(settings, output, overwrite, resume, world) as folder:
-        if resume:
-            settings = continuation.stored(folder, TrainSettings, given)
+    with joined(device) as world, _folder(settings, given, output, overwrite, resume, world) as (folder, settings):
+        if folder is None:
+            if world.first:
+                print(f"{output} is complete: there is nothing left to do")
+            return
+        choice.check(settings, device)
         data = datasets.load(settings).to(device)
+        experiment.prepare([settings.method], data, settings, world.size > 1)
         teacher, accuracy = None, None
         common = {"progress": progress, "resume": resume, "world": world}
         if settings.method != "student":
             network, accuracy = experiment.obtain_teacher(settings, data, folder, **common)
             teacher = Teacher(network, data, settings.precision)
         about = experiment.describe(settings.method, settings.seed, data, settings)
-        run = experiment.train_student(
-            settings.method, settings.seed, teacher, data, settings, about=about, folder=folder, **common
-        )
+        try:
+            run = experiment.train_student(
+                settings.method, settings.seed, teacher, data, settings, about=about, folder=folder, **common
+            )
+        except Diverged as error:
+            raise experiment.told(settings.method, error, folder, settings.epochs) from error
         result = {
             "kind": "train",
             "environment": {**report.environment(), "device": str(device), "processes": world.size},
@@ -69,21 +81,23 @@ def train(
 
 
 @contextlib.contextmanager
-def _folder(settings: TrainSettings, output: str, overwrite: bool, resume: bool, world: World) -> Iterator[Path]:
-    """The working folder, which the first process looks after; the others learn from it whether there is one."""
+def _folder(
+    settings: TrainSettings, given: dict[str, Any], output: str, overwrite: bool, resume: bool, world: World
+) -> Iterator[tuple[Path | None, TrainSettings]]:
+    """The working folder, which the first process looks after, and the run's settings; it tells the others."""
     if not world.first:
         found = world.share(None)
         if found is None:
             raise UserError(f"--output {output}: see what process 0 says")
-        yield Path(found)
+        folder, values = found
+        yield folder and Path(folder), TrainSettings(**values)
         return
-    start = continuation.start(settings)
     shared = False
     try:
-        with result_folder(output, overwrite=overwrite, resume=resume, keep_partial=True, first=start) as folder:
-            world.share(str(folder))
+        with result_folder(output, "train", settings, given, overwrite=overwrite, resume=resume) as (folder, settings):
+            world.share((folder and str(folder), settings.as_dict()))
             shared = True
-            yield folder
+            yield folder, settings
     except BaseException:
         if not shared:
             world.share(None)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
+
+from amkd_fast.distill.errors import UserError
+from amkd_fast.distill.launch import launched
 
 
 class World(NamedTuple):
@@ -34,15 +36,30 @@ class World(NamedTuple):
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[World]:
-    """Meet the other processes for the length of the block, where torchrun has started several."""
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size == 1:
+    """Meet the other processes for the length of the block, where torchrun has started several.
+
+    Raises:
+        UserError: One of them is gone.
+    """
+    found = launched()
+    if found.WORLD_SIZE == 1:
         yield World()
         return
     if device.type == "cuda":
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        torch.cuda.set_device(found.LOCAL_RANK or 0)
     try:
-        yield World(dist.get_rank(), size, int(os.environ.get("LOCAL_WORLD_SIZE", size)))
-    finally:
-        dist.destroy_process_group()
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        try:
+            yield World(dist.get_rank(), found.WORLD_SIZE, found.LOCAL_WORLD_SIZE or found.WORLD_SIZE)
+        finally:
+            dist.destroy_process_group()
+    except RuntimeError as error:
+        if not _lost(error):
+            raise
+        reason = " ".join(str(error).split())[:150]
+        raise UserError(f"another process of the training is gone ({reason}); --resume goes on") from error
+
+
+def _lost(error: RuntimeError) -> bool:
+    """Whether the error is that of a talk with processes that are not there."""
+    return isinstance(error, dist.DistError) or any(mark in str(error) for mark in ("gloo", "onnection closed"))

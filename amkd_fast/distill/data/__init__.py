@@ -12,7 +12,7 @@ from amkd_fast.distill.batch import Batch
 from amkd_fast.distill.data import cifar, digits, folder, subsets, tiny_imagenet
 from amkd_fast.distill.data.batches import Batches, InOrder, Labelled
 from amkd_fast.distill.data.split import Source, Split
-from amkd_fast.distill.errors import UserError
+from amkd_fast.distill.errors import UserError, allocating
 from amkd_fast.distill.settings import Settings
 
 __all__ = ["READERS", "Batch", "Batches", "Data", "InOrder", "Labelled", "Split", "load"]
@@ -92,6 +92,12 @@ def load(settings: Settings) -> Data:
     Raises:
         UserError: The data is missing, empty, unreadable, or the classes or images wished for are not there.
     """
+    what = f"--data {settings.data}" + (f" --image-size {settings.image_size}" if settings.image_size else "")
+    with allocating(what):
+        return _load(settings)
+
+
+def _load(settings: Settings) -> Data:
     source: Source = READERS.get(settings.data, folder.read)(settings)
     _check(source, settings.data)
     wish = settings.teacher_images or 0

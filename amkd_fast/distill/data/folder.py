@@ -14,6 +14,7 @@ from amkd_fast.distill.settings import Settings
 
 SIZE = 32  # unless the settings say otherwise
 LEVEL = 1.0 / 255.0
+DEEPEST = 32  # folders within a class
 
 
 def read(settings: Settings) -> Source:
@@ -63,7 +64,7 @@ def found(folder: Path) -> list[Path]:
     Symbolic links are followed.
 
     Raises:
-        UserError: There are none, ``folder`` is missing, or a link within leads back to a folder around it.
+        UserError: There are none, ``folder`` is missing or too deep, or a link within leads back to a folder around it.
     """
     paths = _walk(folder, ())
     if not paths:
@@ -82,6 +83,8 @@ def _walk(folder: Path, around: tuple[tuple[int, int], ...]) -> list[Path]:
         about = folder.stat()
     except OSError as error:
         raise UserError(f"--data: cannot read {folder}: {error.strerror}") from error
+    if len(around) == DEEPEST:
+        raise UserError(f"--data: {folder.parents[DEEPEST - 1]} goes more than {DEEPEST} folders deep")
     here = (about.st_dev, about.st_ino)
     if here in around:
         raise UserError(f"--data: {folder} leads back to a folder around it, through a symbolic link")

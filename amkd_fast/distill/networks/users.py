@@ -10,6 +10,7 @@ from types import ModuleType
 
 from torch import nn
 
+from amkd_fast.distill import torchvision
 from amkd_fast.distill.errors import UserError
 from amkd_fast.distill.networks.names import Factory
 
@@ -41,7 +42,11 @@ def _factory(name: str, what: str) -> Factory:
 
 
 def _timm(model: str, what: str) -> Factory:
-    timm = _import("timm", what, "timm is not installed: run `pip install timm`")
+    if torchvision.is_aside():
+        raise UserError(f"{what}: timm needs a torchvision that matches your torch; the one installed does not")
+    timm = _import(
+        "timm", what, "timm is not installed: run `pip install timm` with a torchvision that matches your torch"
+    )
     if not timm.is_model(model):
         raise UserError(f"{what}: timm has no model {model}; timm.list_models() lists them")
 

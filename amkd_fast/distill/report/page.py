@@ -82,7 +82,8 @@ def page(result: dict[str, Any], pictures: dict[str, bytes]) -> str:
         qualities={name: quality for name, quality in measured.items() if name != "accuracy"},
         every_quality=measured,
         tests={name: [test for test in result["tests"] if test["quality"] == name] for name in measured},
-        seeds=max(found["last"]["n"] for found in result["methods"].values()),
+        seeds=max(len(found["last"]["values"]) for found in result["methods"].values()),
+        diverged={name: found["diverged"] for name, found in result["methods"].items() if found["diverged"]},
         level=100.0 * LEVEL,
     )
 

@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from amkd_fast.distill.qualities import EVERY, Quality
-from amkd_fast.distill.report.plots import interval, points, rows
+from amkd_fast.distill.report.plots import interval, named, points, rows
 from amkd_fast.distill.report.style import colours, picture
 
 COLUMNS = 3
@@ -36,7 +36,7 @@ def qualities(summary: dict[str, dict[str, Any]], teacher: dict[str, float | Non
     handles = _handles("one seed")
     handles["teacher"] = Line2D([], [], color="black", linestyle=":", linewidth=1.2)
     measured = next(iter(summary.values()))["qualities"]
-    return _grid(list(summary), measured, lambda quality: quality.heading, draw, handles)
+    return _grid(named(summary), measured, lambda quality: quality.heading, draw, handles)
 
 
 @picture

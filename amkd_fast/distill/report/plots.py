@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -38,7 +39,7 @@ def accuracy(summary: dict[str, dict[str, Any]], teacher: float) -> Figure:
             points(axes, place + shift, numbers["values"], color=inside, edgecolor=colour)
             interval(axes, place + shift, numbers)
     line = axes.axvline(teacher, color="black", linestyle=":", linewidth=1.2)
-    rows(axes, list(summary))
+    rows(axes, named(summary))
     axes.set_xlabel("test accuracy, %")
     handles = {
         "last epoch, one seed": Line2D([], [], linestyle="", marker="o", color="black"),
@@ -52,7 +53,7 @@ def accuracy(summary: dict[str, dict[str, Any]], teacher: float) -> Figure:
 
 @picture
 def loss_curves(runs: dict[tuple[str, int], Run]) -> Figure:
-    """Each part of the loss by epoch: mean over the seeds, band from the lowest to the highest."""
+    """Each part of the loss by epoch: mean over the seeds, band from the lowest to the highest; none that diverged."""
     known = {part for run in runs.values() for row in run.rows for part in row}
     shown = [part for place, part in enumerate(LOSSES) if place < FEWEST or part in known]
     columns = 2 if len(shown) == FEWEST else 3
@@ -61,18 +62,19 @@ def loss_curves(runs: dict[tuple[str, int], Run]) -> Figure:
     panels = figure.subplots(lines, columns, sharex=True).flat
     handles = {}
     for axes, part in zip(panels, shown, strict=False):
+        positive = False
         for method, colour in colours(dict.fromkeys(name for name, _ in runs)).items():
-            curves = [[row.get(part) for row in run.rows] for (name, _), run in runs.items() if name == method]
-            length = min(sum(value is not None for value in curve) for curve in curves)
-            if length == 0:
-                continue
-            values = np.array([curve[:length] for curve in curves], dtype=float)
-            epochs = np.arange(1, length + 1)
-            (handles[short(method)],) = axes.plot(epochs, values.mean(0), color=colour, linewidth=1.6)
-            axes.fill_between(epochs, values.min(0), values.max(0), color=colour, alpha=0.18, linewidth=0)
+            of_method = [run for (name, _), run in runs.items() if name == method]
+            values = _curves([run.rows for run in of_method if not run.diverged], part)
+            if not values.mask.all():
+                epochs = np.arange(1, values.shape[1] + 1)
+                label = short(method) + lost(sum(bool(run.diverged) for run in of_method), len(of_method))
+                (handles[label],) = axes.plot(epochs, values.mean(0), color=colour, linewidth=1.6)
+                axes.fill_between(epochs, values.min(0), values.max(0), color=colour, alpha=0.18, linewidth=0)
+                positive = positive or bool((values > 0.0).any())
         axes.set_title(LOSSES[part])
         axes.grid(alpha=0.3)
-        if axes.lines and part in LOGARITHMIC:
+        if positive and part in LOGARITHMIC:
             axes.set_yscale("log")
             low, high = axes.get_ylim()
             axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 100.0 * low else (1.0,)))
@@ -102,12 +104,12 @@ def gaps(quartiles: dict[str, dict[str, Any]]) -> Figure:
     last = 0
     shifts = np.linspace(-0.12, 0.12, len(quartiles))
     for shift, (preset, colour) in zip(shifts, colours(quartiles).items(), strict=True):
-        low, median, high = np.array(quartiles[preset]["steps"]).T
+        low, median, high = np.array(quartiles[preset]["steps"], dtype=float).T
         last = max(last, len(median) - 1)
         steps = range(len(median))
         axes.plot(steps, median, color=colour, marker="o", markersize=4, label=f"{preset}, median")
         axes.fill_between(steps, low, high, color=colour, alpha=0.2, linewidth=0, label="quartiles")
-        low, median, high = quartiles[preset]["final"]
+        low, median, high = np.array(quartiles[preset]["final"], dtype=float)
         ends = [[median - low], [high - median]]
         axes.errorbar(len(steps) + 0.5 + shift, median, yerr=ends, fmt="D", color=colour, markersize=6, capsize=4)
     axes.axhline(0.0, color="black", linewidth=1.0)
@@ -119,6 +121,28 @@ def gaps(quartiles: dict[str, dict[str, Any]]) -> Figure:
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     return figure
+
+
+def _curves(journals: list[list[dict[str, Any]]], part: str) -> np.ma.MaskedArray:
+    """A part of the loss [seeds, epochs], masked where a seed has no finite value of it."""
+    length = max(map(len, journals), default=0)
+    values = np.full((len(journals), length), np.nan)
+    for line, journal in zip(values, journals, strict=True):
+        found = [row.get(part) for row in journal]
+        line[: len(found)] = [math.nan if value is None else value for value in found]
+    return np.ma.masked_invalid(values)
+
+
+def named(summary: dict[str, dict[str, Any]]) -> list[str]:
+    """The methods, and how many of their seeds diverged."""
+    return [
+        name + lost(len(found.get("diverged", ())), len(found["last"]["values"])) for name, found in summary.items()
+    ]
+
+
+def lost(count: int, seeds: int) -> str:
+    """A remark behind a method's name."""
+    return "" if count == 0 else " (diverged)" if count == seeds else f" ({count} of {seeds} diverged)"
 
 
 def rows(axes: Any, names: list[str]) -> None:

@@ -30,7 +30,7 @@ def show(result: dict[str, Any]) -> None:
 
 def _methods(result: dict[str, Any]) -> Table:
     methods = result["methods"]
-    seeds = max(found["last"]["n"] for found in methods.values())
+    seeds = max(len(found["last"]["values"]) for found in methods.values())
     plural = "seed" if seeds == 1 else "seeds"
     title = f"{seeds} {plural}; teacher {result['teacher_accuracy']:.1f}; all but ms/step in %"
     view = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False)
@@ -40,7 +40,7 @@ def _methods(result: dict[str, Any]) -> Table:
     for method, found in methods.items():
         qualities = [found["qualities"][name]["mean"] for name in ("pgd_accuracy", "ece", "agreement")]
         numbers = (found["best"]["mean"], *qualities, found["ms_per_step"])
-        view.add_row(Text(method), _accuracy(found["last"]), *(_number(number) for number in numbers))
+        view.add_row(Text(method), _accuracy(found), *(_number(number) for number in numbers))
     view.caption = "last epoch: test accuracy, ± half the 95 % interval over the seeds\n* chosen on the test set"
     return view
 
@@ -58,9 +58,12 @@ def _tests(tests: list[dict[str, Any]]) -> Table:
     return view
 
 
-def _accuracy(numbers: dict[str, Any]) -> str:
+def _accuracy(found: dict[str, Any]) -> str:
+    numbers, lost = found["last"], len(found["diverged"])
+    if numbers["n"] == 0 and lost:
+        return "diverged"
     half = "" if numbers["low"] is None else f" ± {numbers['high'] - numbers['mean']:.1f}"
-    return _number(numbers["mean"]) + half
+    return _number(numbers["mean"]) + half + (f", {lost} diverged" if lost else "")
 
 
 def _number(value: float | None) -> str:

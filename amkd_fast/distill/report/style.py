@@ -52,6 +52,7 @@ def colours(names: Iterable[str]) -> dict[str, str]:
 
 def short(name: str, most: int = 24) -> str:
     """The name, cut where it is too long for a picture."""
+    name = name.encode(errors="replace").decode()  # a folder's name need not be Unicode
     return name if len(name) <= most else name[: most - 1] + "…"
 
 

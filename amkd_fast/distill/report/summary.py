@@ -26,7 +26,8 @@ def summarise(runs: Runs) -> dict[str, dict[str, Any]]:
         runs: One run for every (method, seed).
     """
     methods, names = dict.fromkeys(method for method, _ in runs), measured(runs)
-    return {method: _method([run for (name, _), run in runs.items() if name == method], names) for method in methods}
+    found = {method: {seed: run for (name, seed), run in runs.items() if name == method} for method in methods}
+    return {method: _method(of_seeds, names) for method, of_seeds in found.items()}
 
 
 def paired_tests(runs: Runs) -> list[dict[str, Any]]:
@@ -53,7 +54,8 @@ def spread(values: Sequence[float | None]) -> dict[str, Any]:
     return {**describe(values), "values": list(values)}
 
 
-def _method(runs: list[Run], names: list[str]) -> dict[str, Any]:
+def _method(of_seeds: dict[int, Run], names: list[str]) -> dict[str, Any]:
+    runs = list(of_seeds.values())
     rows = [row for run in runs for row in run.rows]
     attacked = sum(row.get("attacked", 0) for row in rows)
     share = {
@@ -64,10 +66,11 @@ def _method(runs: list[Run], names: list[str]) -> dict[str, Any]:
     return {
         "last": spread([run.last for run in runs]),
         "best": spread([run.best for run in runs]),
+        "diverged": {str(seed): run.diverged for seed, run in of_seeds.items() if run.diverged},
         "qualities": {quality: spread([_value(run, quality) for run in runs]) for quality in names},
         "attacked": attacked,
         **{f"{name}_share": value for name, value in share.items()},
-        "ms_per_step": statistics.fmean(row["ms_per_step"] for row in rows),
+        "ms_per_step": statistics.fmean(row["ms_per_step"] for row in rows) if rows else None,
         "ms_per_attacking_step": statistics.median(attacking) if attacking else None,
     }
 
