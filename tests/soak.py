@@ -55,6 +55,10 @@ def apart(words: list[str], errors: Path, server: str, fill: float | None) -> No
         server: The forkserver's address.
         fill: Seconds after which the disk is full; None: never.
     """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    # Figures are made, but not painted, which takes longer than the trainings.
+    FigureCanvasAgg.print_figure = lambda self, file, **_: file.write(b"\x89PNG")
     multiprocessing.forkserver._forkserver._forkserver_address = server
     multiprocessing.forkserver._forkserver.ensure_running = lambda: None
     if fill is not None:
@@ -176,6 +180,7 @@ def run(folder: Path, count: int, seed: int, kinds: tuple[str, ...] = tuple(WAYS
         length[kind] = time.monotonic() - begun
         expected[kind] = outcome(kind, output)
     plan, tries = [(kind, way) for kind in kinds for way in WAYS[kind]], 0
+    draws.shuffle(plan)
     while len(told) < count:
         kind, way = plan[len(told) % len(plan)]
         output, tries = folder / f"{kind}-{tries}", tries + 1

@@ -9,7 +9,6 @@ import json
 import math
 import os
 import pickle
-import subprocess
 import sys
 from pathlib import Path
 
@@ -18,6 +17,7 @@ import torch
 
 pytest.importorskip("lightning", reason="the extra `train` is not installed")
 
+import processes
 from folders import picture_folder
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
@@ -32,7 +32,6 @@ from amkd_fast.distill.plan import Plan
 from amkd_fast.distill.settings import METHODS, USUAL, Settings
 from amkd_fast.distill.subject import images_for
 
-ROOT = Path(__file__).parents[1]
 TINY = {
     "teacher_images": 128,
     "student_images": 48,
@@ -412,12 +411,20 @@ def test_write_atomic_is_all_or_nothing(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["file"]
 
 
-def test_a_full_disk_behind_stdout(teacher_file):
-    with Path("/dev/full").open("w") as full:
-        words = [sys.executable, "-W", "ignore", "-m", "amkd_fast.distill", "evaluate", str(teacher_file)]
-        done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT)
-    assert done.returncode == 2
-    assert done.stderr == "amkd-distill: No space left on device\n"
+def test_a_full_disk_behind_stdout(teacher_file, tmp_path):
+    errors = tmp_path / "errors"
+    errors.touch()
+    process = processes.FORKING.Process(target=into_a_full_disk, args=(["evaluate", str(teacher_file)], errors))
+    process.start()
+    process.join()
+    assert process.exitcode == 2
+    assert errors.read_text() == "amkd-distill: No space left on device\n"
+
+
+def into_a_full_disk(words, errors):
+    for stream, path in ((1, "/dev/full"), (2, errors)):
+        os.dup2(os.open(path, os.O_WRONLY), stream)
+    sys.exit(main(words))
 
 
 def test_a_missing_extra_is_named(monkeypatch, capsys):

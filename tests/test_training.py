@@ -7,6 +7,7 @@ import os
 
 import kills
 import pytest
+import soak
 import torch
 
 pytest.importorskip("lightning", reason="the extra `train` is not installed")
@@ -77,8 +78,13 @@ def test_two_processes_stop_when_the_first_cannot_write(tmp_path):
 
 def test_killed_and_resumed_ends_where_it_would_have(tmp_path):
     shorter = ("--teacher-epochs", "16", "--epochs", "12")
-    told = kills.run(tmp_path, 4, 2, int.from_bytes(os.urandom(2), "little"), *shorter)
-    assert len(told) == 4
+    told = kills.run(tmp_path, 2, 2, int.from_bytes(os.urandom(2), "little"), *shorter)
+    assert len(told) == 2
+
+
+def test_struck_down_and_resumed_a_comparison_is_the_same_and_leaves_no_process(tmp_path, monkeypatch):
+    monkeypatch.setitem(soak.WORDS, "compare", [*soak.WORDS["compare"], "--teacher-epochs", "8", "--epochs", "3"])
+    assert len(soak.run(tmp_path, 2, int.from_bytes(os.urandom(2), "little"), ("compare",))) == 2
 
 
 @pytest.mark.parametrize(
