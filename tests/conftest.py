@@ -6,11 +6,15 @@ triton is imported, hence a second run: `TRITON_INTERPRET=1 pytest --backend tri
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 import torch
 
 from amkd_fast import backends
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background, and so in all that tests start
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 if backends.EMULATED:
     from tests.emulator.load import load
 

@@ -508,7 +508,7 @@ __global__ void __launch_bounds__(kMaxThreads<Scalar, Form::kMixture>) mixture_k
 // Merges the blocks that shared rows, a team per row. Of js it first writes the statistics only; `finish` comes after
 // mixture_kernel.
 template <class Scalar, Form kForm>
-__global__ void __launch_bounds__(kCombineThreads) combine_kernel(const Forward<Scalar> call, bool finish) {
+__global__ void __launch_bounds__(kCombineThreads, 1) combine_kernel(const Forward<Scalar> call, bool finish) {
   using Stat = StatOf<Scalar>;
   __shared__ Scratch<Stat> scratch;
   const Inputs<Scalar>& in = call.in;

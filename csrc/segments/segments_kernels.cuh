@@ -54,9 +54,8 @@ __device__ void for_each(const Entry& entry, int block, int blocks, Vectors vect
   }
 }
 
-// A segment that is not seen may have anything in it.
 template <class Scalar>
-__device__ double sweep(const Entry& entry, int block, int blocks, double slope, bool is_seen) {
+__device__ double sweep(const Entry& entry, int block, int blocks, double slope) {
   using Stat = StatOf<Scalar>;
   const Scalar* student = static_cast<const Scalar*>(entry.segment.student);
   const Scalar* teacher = static_cast<const Scalar*>(entry.segment.teacher);
@@ -70,18 +69,32 @@ __device__ double sweep(const Entry& entry, int block, int blocks, double slope,
         Vector<Scalar> g;
 #pragma unroll
         for (int k = 0; k < Vector<Scalar>::kWidth; ++k) {
-          const Stat difference = is_seen ? widen(s.at[k]) - widen(t.at[k]) : Stat(0);
+          const Stat difference = widen(s.at[k]) - widen(t.at[k]);
           sum += difference * difference;
           g.at[k] = narrow<Scalar>(difference * by);
         }
         if (grad != nullptr) store_vector(grad + i, g);
       },
       [&](int64_t i) {
-        const Stat difference = is_seen ? widen(student[i]) - widen(teacher[i]) : Stat(0);
+        const Stat difference = widen(student[i]) - widen(teacher[i]);
         sum += difference * difference;
         if (grad != nullptr) grad[i] = narrow<Scalar>(difference * by);
       });
   return sum;
+}
+
+// A segment that is not seen may have anything in it.
+template <class Scalar>
+__device__ double hide(const Entry& entry, int block, int blocks) {
+  Scalar* grad = static_cast<Scalar*>(entry.segment.grad);
+  if (grad == nullptr) return 0.0;
+  const Scalar zero = narrow<Scalar>(StatOf<Scalar>(0));
+  Vector<Scalar> zeros;
+#pragma unroll
+  for (int k = 0; k < Vector<Scalar>::kWidth; ++k) zeros.at[k] = zero;
+  for_each<Vector<Scalar>::kWidth>(
+      entry, block, blocks, [&](int64_t i) { store_vector(grad + i, zeros); }, [&](int64_t i) { grad[i] = zero; });
+  return 0.0;
 }
 
 template <class Scalar>
@@ -134,8 +147,10 @@ __global__ void __launch_bounds__(kThreads) sweep_kernel(const __grid_constant__
   const bool is_seen = slope != 0;
   if (table.grad_loss != nullptr) slope *= number_at(table.grad_loss, 0, table.wide);
   double sum[1] = {0.0};
-  by_element(entry.element,
-             [&](auto scalar) { sum[0] = sweep<decltype(scalar)>(entry, block, blocks, slope, is_seen); });
+  by_element(entry.element, [&](auto scalar) {
+    using Scalar = decltype(scalar);
+    sum[0] = is_seen ? sweep<Scalar>(entry, block, blocks, slope) : hide<Scalar>(entry, block, blocks);
+  });
   if (table.partials == nullptr) return;
   __shared__ double scratch[1][kWarp];
   reduce_team(Team{kThreads}, sum, 0.0, scratch, Plus());
