@@ -81,7 +81,7 @@ emulated: build/.built
 	$(PY) -m pytest tests/emulator
 
 # What must hold on main, with `make lint` and a CUDA build.
-check: test gates levels
+check: test gates levels emulated
 
 lint: build/.built
 	$(PY) -m ruff check .
