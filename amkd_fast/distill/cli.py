@@ -200,26 +200,33 @@ def _add_evaluation(parser: argparse.ArgumentParser) -> None:
 
 
 def _whole(least: int, most: int = MOST) -> Any:
-    return _within(int, "a whole number", lambda value: least <= value <= most, f"from {least} to {most}")
+    def rule(value: int) -> str:
+        return f"at least {least}" if value < least else f"at most {most}" if value > most else ""
+
+    return _within(int, "a whole number", rule)
 
 
 def _number(least: float, *, above: bool = False) -> Any:
-    rule = f"{'above' if above else 'at least'} {least:g} and at most {LARGEST:g}"
-    return _within(
-        float, "a number", lambda value: (value > least if above else value >= least) and value <= LARGEST, rule
-    )
+    def rule(value: float) -> str:
+        enough = value > least if above else value >= least
+        return (
+            "" if enough and value <= LARGEST else f"{'above' if above else 'at least'} {least:g}, at most {LARGEST:g}"
+        )
+
+    return _within(float, "a number", rule)
 
 
-def _within(kind: Any, name: str, good: Any, rule: str) -> Any:
+def _within(kind: Any, name: str, broken: Any) -> Any:
+    """A converter; ``broken`` gives the rule that a value breaks, or nothing."""
+
     def convert(text: str) -> Any:
         try:
             value = kind(text)
+            rule = broken(value)
         except ValueError:
-            rule_ = name
-        else:
-            if good(value):
-                return value
-            rule_ = rule
-        raise argparse.ArgumentTypeError(f"{short(text)[1:-1]}: must be {rule_}")
+            rule = name
+        if rule:
+            raise argparse.ArgumentTypeError(f"{short(text)[1:-1]}: must be {rule}")
+        return value
 
     return convert
