@@ -32,14 +32,12 @@ PYTHON = _in(
     "amkd_fast",
     (
         "kl-label-denominator", "kl", "ops/kl/function.py",
-        "labelled = (labels != s.ignore_index).sum().clamp(min=1)",
-        "labelled = (labels == labels).sum().clamp(min=1)",
+        "labelled = (~ignored).sum().clamp(min=1)", "labelled = (labels == labels).sum().clamp(min=1)",
         "the mean cross-entropy shrinks with every ignored label",
     ),
     (
         "kl-t2-missing", "kl", "ops/kl/scalars.py",
-        "row_scale = temperature * temperature if scale_by_t2 else 1.0\n    number = DIVERGENCES.index(divergence)",
-        "row_scale = 1.0\n    number = DIVERGENCES.index(divergence)",
+        "number, 0.5, row_scale, kl_factor", "number, 0.5, 1.0, kl_factor",
         "distillation_loss ignores scale_by_t2: at T = 4 the divergence weighs a sixteenth",
     ),
     (
@@ -141,7 +139,7 @@ TRITON = _in(
     "amkd_fast/ops",
     (
         "kl-triton-upstream-of-labels", "kl", "kl/triton.py",
-        "factor = upstream * ce_factor / tl.maximum", "factor = ce_factor / tl.maximum",
+        "upstream[:, None] * slope)", "slope)",
         "a loss scale, or a weight of the whole loss, misses the cross-entropy's gradient",
     ),
     (
@@ -318,12 +316,12 @@ CPU = _in(
     ),
     (
         "decoupled-weight-gradient", "decoupled", "kl/decoupled_cpu_kernels.cpp",
-        "(weight ? weight[row] : 1.0)", "(weight ? 1.0 : 1.0)",
+        "upstream * s.factor * weight * p.per_t", "upstream * s.factor * p.per_t",
         "the rows' weights miss the gradient",
     ),
     (
         "kl-label-weights", "kl", "kl/kl_cpu.cpp",
-        "p.cross_entropy[row] * (ce_weight ? ce_weight[row] : 1.0)", "p.cross_entropy[row] * (ce_weight ? 1.0 : 1.0)",
+        "weighted_ce += ce_value * ce_w;", "weighted_ce += ce_value;",
         "ce_weight as a tensor is ignored in the value",
     ),
     (
