@@ -141,6 +141,7 @@ def test_compiled_once_for_all_sizes(backend, device, operation):
     counters.clear()
     options = {**operation.options, **operation.small.options}
     how = "eager" if backend == "reference" else "aot_eager"
+    operation.run({k: x.to(device) for k, x in operation.make(operation.small).items()}, options)  # loads the backend
     compiled = torch.compile(partial(operation.call, **options), dynamic=True, backend=how)
     with torch.fx.experimental._config.patch(use_duck_shape=False):  # else sizes that are equal once are taken for one
         for n in range(12, 52, 2):  # some operations draw no weights for odd sizes

@@ -36,15 +36,12 @@ PYTHON = _in(
     "amkd_fast",
     (
         "kl-label-denominator", "kl", "ops/kl/function.py",
-        "labelled = (~ignored).sum()", "labelled = (labels == labels).sum()",
+        "labelled = (~ignored).sum().clamp(min=1)", "labelled = (labels == labels).sum().clamp(min=1)",
         "the mean cross-entropy shrinks with every ignored label",
     ),
     (
         "kl-t2-missing", "kl", "ops/kl/scalars.py",
-        "row_scale = temperature * temperature if scale_by_t2 else 1.0\n    number = DIVERGENCES.index(divergence)\n"
-        "    return tuple(Scalars(temperature, number, 0.5",
-        "row_scale = 1.0\n    number = DIVERGENCES.index(divergence)\n"
-        "    return tuple(Scalars(temperature, number, 0.5",
+        "number, 0.5, row_scale, kl_factor", "number, 0.5, 1.0, kl_factor",
         "distillation_loss ignores scale_by_t2: at T = 4 the divergence weighs a sixteenth",
     ),
     (
@@ -147,8 +144,7 @@ TRITON = _in(
     "amkd_fast/ops",
     (
         "kl-triton-upstream-of-labels", "kl", "kl/triton.py",
-        "upstream /= tl.maximum(tl.load(stats + 6 * rows), 1.0)",
-        "upstream = 1.0 / tl.maximum(tl.load(stats + 6 * rows), 1.0) + 0.0 * upstream",
+        "upstream[:, None] * slope)", "slope)",
         "a loss scale, or a weight of the whole loss, misses the cross-entropy's gradient",
     ),
     (
