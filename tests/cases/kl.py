@@ -130,6 +130,7 @@ def row_loss(name: str, call, rows, *, labels: bool = False, **more) -> Operatio
         strided=("student", "teacher"),
         saves=8,
         rows={"reduction": "none"},
+        looks=("triton", "cuda") if labels else (),
         masks=True,
         **more,
     )
@@ -243,6 +244,7 @@ DISTILLATION = Operation(
     floors=FLOORS,
     strided=("student", "teacher"),
     saves=10,
+    looks=("triton", "cuda"),
     refusals=(
         *of_pairs(af.distillation_loss),
         Refusal("labels.shape=(4,)", ValueError, lambda: af.distillation_loss(S, S, torch.zeros(4).long())),
