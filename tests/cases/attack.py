@@ -381,7 +381,7 @@ def objective(name: str, options: dict, **more) -> Operation:
         ),
         empty=(Rows(0, 4),),
         strided=("logits",),
-        looks=("reference", "triton"),
+        looks=("reference", "triton", "cuda"),
         **more,
     )  # fmt: skip
 
@@ -682,7 +682,7 @@ OPERATIONS = (
         interpreted=(Plan("a tile", Rows(5, 4, counters=True)), Plan("two tiles", Rows(3, 2100))),
         empty=(Rows(0, 4),),
         strided=("logits",),
-        looks=("reference", "triton"),
+        looks=("reference", "triton", "cuda"),
     ),
     Operation(
         name="svgd_step",
