@@ -7,6 +7,8 @@ numbers: as easy as 1, 2, 3", SC 2011.
 
 from __future__ import annotations
 
+import numbers
+
 import torch
 from torch import Tensor
 
@@ -91,16 +93,17 @@ def unit(high: Tensor, low: Tensor) -> Tensor:
 
 
 def check_seed(seed: object, device: torch.device) -> int | Tensor:
-    """``seed`` must be an int, or an int64 tensor of no dimensions on ``device``."""
+    """``seed`` must be an int, NumPy's among them, or an int64 tensor of no dimensions on ``device``."""
     if isinstance(seed, Tensor):
         if seed.dtype != torch.int64:
             raise TypeError(f"seed.dtype={seed.dtype}: must be int64")
         checks.shape("seed", seed, (), "one number")
         if seed.device != device:
             raise ValueError(f"seed.device={seed.device}: must be {device}, the device of the draw")
-    elif isinstance(seed, bool) or not isinstance(seed, int):
+        return seed
+    if isinstance(seed, bool) or not isinstance(seed, numbers.Integral):
         raise TypeError(f"seed is a {type(seed).__name__}: must be an int or an int64 tensor")
-    return seed
+    return int(seed)
 
 
 def chosen_seed(seed: int | Tensor | None, device: torch.device) -> int | Tensor:

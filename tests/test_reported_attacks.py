@@ -927,3 +927,22 @@ def test_floating_point_pictures_are_refused_by_name(tmp_path):
     content = saved(Image.fromarray(np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)), "PPM")
     with pytest.raises(UserError, match=r"float\.ppm: mode F: must be of 8 or 16 bits a channel"):
         levels_of(tmp_path, "float.ppm", content)
+
+
+# ---- what picks the logits, and seeds of NumPy ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("attack", [PGD, BoundaryAttack, ParticleAttack])
+def test_a_name_of_the_logits_is_no_function(attack):
+    """transformers' outputs have a field `logits`: who names it gets told what is asked for, before any image."""
+    with pytest.raises(TypeError, match="logits_of is a str: must be a function of the model's outputs, or None"):
+        attack(torch.nn.Identity(), logits_of="logits", **({} if attack is BoundaryAttack else {"eps": 0.1}))
+
+
+def test_a_seed_of_numpy_is_its_number():
+    pixels = torch.arange(2 * 3 * 8 * 8, dtype=torch.uint8).view(2, 3, 8, 8)
+    usual = {"scale": 1.0, "shift": 0.0, "pad": 2, "flip": True}
+    drawn = [crop_flip(pixels, **usual, seed=seed) for seed in (7, np.int64(7), np.uint8(7))]
+    assert all(torch.equal(drawn[0], each) for each in drawn[1:])
+    with pytest.raises(TypeError, match="seed is a float"):
+        crop_flip(pixels, **usual, seed=7.0)

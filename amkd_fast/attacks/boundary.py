@@ -188,6 +188,7 @@ class BoundaryAttack:
         if self.settings.lower is None or self.settings.upper is None:
             _warn_of_bounds(preset)
         self._bounds: tuple[torch.device, dict[str, float | Tensor | None]] | None = None
+        engine.check_logits_of(logits_of)
         self.logits_of = logits_of
 
     def __call__(

@@ -133,6 +133,13 @@ def own(images: Tensor, memory_format: torch.memory_format) -> Tensor:
     return images.detach().clone(memory_format=memory_format)
 
 
+def check_logits_of(logits_of: object) -> None:
+    """What picks the logits must be a function, or None."""
+    if logits_of is not None and not callable(logits_of):
+        kind = type(logits_of).__name__
+        raise TypeError(f"logits_of is a {kind}: must be a function of the model's outputs, or None")
+
+
 def evaluate(network: Callable, logits_of: LogitsOf | None, x: Tensor, *, grad: bool) -> tuple[Tensor, Tensor]:
     """Logits [B, K] of ``x`` and the leaf they hang on.
 

@@ -95,6 +95,7 @@ class ParticleAttack:
         self.model = engine.as_frozen(model)
         self.particles, self.eps, self.steps, self.step_size = particles, eps, steps, step_size
         self.lower, self.upper, self.inside, self.loss = lower, upper, engine.Inside(), loss
+        engine.check_logits_of(logits_of)
         self.logits_of = logits_of
 
     def __call__(

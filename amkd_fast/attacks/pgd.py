@@ -134,6 +134,7 @@ class PGD:
         self.objective = {"loss": loss, "targeted": targeted}
         self.step = {"norm": norm, "project": project, "top": top}
         self.compact, self.capture, self.graphs = compact, capture, Graphs()
+        engine.check_logits_of(logits_of)
         self.logits_of = logits_of
 
     def __call__(

@@ -104,7 +104,8 @@ def robust_accuracy(
         ([True, True, False], [True, False, False], '0.333')
     """
     attacks = _named(attack)
-    philox.check_seed(seed, torch.device("cpu"))
+    seed = philox.check_seed(seed, torch.device("cpu"))
+    engine.check_logits_of(logits_of)
     view = engine.as_frozen(model)
     own = [each for each in attacks.values() if _shows(each, view, logits_of)]
     view = own[0].model if own else view  # a view that is built already

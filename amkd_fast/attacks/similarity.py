@@ -156,7 +156,7 @@ def boundary_similarity(
     """
     checks.choice("targets", targets, TARGETS)
     engine.check_count("pairs_at_once", pairs_at_once, 1)
-    philox.check_seed(seed, torch.device("cpu"))
+    seed = philox.check_seed(seed, torch.device("cpu"))
     options = {
         "preset": preset,
         "steps": steps,

@@ -88,7 +88,7 @@ def joint_augment(
     _check_pixels(pixels)
     threshold = _threshold(probability)
     if seed is not None:
-        philox.check_seed(seed, pixels.device)
+        seed = philox.check_seed(seed, pixels.device)
     if rows is not None:
         _check_rows(rows, pixels)
     if isinstance(fill, bool) or not isinstance(fill, int):
