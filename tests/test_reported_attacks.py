@@ -941,7 +941,7 @@ def test_a_name_of_the_logits_is_no_function(attack):
 
 def test_a_seed_of_numpy_is_its_number():
     pixels = torch.arange(2 * 3 * 8 * 8, dtype=torch.uint8).view(2, 3, 8, 8)
-    usual = {"scale": 1.0, "shift": 0.0, "pad": 2, "flip": True}
+    usual = {"scale": 1.0, "shift": [0.0, 0.0, 0.0], "pad": 2, "flip": True}
     drawn = [crop_flip(pixels, **usual, seed=seed) for seed in (7, np.int64(7), np.uint8(7))]
     assert all(torch.equal(drawn[0], each) for each in drawn[1:])
     with pytest.raises(TypeError, match="seed is a float"):
