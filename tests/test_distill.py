@@ -557,7 +557,7 @@ def test_words_of_evaluate_that_do_not_go_together(teacher_file, tmp_path, capsy
     assert "--overwrite: is for --output" in complaint("--overwrite")
     assert "at least 0, at most 1e+18" in complaint("--attack", "pgd", "--eps", "0.1", "inf")
     assert "l7" in complaint("--attack", "pgd", "--norm", "l7")
-    assert "--restarts 0: must be from 1 to" in complaint("--attack", "pgd", "--restarts", "0")
+    assert "--restarts 0: must be at least 1" in complaint("--attack", "pgd", "--restarts", "0")
     assert "x.ckpt: no such file" in complaint("--attack", "boundary", "--limit", "5", "--compare", "x.ckpt")
     assert "is a folder" in complaint("--output", str(tmp_path))
     assert "there is no folder" in complaint("--output", str(tmp_path / "no" / "found.json"))
