@@ -187,7 +187,7 @@ class AMKDLoss(nn.Module):
             if self.memory is not None:
                 self._remember(self._space(student, student_features), labels, spread)
             return AMKDTerms(clean.total, clean.ce, clean.kl, zero, zero)
-        adversarial = _read(adversarial)
+        adversarial = _without_hidden_rows(adversarial)
         boundary = self._boundary(adversarial, spread)
         total = boundary
         triplet = torch.zeros_like(boundary)
@@ -354,7 +354,7 @@ class AMKDLoss(nn.Module):
         )
 
 
-def _read(rows: Adversarial) -> Adversarial:
+def _without_hidden_rows(rows: Adversarial) -> Adversarial:
     """Zeros in the rows of weight 0, which are not read: 0 times NaN is NaN."""
     if rows.weight is None:
         return rows
