@@ -441,6 +441,13 @@ def test_factories_that_do_not_build(folder, name, words):
 # --- timm
 
 
+@pytest.fixture
+def no_torchvision(monkeypatch):
+    """None that was put aside either, as it is where this machine's does not match."""
+    monkeypatch.delitem(sys.modules, "torchvision", raising=False)
+
+
+@pytest.mark.usefixtures("no_torchvision")
 def test_timm(monkeypatch):
     asked = []
 
@@ -463,6 +470,7 @@ def test_timm(monkeypatch):
         build(Spec("timm:resnet18.some_tag", 3, 13), 0)
 
 
+@pytest.mark.usefixtures("no_torchvision")
 def test_timm_not_installed(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(
