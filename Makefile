@@ -55,11 +55,10 @@ build/.built: $(READY) setup.py $(NATIVE)
 demo: build/.built
 	$(PY) -m amkd_fast.distill compare --output $(DEMO) --overwrite
 
-# What a change can break. The operations' contract goes test by test to the processes, the rest file by file, as files
-# share what they prepare. Then the Triton kernels, in Triton's interpreter.
+# What a change can break, file by file, as files share what they prepare. Then the Triton kernels, in Triton's interpreter,
+# test by test.
 test: build/.built
-	$(TESTS) tests/test_contract.py
-	$(TESTS) --dist loadfile tests --ignore tests/test_contract.py --ignore tests/emulator
+	$(TESTS) --dist loadfile tests --ignore tests/emulator
 	TRITON_INTERPRET=1 $(TESTS) $(INTERPRETED) --backend triton -m kernels
 
 # The GPU kernels ahead of time; FRESH=1 compiles also those that the ledgers of tests/gates hold.

@@ -45,6 +45,7 @@ class _Launch:
         self._ends = np.array([r.end for r in self._regions], np.uint64)
         self._log: list[tuple[np.ndarray, ...]] = []
         self.program, self.barriers = -1, 0
+        self.patched: set[int] = set()  # modules, by their globals
 
     def touch(self, pointers: interpreter.TensorHandle, mask: np.ndarray | None, kind: int) -> None:
         """Check and note one operation on a block of addresses."""
@@ -91,18 +92,21 @@ class _Launch:
         element, kind, program, barriers, lane, time = (
             x[there] for x in (element, kind, program, barriers, lane, time)
         )
-        if both := _disagree((element,), program):
+        if not len(element):
+            return
+        if both := _disagree(element, program):
             self._refuse(f"programs {program[both[0]]} and {program[both[1]]} touch element {element[both[0]]} of "
                          f"{region.name}, and one {_NAMES[kind[list(both)].max()]} it")  # fmt: skip
         writes = kind != READ
-        _, group = np.unique(np.stack([element, program, barriers]), axis=1, return_inverse=True)
+        moment = (element * (program.max() + 1) + program) * (barriers.max() + 1) + barriers
+        _, group = np.unique(moment, return_inverse=True)
         there = np.isin(group, group[writes])
-        if both := _disagree((group[there],), lane[there]):
+        if both := _disagree(group[there], lane[there]):
             first, second = np.flatnonzero(there)[list(both)]
             self._refuse(f"program {program[first]} touches element {element[first]} of {region.name} from two places "
                          f"of its blocks without a barrier, {lane[first] & 0xFFFFFFFF} of {lane[first] >> 32} and "
                          f"{lane[second] & 0xFFFFFFFF} of {lane[second] >> 32}")  # fmt: skip
-        written = np.full(group.max(initial=-1) + 1, len(self._log))
+        written = np.full(group.max() + 1, len(self._log))
         np.minimum.at(written, group[writes], time[writes])
         if len(late := np.flatnonzero(~writes & (time > written[group]))):
             self._refuse(f"program {program[late[0]]} reads element {element[late[0]]} of {region.name}, which it has "
@@ -140,10 +144,10 @@ def _merged(regions: list[_Region]) -> list[_Region]:
     return found
 
 
-def _disagree(group: tuple[np.ndarray], value: np.ndarray) -> tuple[int, int] | None:
+def _disagree(group: np.ndarray, value: np.ndarray) -> tuple[int, int] | None:
     """Two entries of one group whose values differ."""
-    order = np.lexsort((value, *group))
-    same = group[0][order][1:] == group[0][order][:-1]
+    order = np.lexsort((value, group))
+    same = group[order][1:] == group[order][:-1]
     differs = np.flatnonzero(same & (value[order][1:] != value[order][:-1]))
     return (int(order[differs[0]]), int(order[differs[0] + 1])) if len(differs) else None
 
@@ -152,6 +156,7 @@ def check() -> None:
     """From now on every launch of this process is checked."""
     builder, executor = interpreter.interpreter_builder, interpreter.GridExecutor
     run, prepare, index = executor.__call__, executor._init_args_hst, builder.set_grid_idx
+    patch = interpreter._patch_lang
     launches: list[_Launch] = []
 
     def prepared(self, arguments, named):
@@ -171,6 +176,14 @@ def check() -> None:
             raise
         finally:
             del launches[depth:]
+
+    def patched(function):
+        # The interpreter would patch the language again in every function that a kernel calls, for half of its time.
+        known, module = launches[-1].patched, id(function.__globals__)
+        if module in known:
+            return interpreter._LangPatchScope()
+        known.add(module)
+        return patch(function)
 
     def next_program(*place):
         launches[-1].program, launches[-1].barriers = launches[-1].program + 1, 0
@@ -193,6 +206,7 @@ def check() -> None:
     # On a CPU a launch works on the tensors themselves: copying their whole storages onto themselves is of no use.
     executor._restore_args_dev = lambda *_: None
     builder.set_grid_idx, builder.create_barrier = next_program, barrier
+    interpreter._patch_lang = patched
     watched("create_masked_load", 1, READ)
     watched("create_masked_store", 2, WRITE)
     watched("create_atomic_rmw", 3, ATOMIC, pointers_at=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import errno
 import importlib
@@ -12,7 +13,9 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures.process import _ExecutorManagerThread as Manager
 from pathlib import Path
 
 import pytest
@@ -697,6 +700,38 @@ def test_a_killed_worker_is_one_line_and_resume_goes_on(place, tmp_path, monkeyp
     assert "a process of --jobs was killed" in told
     assert "--resume goes on" in told
     assert json.loads((tmp_path / "out.partial" / "run.json").read_text())["command"] == "compare"
+
+
+@pytest.mark.skipif(not Path("/proc/self/wchan").exists(), reason="asks Linux what a process waits for")
+def test_a_worker_killed_after_the_last_run_holds_nobody_up(place, tmp_path, monkeypatch, capfd):
+    """It waits for work with the queue's lock, which no other worker gets after its death."""
+    late = threading.Event()
+    join = Manager.join_executor_internals
+
+    def struck(self):
+        workers = list(self.processes.values())
+        for worker in workers:
+            with contextlib.suppress(OSError):  # it has ended
+                if "pipe" in Path(f"/proc/{worker.pid}/wchan").read_text():
+                    worker.kill()
+                    worker.join()
+
+        def end():
+            late.set()
+            for worker in workers:
+                worker.kill()
+
+        timer = threading.Timer(20.0, end)
+        timer.start()
+        join(self)
+        timer.cancel()
+
+    monkeypatch.setattr(Manager, "join_executor_internals", struck)
+    out = tmp_path / "out"
+    words = ["compare", *SMALL, "--methods", "student,kd", "--seeds", "1", "--jobs", "2", "--teacher", "good.ckpt"]
+    code, _, told = run(place, [*words, "--quality-images", "20", "--output", str(out)], {}, monkeypatch, capfd)
+    assert (code, told, late.is_set()) == (0, "", False)
+    assert (out / "results.json").exists()
 
 
 # --- a report is made of whatever there is

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from cases import OPERATIONS
 from cases.kl import DIVERGENCES, divergence_rows, logits
-from cases.operation import flat
+from cases.operation import flat, grown
 from torch._dynamo.utils import counters
 
 import amkd_fast as af
@@ -118,43 +118,10 @@ def test_every_other_argument_made_under_inference_mode(backend, device):
         assert torch.equal(a, b)
 
 
-# ---- one compilation for all batch sizes -----------------------------------------------------------------------------
+# ---- one graph for all batch sizes -----------------------------------------------------------------------------
 
 
-def grown(shape, n: int):
-    """A plan's shape with n more in its first number."""
-    if hasattr(shape, "_replace"):
-        return shape._replace(**{shape._fields[0]: grown(shape[0], n)})
-    if isinstance(shape, int):
-        return shape + n
-    return (grown(shape[0], n), *shape[1:]) if isinstance(shape[0], int) else tuple(grown(s, n) for s in shape)
-
-
-by_graph = pytest.mark.parametrize("operation", [o for o in OPERATIONS if not o.waits], ids=str)
-
-
-@by_graph
-def test_compiled_once_for_all_sizes(backend, device, operation):
-    """Twenty batch sizes under torch.compile(dynamic=True) are one graph; a factor 1/B among the numbers of a call made
-    them twenty, of which torch gives up after eight."""
-    torch._dynamo.reset()
-    counters.clear()
-    options = {**operation.options, **operation.small.options}
-    how = "eager" if backend == "reference" else "aot_eager"
-    operation.run({k: x.to(device) for k, x in operation.make(operation.small).items()}, options)  # loads the backend
-    compiled = torch.compile(partial(operation.call, **options), dynamic=True, backend=how)
-    with torch.fx.experimental._config.patch(use_duck_shape=False):  # else sizes that are equal once are taken for one
-        for n in range(12, 52, 2):  # some operations draw no weights for odd sizes
-            drawn = operation.draw(grown(operation.small.shape, n), torch.float32)
-            names = drawn.keys()
-            operation.run(
-                {k: x.to(device) for k, x in drawn.items()},
-                call=lambda names=names, **given: compiled(**{k: given[k] for k in names}),
-            )
-    assert counters["stats"]["unique_graphs"] == 1
-
-
-@by_graph
+@pytest.mark.parametrize("operation", [o for o in OPERATIONS if not o.waits], ids=str)
 def test_exported_with_a_dynamic_batch(backend, device, operation):
     if operation.name == "joint_augment" and backend == "reference":
         pytest.skip("its reference goes from image to image")

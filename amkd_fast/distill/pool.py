@@ -117,12 +117,11 @@ def run_apart(tasks: list[Task], finished: Finished, settings: Settings, teacher
                 "a process of --jobs was killed, as the system does for want of memory; the finished runs are kept and "
                 "--resume goes on, with fewer --jobs perhaps"
             ) from dead
-    except BaseException:
-        leash.close()  # what they are at is lost anyway
-        raise
     finally:
-        pool.shutdown(cancel_futures=True)
+        # All that will be kept is: they are ended rather than asked to end, as one that was killed while it waited
+        # for work has taken the queue's lock with it, and the others would never hear of it.
         leash.close()
+        pool.shutdown(cancel_futures=True)
 
 
 @contextlib.contextmanager

@@ -137,7 +137,7 @@ def row_loss(name: str, call, rows, *, labels: bool = False, **more) -> Operatio
 
 
 # One tile of several rows, many short ones, a row in several tiles and their merge, what programs have left of a sum.
-TILES = {"one tile": (5, 10), "many rows": (300, 3), "several tiles": (2, 5000), "several programs": (35, 900)}
+TILES = {"one tile": (5, 10), "many rows": (300, 3), "several tiles": (2, 5000), "several programs": (9, 2100)}
 
 
 # ---- refusals -------------------------------------------------------------------------------------------------------

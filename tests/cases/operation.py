@@ -113,6 +113,15 @@ class Operation:
         return self.draw(plan.shape, dtype, seed)
 
 
+def grown(shape, n: int):
+    """A plan's shape with n more in its first number."""
+    if hasattr(shape, "_replace"):
+        return shape._replace(**{shape._fields[0]: grown(shape[0], n)})
+    if isinstance(shape, int):
+        return shape + n
+    return (grown(shape[0], n), *shape[1:]) if isinstance(shape[0], int) else tuple(grown(s, n) for s in shape)
+
+
 def flat(found: Tensor | tuple) -> tuple[Tensor, ...]:
     return (found,) if isinstance(found, Tensor) else tuple(x for x in found if isinstance(x, Tensor))
 
