@@ -109,4 +109,4 @@ gpu:
 	$(PYTHON) tests/gpu/run.py
 
 clean:
-	rm -rf build .venv amkd_fast/_C.*
+	rm -rf build .venv amkd_fast/_C.* amkd_fast/_autograd.*

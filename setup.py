@@ -1,4 +1,4 @@
-"""Builds the one native binary of amkd_fast with ninja: C++ CPU kernels and, by the rule below, CUDA kernels.
+"""Builds the native binary of amkd_fast with ninja: C++ CPU kernels and, by the rule below, CUDA kernels.
 
 AMKD_FAST_BUILD   auto  the CPU part where a C++ compiler is; the CUDA part too where nvcc is and torch is a CUDA build
                   cpu   without the CUDA part
@@ -8,7 +8,8 @@ TORCH_CUDA_ARCH_LIST   chips of the CUDA part ("8.0 9.0a+PTX"); by default the v
 CUDA_HOME, CXX, CXXFLAGS, MAX_JOBS   as everywhere
 
 The binary uses the stable ABI of LibTorch alone, so torch is needed for its headers and libraries, never imported: the
-torch of the interpreter is found even from an isolated build, and only where there is none is one asked for.
+torch of the interpreter is found even from an isolated build, and only where there is none is one asked for. A second,
+small one, the autograd node, is for that very torch; where it cannot be built Python does its work.
 """
 
 from __future__ import annotations
@@ -26,9 +27,11 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
 
 ROOT = Path(__file__).resolve().parent
 TORCH_TARGET_VERSION = "0x020B000000000000"  # 2.11
+KERNELS, AUTOGRAD = "amkd_fast._C", "amkd_fast._autograd"
 RELEASE_ARCHS = "8.0 9.0a 10.0a 12.0+PTX"
 # The machine code of a CUDA source depends on these and on nvcc: tests/gates reads them by name.
 COMMON_FLAGS = ["-O3", "-std=c++17"]
@@ -127,7 +130,7 @@ def nvcc_targets(archs: str) -> list[str]:
 
 
 class NinjaBuild(build_ext):
-    """build_ext that writes a build.ninja for the extension and runs it, all of it or, by --targets, what is named."""
+    """build_ext that writes a build.ninja and runs it for an extension, all of it or, by --targets, what is named."""
 
     user_options = [*build_ext.user_options, ("targets=", None, "what ninja is to make (default: the extension)")]  # noqa: RUF012
 
@@ -139,16 +142,22 @@ class NinjaBuild(build_ext):
         plan: Plan = ext.plan
         if plan.torch is None:
             raise SystemExit("torch is not installed: the build needs its headers (AMKD_FAST_BUILD=none does not)")
-        target = Path(self.get_ext_fullpath(ext.name)).resolve()
+        target, autograd = (Path(self.get_ext_fullpath(name)).resolve() for name in (KERNELS, AUTOGRAD))
         target.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(self.build_temp).resolve()
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "build.ninja").write_text(self.ninja_file(plan, target))
-        print(f"amkd_fast build {plan.decision}", file=sys.stderr)
+        (folder / "build.ninja").write_text(self.ninja_file(plan, target, autograd))
         jobs = ["-j", os.environ["MAX_JOBS"]] if "MAX_JOBS" in os.environ else []
-        subprocess.run([*ninja_command(), "-C", str(folder), *jobs, *self.targets.split()], check=True)
+        command = [*ninja_command(), "-C", str(folder), *jobs]
+        if ext.name == KERNELS:
+            print(f"amkd_fast build {plan.decision}", file=sys.stderr)
+            subprocess.run([*command, *(self.targets.split() or [str(target)])], check=True)
+        elif not self.targets and subprocess.run([*command, str(autograd)]).returncode != 0:
+            for old in (autograd, ROOT / "amkd_fast" / autograd.name):  # for another torch
+                old.unlink(missing_ok=True)
+            raise CompileError("the autograd node in C++ was not built: calls take the one in Python, which is slower")
 
-    def ninja_file(self, plan: Plan, target: Path) -> str:
+    def ninja_file(self, plan: Plan, target: Path, autograd: Path) -> str:
         import pybind11
 
         version, _ = torch_versions(plan.torch)
@@ -194,6 +203,8 @@ class NinjaBuild(build_ext):
                 lines.append(f"  flags = {join(flags)}")
 
         for source in sorted((ROOT / "csrc").rglob("*.cpp")):
+            if source.stem == "autograd":
+                continue
             name = "_".join(source.relative_to(ROOT / "csrc").with_suffix("").parts)
             if source.stem.endswith("_cpu_kernels"):
                 for level in levels:
@@ -207,6 +218,13 @@ class NinjaBuild(build_ext):
                 compile_one("nvcc", source, name, [])
             libraries += [f"-L{cudart_folder(plan.nvcc)}", "-lcudart_static", "-ldl", "-lrt", "-lpthread"]
         lines += [f"build {target}: link {' '.join(objects)}", f"  libs = {join(libraries)}"]
+        # With its version, so that another torch in the same place compiles anew.
+        node_flags = [f'-DAMKD_TORCH="{version}"', "-isystem", sysconfig.get_path("include")]
+        for part in ("include", "include/torch/csrc/api/include"):
+            node_flags += ["-isystem", str(plan.torch / part)]
+        libraries = ["-L" + str(plan.torch / "lib"), "-ltorch_python", "-ltorch_cpu", "-lc10", "-Wl,--exclude-libs,ALL"]
+        lines += [f"build autograd.o: cxx {ROOT / 'csrc/autograd.cpp'}", f"  flags = {join(node_flags)}"]
+        lines += [f"build {autograd}: link autograd.o", f"  libs = {join(libraries)}"]
         return "\n".join(lines) + "\n"
 
 
@@ -235,9 +253,9 @@ def join(arguments: list[str]) -> str:
 plan = Plan()
 extensions = []
 if plan.native:
-    extension = Extension("amkd_fast._C", sources=[])
-    extension.plan = plan
-    extensions.append(extension)
+    extensions = [Extension(KERNELS, sources=[]), Extension(AUTOGRAD, sources=[], optional=True)]
+    for extension in extensions:
+        extension.plan = plan
 print(f"amkd_fast build {plan.decision}", file=sys.stderr)
 
 setup(

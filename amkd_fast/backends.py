@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from types import ModuleType
 
 import torch
 from torch.autograd import forward_ad
@@ -60,6 +61,20 @@ except ImportError as error:
         "`pip install --no-build-isolation .` build it"
     )
 
+# The autograd node in C++ uses more of torch than its stable ABI: it is for the torch that it was compiled with alone.
+AUTOGRAD = os.environ.get("AMKD_FAST_AUTOGRAD", "auto")
+checks.choice("AMKD_FAST_AUTOGRAD", AUTOGRAD, ("auto", "python"))
+_NODE, _NODE_MISSING = None, _BUILD_MISSING
+if AUTOGRAD == "python":
+    _NODE_MISSING = "as AMKD_FAST_AUTOGRAD says"
+elif _BUILD is not None and _BUILD["torch"] != torch.__version__:
+    _NODE_MISSING = f"the node in C++ was built for torch {_BUILD['torch']} and this is {torch.__version__}"
+elif _BUILD is not None:
+    try:
+        from amkd_fast import _autograd as _NODE
+    except ImportError as error:
+        _NODE_MISSING = f"the node in C++ is not there ({error})"
+
 # Triton reads this variable once, when it is imported, so a later change would not be honest.
 INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
 
@@ -99,6 +114,16 @@ _warned: set[str] = set()
 def build_info() -> dict[str, object] | None:
     """What the compiled extension holds (SIMD levels, CUDA architectures, decision), or None where there is none."""
     return _BUILD
+
+
+def autograd_node() -> ModuleType | None:
+    """The module of the autograd node in C++, or None where Python does its work: see :func:`autograd_missing`."""
+    return _NODE
+
+
+def autograd_missing() -> str:
+    """Why there is no autograd node in C++ here; empty where there is one."""
+    return _NODE_MISSING
 
 
 def available() -> dict[str, dict[str, str]]:

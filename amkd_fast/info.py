@@ -43,6 +43,8 @@ def _build():
         "CPU kernels",
         f"{build['simd_compiled']}; this CPU has {' '.join(build['simd_usable'])}; in use: {build['simd']}",
     )
+    missing = backends.autograd_missing()
+    yield "autograd", f"in Python: {missing}" if missing else "in C++"
     if backends.EMULATED:
         yield "CUDA kernels", f"emulated on CPU tensors, for tests alone (AMKD_FAST_EMULATE={backends.EMULATED})"
         return

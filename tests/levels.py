@@ -3,7 +3,8 @@
     python -m tests.levels [pytest arguments]
 
 Without arguments the operations' tests on the CPU backend. A kernel depends on our level and what it is compared with
-on torch's, so each has its turn at every level, side by side; the two pairs that are furthest apart come on top.
+on torch's, so each has its turn at every level, side by side; the two pairs that are furthest apart come on top, with
+the autograd nodes in Python where the others have them in C++.
 """
 
 from __future__ import annotations
@@ -37,9 +38,10 @@ def pairs(levels: list[str]) -> list[tuple[str, str]]:
 def run(ours: str, torch: str, arguments: list[str]) -> bool:
     """Run pytest at a pair of levels and print how it went; whether all passed."""
     began = time.monotonic()
+    autograd = "auto" if torch == TORCH[ours] else "python"
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments],
-        env={**os.environ, "AMKD_FAST_SIMD": ours, "ATEN_CPU_CAPABILITY": torch},
+        env={**os.environ, "AMKD_FAST_SIMD": ours, "ATEN_CPU_CAPABILITY": torch, "AMKD_FAST_AUTOGRAD": autograd},
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -188,6 +188,37 @@ def test_links_neither_cuda_nor_python_bindings_of_torch():
     ]
 
 
+IN_PYTHON = """
+import sys, torch
+{before}
+import amkd_fast as af
+student = torch.zeros(2, 3, requires_grad=True)
+af.kl_div(student, torch.eye(3)[:2]).backward()
+print(af.backends.last("kl"), f"{{student.grad[0, 0].item():.4f}}")
+print(af.backends.autograd_missing())
+"""
+
+
+@NATIVE
+@pytest.mark.parametrize(
+    ("before", "variables", "reason"),
+    [
+        ("", {"AMKD_FAST_AUTOGRAD": "python"}, "as AMKD_FAST_AUTOGRAD says"),
+        ("torch.__version__ = '2.99.0'", {}, r"the node in C\+\+ was built for torch \S+ and this is 2\.99\.0"),
+        ("sys.modules['amkd_fast._autograd'] = None", {}, r"the node in C\+\+ is not there \(.*\)"),
+    ],
+)
+def test_without_the_autograd_node_python_does_its_work(before, variables, reason):
+    found, why = python(IN_PYTHON.format(before=before), **variables).splitlines()
+    assert found == "cpu -0.1214"
+    assert re.fullmatch(reason, why)
+
+
+def test_a_misspelt_autograd_is_an_error():
+    said = failure("import amkd_fast", AMKD_FAST_AUTOGRAD="c++")
+    assert said == "ValueError: AMKD_FAST_AUTOGRAD='c++': must be one of 'auto', 'python'"
+
+
 SIMD = """
 import torch, amkd_fast as af
 print(af.backends.build_info()["simd"])

@@ -30,6 +30,7 @@ def test_one_line_a_pair_and_a_failure_is_told(tmp_path, capsys, monkeypatch):
         "import os\n"
         "def test_told():\n"
         "    assert (os.environ['AMKD_FAST_SIMD'], os.environ['ATEN_CPU_CAPABILITY']) == ('baseline', 'avx2')\n"
+        "    assert os.environ['AMKD_FAST_AUTOGRAD'] == 'python'\n"
     )
     monkeypatch.setattr(levels, "pairs", lambda usable: [("baseline", "default"), ("baseline", "avx2")])
     assert levels.main([str(tmp_path)]) == 1

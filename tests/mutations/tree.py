@@ -11,7 +11,7 @@ from pathlib import Path
 
 from .mutants import Mutant
 
-BUILT = "amkd_fast/_C.*"
+BUILT = "amkd_fast/_*.so"
 
 
 class Unbuildable(Exception):
@@ -83,7 +83,7 @@ class Tree:
             if mutant.kind in ("cpu", "cuda"):
                 shutil.rmtree(self.root / "build")
                 shutil.copytree(self._kept / "build", self.root / "build")
-                for binary in self._kept.glob("_C.*"):
+                for binary in self._kept.glob("_*.so"):
                     shutil.copy2(binary, self.root / "amkd_fast")
             shutil.rmtree(self.root / ".hypothesis", ignore_errors=True)  # its failing examples
 

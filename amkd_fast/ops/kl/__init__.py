@@ -18,14 +18,15 @@ from amkd_fast.ops.kl.arguments import (
     weight_of,
     weights_of,
 )
-from amkd_fast.ops.kl.function import DIVERGENCES, FusedKL, Scalars
+from amkd_fast.ops.kl.function import DIVERGENCES, ROW_LOSS, Scalars
 from amkd_fast.ops.kl.reference import statistics_dtype
+from amkd_fast.ops.row_loss import operators, row_loss
 
-_OPERATORS = {}  # backend → (forward, backward)
+_OPERATORS = {}  # by backend
 if backends.build_info() is not None:
     from amkd_fast.ops.kl import native
 
-    _OPERATORS["cpu"] = _OPERATORS["cuda"] = (native.forward_op, native.backward_op)
+    _OPERATORS["cpu"] = _OPERATORS["cuda"] = operators(ROW_LOSS, native.forward_op, native.backward_op)
 
 
 class DistillationTerms(NamedTuple):
@@ -270,16 +271,12 @@ def _run(student, teacher, weight, labels, ce_weight, numbers: tuple, with_parts
     if name not in _OPERATORS:
         from amkd_fast.ops.kl import triton  # not at the top: importing amkd_fast does not import triton
 
-        _OPERATORS["triton"] = (triton.forward_op, triton.backward_op)
-    none = weight is None and labels is None and ce_weight is None
-    optional = () if none else (weight, labels, ce_weight)
-    if not with_parts:
-        return FusedKL.apply(_OPERATORS[name], numbers, False, student, teacher, *optional)
+        _OPERATORS["triton"] = operators(ROW_LOSS, triton.forward_op, triton.backward_op)
     try:
-        loss, stats = FusedKL.apply(_OPERATORS[name], numbers, True, student, teacher, *optional)
+        loss, stats = row_loss(_OPERATORS[name], numbers, student, teacher, weight, labels, ce_weight)
     except RuntimeError as error:
         raise _named(error) from None
-    return loss, stats.select(0, -2), stats.select(0, -1)
+    return (loss, stats.select(0, -2), stats.select(0, -1)) if with_parts else loss
 
 
 def _named(error: RuntimeError) -> Exception:

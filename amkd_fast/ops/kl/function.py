@@ -1,15 +1,13 @@
-"""Autograd around the KL operators: one Function for every divergence, with or without a cross-entropy part."""
+"""The loss of the KL operators, for every divergence, with or without a cross-entropy part."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
-from amkd_fast import backends
-from amkd_fast.ops.autograd import reference_grads, save, saved
 from amkd_fast.ops.kl import reference
+from amkd_fast.ops.row_loss import RowLoss
 
 # The positions are the operators' numbers `divergence` and `reduction`.
 DIVERGENCES = ("forward", "reverse", "js", "soft_cross_entropy")
@@ -19,7 +17,6 @@ REDUCTIONS = ("sum", "mean", "none")  # the mean is over the rows
 # three TAIL scalars. csrc/kl/kl.h has the same list.
 FIELDS = 6  # student max, student log-sum, teacher max, teacher log-sum, inner, student log-sum at temperature 1
 TAIL = 3  # number of labelled rows, mean cross-entropy, mean divergence
-ABSENT = (None, None, None)  # weight, labels and ce_weight of a call that has none of them
 
 
 class Scalars(NamedTuple):
@@ -75,42 +72,9 @@ def reduced(rows: Tensor, reduction: int) -> Tensor:
     return rows.sum() / max(rows.shape[0], 1) if REDUCTIONS[reduction] == "mean" else rows.sum()
 
 
-class FusedKL(torch.autograd.Function):
-    """The loss of logits [B, K] from the operators of one backend; with ``with_parts`` (loss, statistics).
+def _reference(student, teacher, weight, labels, ce_weight, *numbers):
+    return compute(student, teacher, weight, labels, ce_weight, Scalars(*numbers))[0]
 
-    ``optional`` is (weight, labels, ce_weight), or nothing where a call has none of them: each argument has its price.
-    The backward pass recomputes the probabilities from the statistics. Gradients other than the student's, and the
-    differentiable gradient that a double backward needs, come from the reference: they are rare, and one definition of
-    them is enough.
-    """
 
-    @staticmethod
-    def forward(ctx, operators, scalars, with_parts, student, teacher, *optional):
-        loss, stats = operators[0](student, teacher, *(optional or ABSENT), *scalars)
-        ctx.call = (operators[1], scalars, save(ctx, (stats,), student, teacher, *optional))
-        if not with_parts:
-            return loss
-        ctx.mark_non_differentiable(stats)
-        ctx.set_materialize_grads(False)  # else every backward pass would fill a gradient of zeros for the statistics
-        return loss, stats
-
-    @staticmethod
-    def backward(ctx, grad_loss, *_):
-        needed = ctx.needs_input_grad[3:]
-        grads = [None] * len(needed)
-        if grad_loss is not None:
-            backward_op, scalars, unsaved = ctx.call
-            stats, student, teacher, *optional = saved(ctx, unsaved)
-            differentiable = backends.differentiates()
-            if needed[0] and not differentiable:
-                tensors = (student, teacher, *(optional or ABSENT), stats)
-                grads[0] = backward_op(grad_loss, *tensors, *scalars)
-                needed = (False, *needed[1:])
-            if True in needed:
-
-                def loss_of(student, teacher, *optional):
-                    return compute(student, teacher, *(optional or ABSENT), Scalars(*scalars))[0]
-
-                others = reference_grads(loss_of, grad_loss, (student, teacher, *optional), needed, differentiable)
-                grads = [own if own is not None else other for own, other in zip(grads, others, strict=True)]
-        return (None, None, None, *grads)
+# The backward operator computes the probabilities again, from the statistics.
+ROW_LOSS = RowLoss(5, (0,), _reference)

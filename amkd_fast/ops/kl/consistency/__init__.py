@@ -10,13 +10,14 @@ from torch import Tensor
 from amkd_fast import backends, checks
 from amkd_fast.ops.kl import scalars
 from amkd_fast.ops.kl.consistency import function
-from amkd_fast.ops.kl.consistency.function import FusedConsistency
+from amkd_fast.ops.kl.consistency.function import ROW_LOSS
+from amkd_fast.ops.row_loss import operators, row_loss
 
-_OPERATORS = {}  # backend → (forward, backward)
+_OPERATORS = {}  # by backend
 if backends.build_info() is not None:
     from amkd_fast.ops.kl.consistency import native
 
-    _OPERATORS["cpu"] = _OPERATORS["cuda"] = (native.forward_op, native.backward_op)
+    _OPERATORS["cpu"] = _OPERATORS["cuda"] = operators(ROW_LOSS, native.forward_op, native.backward_op)
 
 
 class ConsistencyKL(NamedTuple):
@@ -91,8 +92,8 @@ def consistency_kl(
     if name not in _OPERATORS:
         from amkd_fast.ops.kl.consistency import triton  # not at the top: importing amkd_fast does not import triton
 
-        _OPERATORS["triton"] = (triton.forward_op, triton.backward_op)
-    total, stats = FusedConsistency.apply(_OPERATORS[name], temperature, row_scale, *tensors)
+        _OPERATORS["triton"] = operators(ROW_LOSS, triton.forward_op, triton.backward_op)
+    total, stats = row_loss(_OPERATORS[name], (temperature, row_scale), *tensors)
     return ConsistencyKL(total, *function.parts(stats, rows))
 
 

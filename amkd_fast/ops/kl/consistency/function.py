@@ -1,14 +1,13 @@
-"""Autograd around the operators of cosine-confidence distillation."""
+"""The loss of the operators of cosine-confidence distillation, and the shapes of their outputs."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from amkd_fast import backends
-from amkd_fast.ops.autograd import reference_grads, save, saved
 from amkd_fast.ops.kl.consistency import reference
 from amkd_fast.ops.kl.reference import statistics_dtype
+from amkd_fast.ops.row_loss import RowLoss
 
 # Statistics that the forward operator leaves for the backward one, field by field ([FIELDS, B], flat), then the TAIL:
 # the means of both views. csrc/kl/consistency.h has the same list.
@@ -40,39 +39,12 @@ def parts(stats: Tensor, rows: int) -> tuple[Tensor, Tensor, Tensor]:
     return stats.select(0, -2), stats.select(0, -1), stats.narrow(0, (FIELDS - 1) * rows, rows)
 
 
-class FusedConsistency(torch.autograd.Function):
-    """(total, statistics) of four logits [B, K] from the operators of one backend.
+def _reference(*call):
+    return compute(*call)[0]
 
-    The backward pass recomputes the probabilities of both views from the statistics, in one launch. The gradients of
-    the teachers, and the differentiable gradient that a double backward needs, come from the reference.
-    """
 
-    @staticmethod
-    def forward(ctx, operators, temperature, row_scale, *tensors):
-        total, stats = operators[0](*tensors, temperature, row_scale)
-        ctx.call = (operators[1], (temperature, row_scale), save(ctx, (stats,), *tensors))
-        ctx.mark_non_differentiable(stats)
-        ctx.set_materialize_grads(False)
-        return total, stats
-
-    @staticmethod
-    def backward(ctx, grad_total, _):
-        needed = list(ctx.needs_input_grad[3:])
-        grads = [None] * 4
-        if grad_total is not None:
-            backward_op, scalars, unsaved = ctx.call
-            stats, *tensors = saved(ctx, unsaved)
-            differentiable = backends.differentiates()
-            if (needed[0] or needed[2]) and not differentiable:
-                both = backward_op(grad_total, *tensors, stats, *scalars)
-                for i, grad in zip((0, 2), both, strict=True):
-                    grads[i], needed[i] = grad if needed[i] else None, False
-            if True in needed:
-                others = reference_grads(
-                    lambda *inputs: compute(*inputs, *scalars)[0], grad_total, tensors, needed, differentiable
-                )
-                grads = [own if own is not None else other for own, other in zip(grads, others, strict=True)]
-        return (None, None, None, *grads)
+# The backward operator computes the probabilities of both views again, from the statistics, in one launch.
+ROW_LOSS = RowLoss(4, (0, 2), _reference)
 
 
 def fake_forward(student, teacher, augmented_student, augmented_teacher, temperature, row_scale):

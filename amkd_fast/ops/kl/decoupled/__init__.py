@@ -6,14 +6,15 @@ from torch import Tensor
 
 from amkd_fast import backends, checks
 from amkd_fast.ops.kl.arguments import LEARNT, finished, logits_of, looks, temperature_of, weights_of
-from amkd_fast.ops.kl.decoupled.function import FusedDecoupled, Scalars, compute
+from amkd_fast.ops.kl.decoupled.function import ROW_LOSS, Scalars, compute
 from amkd_fast.ops.kl.scalars import checked_temperature, reduction_of, remembered
+from amkd_fast.ops.row_loss import operators, row_loss
 
-_OPERATORS = {}  # backend → (forward, backward)
+_OPERATORS = {}  # by backend
 if backends.build_info() is not None:
     from amkd_fast.ops.kl.decoupled import native
 
-    _OPERATORS["cpu"] = _OPERATORS["cuda"] = (native.forward_op, native.backward_op)
+    _OPERATORS["cpu"] = _OPERATORS["cuda"] = operators(ROW_LOSS, native.forward_op, native.backward_op)
 
 
 def dkd_loss(
@@ -135,10 +136,9 @@ def _run(student: Tensor, teacher: Tensor, labels: Tensor, weight: Tensor | None
     if name not in _OPERATORS:
         from amkd_fast.ops.kl.decoupled import triton  # not at the top: that would import triton
 
-        _OPERATORS["triton"] = (triton.forward_op, triton.backward_op)
-    optional = () if weight is None else (weight,)
+        _OPERATORS["triton"] = operators(ROW_LOSS, triton.forward_op, triton.backward_op)
     try:
-        return FusedDecoupled.apply(_OPERATORS[name], numbers, student, teacher, labels, *optional)
+        return row_loss(_OPERATORS[name], numbers, student, teacher, labels, weight)[0]
     except RuntimeError as error:
         raise checks.refused(error, "class out of range: ") from None
 

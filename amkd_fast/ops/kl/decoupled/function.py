@@ -1,17 +1,15 @@
-"""Autograd around the operators of decoupled knowledge distillation, and the shapes of their outputs."""
+"""The loss of the operators of decoupled knowledge distillation, and the shapes of their outputs."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
-from amkd_fast import backends
-from amkd_fast.ops.autograd import reference_grads, save, saved
 from amkd_fast.ops.kl.decoupled import reference
 from amkd_fast.ops.kl.function import REDUCTIONS, reduced
 from amkd_fast.ops.kl.reference import every_row, statistics_dtype, to_save, without
+from amkd_fast.ops.row_loss import RowLoss
 
 # Statistics that the forward operator leaves for the backward one, field by field ([FIELDS, B], flat): of the classes
 # other than the target the student's max and log-sum and the teacher's, then the slope of the target's divergence in
@@ -39,38 +37,12 @@ def compute(student: Tensor, teacher: Tensor, labels: Tensor, weight: Tensor | N
     return reduced(rows if weight is None else rows * weight, s.reduction)
 
 
-class FusedDecoupled(torch.autograd.Function):
-    """The loss of logits [B, K] and labels [B] from the operators of one backend; ``optional`` is (weight,) or nothing.
+def _reference(student, teacher, labels, weight, *numbers):
+    return compute(student, teacher, labels, weight, Scalars(*numbers))
 
-    The backward pass recomputes the probabilities from the statistics. As in :class:`amkd_fast.ops.kl.function.FusedKL`
-    gradients other than the student's, and the differentiable gradient of a double backward, come from the reference.
-    """
 
-    @staticmethod
-    def forward(ctx, operators, scalars, student, teacher, labels, *optional):
-        loss, stats = operators[0](student, teacher, labels, *(optional or (None,)), *scalars)
-        ctx.call = (operators[1], scalars, save(ctx, (stats,), student, teacher, labels, *optional))
-        return loss
-
-    @staticmethod
-    def backward(ctx, grad_loss):
-        needed = ctx.needs_input_grad[2:]
-        grads = [None] * len(needed)
-        backward_op, scalars, unsaved = ctx.call
-        stats, student, teacher, labels, *optional = saved(ctx, unsaved)
-        differentiable = backends.differentiates()
-        if needed[0] and not differentiable:
-            tensors = (student, teacher, labels, *(optional or (None,)), stats)
-            grads[0] = backward_op(grad_loss, *tensors, *scalars)
-            needed = (False, *needed[1:])
-        if True in needed:
-
-            def loss_of(student, teacher, labels, weight=None):
-                return compute(student, teacher, labels, weight, Scalars(*scalars))
-
-            others = reference_grads(loss_of, grad_loss, (student, teacher, labels, *optional), needed, differentiable)
-            grads = [own if own is not None else other for own, other in zip(grads, others, strict=True)]
-        return (None, None, *grads)
+# The backward operator computes the probabilities again, from the statistics.
+ROW_LOSS = RowLoss(4, (0,), _reference)
 
 
 def fake_forward(student, teacher, labels, weight, *scalars):

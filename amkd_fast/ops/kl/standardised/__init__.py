@@ -8,13 +8,14 @@ from amkd_fast import backends
 from amkd_fast.ops.kl import scalars
 from amkd_fast.ops.kl.arguments import LEARNT, finished, logits_of, temperature_of, weights_of
 from amkd_fast.ops.kl.standardised import function
-from amkd_fast.ops.kl.standardised.function import FusedStandardised
+from amkd_fast.ops.kl.standardised.function import ROW_LOSS
+from amkd_fast.ops.row_loss import operators, row_loss
 
-_OPERATORS = {}  # backend → (forward, backward)
+_OPERATORS = {}  # by backend
 if backends.build_info() is not None:
     from amkd_fast.ops.kl.standardised import native
 
-    _OPERATORS["cpu"] = _OPERATORS["cuda"] = (native.forward_op, native.backward_op)
+    _OPERATORS["cpu"] = _OPERATORS["cuda"] = operators(ROW_LOSS, native.forward_op, native.backward_op)
 
 
 def standardised_kl_div(
@@ -94,7 +95,6 @@ def standardised_kl_div(
         if name not in _OPERATORS:
             from amkd_fast.ops.kl.standardised import triton  # not at the top: that would import triton
 
-            _OPERATORS["triton"] = (triton.forward_op, triton.backward_op)
-        optional = () if row_weight is None else (row_weight,)
-        loss = FusedStandardised.apply(_OPERATORS[name], (temperature, factor, number), student, teacher, *optional)
+            _OPERATORS["triton"] = operators(ROW_LOSS, triton.forward_op, triton.backward_op)
+        loss, _ = row_loss(_OPERATORS[name], (temperature, factor, number), student, teacher, row_weight)
     return loss if size is None and len(shape) == 2 else finished(loss, size, reduction, shape)
