@@ -430,6 +430,16 @@ CPU = _in(
         "const Ints sum = i + 0x7fff + ((i >> 16) & 1);", "const Ints sum = i;",
         "bf16 results are cut off instead of rounded: gradients shrink on average",
     ),
+    (
+        "row-loss-double-backward", "kl", "autograd.cpp",
+        "const bool plain = at::GradMode::is_enabled() || is_transforming();", "const bool plain = is_transforming();",
+        "a gradient that is differentiated again has no graph",
+    ),
+    (
+        "row-loss-unsaved", "kl", "autograd.cpp",
+        "saved[i] = kept[i].defined() ? kept[i] : saved[i];", "saved[i] = kept[i].defined() ? saved[i] : kept[i];",
+        "the gradient forgets a teacher that was made in inference mode",
+    ),
 )  # fmt: skip
 
 MUTANTS = PYTHON + TRITON + CPU + _in("csrc", *CUDA)

@@ -30,7 +30,7 @@ _LOSSES = ("losses", "methods", "training")
 _ATTACKS = ("attacks", "capture", "similarity", "robustness", "methods", "parity", "training")
 FAMILIES = {
     "kl": Family(
-        ("kl",), ("kl", "distillation", "soft_cross"), ("decoupled", "consistency", "standardised"), _LOSSES
+        ("kl", "row_loss"), ("kl", "distillation", "soft_cross"), ("decoupled", "consistency", "standardised"), _LOSSES
     ),
     "decoupled": Family(("decoupled",), ("decoupled", "dkd"), (), _LOSSES),
     "consistency": Family(("consistency",), ("consistency",), ("standardised",), _LOSSES),
