@@ -3,6 +3,7 @@
 // cost.
 //
 // A module of its own, as it is bound to the torch that it was compiled with. Nothing needs it.
+#include <ATen/Context.h>
 #include <ATen/PythonTorchFunctionTLS.h>
 #include <ATen/TracerMode.h>
 #include <ATen/core/dispatch/Dispatcher.h>
@@ -27,10 +28,13 @@ using torch::autograd::variable_list;
 
 struct Loss {
   c10::OperatorHandle forward, backward;
-  std::vector<int64_t> own;  // tensors whose gradients the backward operator makes, in its order
-  std::vector<char> kinds;   // of the numbers: float, int or bool, by their first letter
-  size_t tensors;            // how many the forward operator takes, before the numbers
-  PyObject* reference;       // ReferenceGradients of row_loss.py; lives as long as the process
+  std::vector<int64_t> own{};     // tensors whose gradients the backward operator makes, in its order
+  std::string kinds{};            // of the numbers: float, int or bool, by their first letter
+  size_t numbers = 0;             // how many of them the forward operator takes
+  size_t tensors = 0;             // likewise
+  size_t all_tensors = 0;         // with those that only `others` sees
+  bool asks_determinism = false;  // the backward operator has torch's flag as its last number
+  PyObject* others = nullptr;     // RowLoss.others of row_loss.py; lives as long as the process
 };
 
 std::deque<Loss> losses;  // only ever added to, under the GIL: what is in it stays where it is
@@ -45,7 +49,7 @@ const Loss& loss_of(const Numbers& numbers) { return losses[numbers->elements()[
 // Every tensor of the call in its place, from those that are there: autograd knows no absent ones in a list.
 variable_list in_place(const Numbers& numbers, at::TensorList there) {
   const auto bits = numbers->elements()[1].toInt();
-  variable_list all(loss_of(numbers).tensors);
+  variable_list all(loss_of(numbers).all_tensors);
   size_t next = 0;
   for (size_t i = 0; i < all.size(); ++i) {
     if (bits >> i & 1) all[i] = there[next++];
@@ -54,11 +58,15 @@ variable_list in_place(const Numbers& numbers, at::TensorList there) {
 }
 
 void push_numbers(torch::jit::Stack& stack, const Numbers& numbers) {
-  const auto& elements = numbers->elements();
-  stack.insert(stack.end(), elements.begin() + kAhead, elements.end());
+  const auto begin = numbers->elements().begin() + kAhead;
+  stack.insert(stack.end(), begin, begin + loss_of(numbers).numbers);
 }
 
-IValue or_none(const Tensor& x) { return x.defined() ? IValue(x) : IValue(); }
+void push_tensors(torch::jit::Stack& stack, const Numbers& numbers, const variable_list& tensors) {
+  for (size_t i = 0; i < loss_of(numbers).tensors; ++i) {
+    stack.push_back(tensors[i].defined() ? IValue(tensors[i]) : IValue());
+  }
+}
 
 // Tensors made under torch.inference_mode cannot be saved, and have no version that could tell of a change either.
 bool cannot_be_saved(const Tensor& x) { return x.defined() && x.is_inference(); }
@@ -90,10 +98,10 @@ IValue number_from_python(PyObject* x, char kind) {
   return kind == 'b' ? IValue(value != 0) : IValue(static_cast<int64_t>(value));
 }
 
-// By reference(grad_loss, tensors, needed, numbers): other gradients than the operator's, and all that are
+// By others(grad_loss, tensors, stats, needed, numbers): gradients that are not the operator's, and all that are
 // differentiated again.
-void add_reference_gradients(variable_list& found, const Loss& loss, const Tensor& grad_loss,
-                             const variable_list& tensors, const std::vector<bool>& needed, const Numbers& numbers) {
+void add_other_gradients(variable_list& found, const Loss& loss, const Tensor& grad_loss, const variable_list& tensors,
+                         const Tensor& stats, const std::vector<bool>& needed, const Numbers& numbers) {
   pybind11::gil_scoped_acquire gil;
   const auto owned = [](PyObject* object) { return pybind11::reinterpret_steal<pybind11::object>(steal(object)); };
   const auto n = static_cast<Py_ssize_t>(tensors.size());
@@ -107,9 +115,9 @@ void add_reference_gradients(variable_list& found, const Loss& loss, const Tenso
   for (size_t i = kAhead; i < elements.size(); ++i) {
     PyTuple_SET_ITEM(call.ptr(), static_cast<Py_ssize_t>(i - kAhead), number_to_python(elements[i]));
   }
-  auto grad = owned(THPVariable_Wrap(grad_loss));
-  auto gradients =
-      owned(PyObject_CallFunctionObjArgs(loss.reference, grad.ptr(), given.ptr(), asked.ptr(), call.ptr(), nullptr));
+  auto grad = owned(THPVariable_Wrap(grad_loss)), left = owned(THPVariable_Wrap(stats));
+  auto gradients = owned(
+      PyObject_CallFunctionObjArgs(loss.others, grad.ptr(), given.ptr(), left.ptr(), asked.ptr(), call.ptr(), nullptr));
   for (Py_ssize_t i = 0; i < n; ++i) {
     PyObject* gradient = PyList_GetItem(gradients.ptr(), i);
     if (gradient == nullptr) throw python_error();
@@ -173,9 +181,10 @@ struct RowLoss : torch::autograd::Function<RowLoss> {
       torch::jit::Stack stack;
       stack.reserve(tensors.size() + loss.kinds.size() + 2);
       stack.emplace_back(grad_loss);
-      for (const auto& x : tensors) stack.push_back(or_none(x));
+      push_tensors(stack, numbers, tensors);
       stack.emplace_back(stats);
       push_numbers(stack, numbers);
+      if (loss.asks_determinism) stack.emplace_back(at::globalContext().deterministicAlgorithms());
       loss.backward.callBoxed(stack);
       for (size_t i = 0; i < loss.own.size(); ++i) {
         const auto at = loss.own[i];
@@ -185,7 +194,7 @@ struct RowLoss : torch::autograd::Function<RowLoss> {
     }
     for (const bool need : needed) {
       if (!need) continue;
-      add_reference_gradients(found, loss, grad_loss, tensors, needed, numbers);
+      add_other_gradients(found, loss, grad_loss, tensors, stats, needed, numbers);
       break;
     }
   }
@@ -196,7 +205,7 @@ struct RowLoss : torch::autograd::Function<RowLoss> {
     at::AutoGradMode no_grad(false);
     torch::jit::Stack stack;
     stack.reserve(16);
-    for (const auto& x : in_place(numbers, tensors)) stack.push_back(or_none(x));
+    push_tensors(stack, numbers, in_place(numbers, tensors));
     push_numbers(stack, numbers);
     loss_of(numbers).forward.callBoxed(stack);
     *stats = std::move(stack[1]).toTensor();
@@ -219,7 +228,7 @@ PyObject* row_loss(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   const auto id = PyLong_AsSsize_t(arguments[0]);
   const Loss& loss = losses.at(id);
   variable_list tensors;  // those that are there
-  tensors.reserve(loss.tensors);
+  tensors.reserve(loss.all_tensors);
   int64_t bits = 0;
   bool has_graph = false;
   for (Py_ssize_t i = 2; i < count; ++i) {
@@ -253,15 +262,19 @@ PyObject* row_loss(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   END_HANDLE_TH_ERRORS
 }
 
-// add(forward, backward, own, reference): the number of a loss whose operators have these names.
+// add(forward, backward, own, others, more_tensors, more_numbers, asks_determinism), as in RowLoss of row_loss.py: the
+// number of a loss whose operators have these names.
 PyObject* add(PyObject*, PyObject* arguments) {
   HANDLE_TH_ERRORS
-  const char *forward = nullptr, *backward = nullptr;
-  PyObject *own = nullptr, *reference = nullptr;
-  if (!PyArg_ParseTuple(arguments, "ssO!O", &forward, &backward, &PyTuple_Type, &own, &reference)) throw python_error();
+  const char *forward = nullptr, *backward = nullptr, *more_numbers = nullptr;
+  PyObject *own = nullptr, *others = nullptr;
+  int more_tensors = 0, asks_determinism = 0;
+  if (!PyArg_ParseTuple(arguments, "ssO!Oisp", &forward, &backward, &PyTuple_Type, &own, &others, &more_tensors,
+                        &more_numbers, &asks_determinism)) {
+    throw python_error();
+  }
   auto& dispatcher = c10::Dispatcher::singleton();
-  Loss loss{
-      dispatcher.findSchemaOrThrow(forward, ""), dispatcher.findSchemaOrThrow(backward, ""), {}, {}, 0, reference};
+  Loss loss{dispatcher.findSchemaOrThrow(forward, ""), dispatcher.findSchemaOrThrow(backward, "")};
   for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(own); ++i) {
     loss.own.push_back(PyLong_AsLongLong(PyTuple_GET_ITEM(own, i)));
   }
@@ -273,7 +286,11 @@ PyObject* add(PyObject*, PyObject* arguments) {
       loss.kinds.push_back(type[0]);
     }
   }
-  Py_INCREF(reference);
+  loss.numbers = loss.kinds.size();
+  loss.kinds += more_numbers;
+  loss.all_tensors = loss.tensors + more_tensors;
+  loss.asks_determinism = asks_determinism != 0;
+  loss.others = Py_NewRef(others);
   losses.push_back(std::move(loss));
   return PyLong_FromSize_t(losses.size() - 1);
   END_HANDLE_TH_ERRORS

@@ -19,12 +19,17 @@ from amkd_fast.ops import row_loss
 
 pytestmark = pytest.mark.skipif(backends.build_info() is None, reason="the extension is not built")
 LABELS = torch.tensor([0, 1, 2, 3, 0, 1])
+CLASSES = torch.tensor([0, 0, 1, 1, 2, 2])
 IN_CPP = "amkd::RowLoss>"
 IN_PYTHON = "FusedRowLossBackward"
 
 
 def consistency(student, teacher):
     return af.consistency_kl(student, teacher, 2.0 * student, teacher.flip(1)).total
+
+
+def triplets(student, teacher, **options):
+    return af.triplet_margin_loss(student, CLASSES, reference=teacher, reference_labels=CLASSES, **options)
 
 
 # Every loss of this kind, of a student's and a teacher's logits [6, 4].
@@ -36,6 +41,8 @@ LOSSES = {
     "dkd_loss": lambda s, t: af.dkd_loss(s, t, LABELS),
     "consistency_kl": consistency,
     "standardised_kl_div": af.standardised_kl_div,
+    "hard triplets": triplets,
+    "weighted triplets": partial(triplets, weight=torch.linspace(0.0, 1.0, 6), mining="topk", k=2, swap=True),
 }
 by_loss = pytest.mark.parametrize("loss", LOSSES)
 

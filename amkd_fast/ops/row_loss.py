@@ -2,8 +2,8 @@
 
 A forward operator takes tensors and numbers and returns (loss, statistics); the backward operator takes the gradient of
 the loss, the same tensors, the statistics and the same numbers, and returns the gradients of some of the tensors. All
-other gradients, and those that are themselves differentiated, come from the reference: they are rare, and one
-definition of them is enough.
+other gradients, and those that are themselves differentiated, come from elsewhere, mostly the reference: they are rare,
+and one definition of them is enough.
 """
 
 from __future__ import annotations
@@ -24,9 +24,13 @@ _node = backends.autograd_node()
 class RowLoss(NamedTuple):
     """What the operators of a loss have in common, whichever backend they belong to."""
 
-    tensors: int  # how many they take
-    own: tuple[int, ...]  # those whose gradients the backward operator makes, in its order
-    reference: Callable[..., Tensor]  # reference(*tensors, *numbers): the loss, with a graph
+    own: tuple[int, ...]  # tensors whose gradients the backward operator makes, in its order
+    others: Callable[..., list[Tensor | None]]  # of (grad_loss, tensors, stats, needed, numbers): all other gradients
+    tensors: int  # how many the operators take
+    numbers: int
+    more_tensors: int = 0  # behind those: what only `others` sees
+    more_numbers: str = ""  # likewise, each by the letter of float, int or bool
+    asks_determinism: bool = False  # the backward operator has torch's flag as its last number
 
 
 class Operators(NamedTuple):
@@ -41,7 +45,9 @@ class Operators(NamedTuple):
 def operators(loss: RowLoss, forward: Callable, backward: Callable) -> Operators:
     """Put the two operators of a backend together."""
     names = [op.name().removesuffix(".default") for op in (forward, backward)]
-    node = None if _node is None else _node.add(*names, loss.own, ReferenceGradients(loss))
+    node = None
+    if _node is not None:
+        node = _node.add(*names, loss.own, loss.others, loss.more_tensors, loss.more_numbers, loss.asks_determinism)
     return Operators(loss, forward, backward, node)
 
 
@@ -56,19 +62,18 @@ def row_loss(operators: Operators, numbers: tuple, *tensors: Tensor | None) -> t
     return FusedRowLoss.apply(operators, numbers, *tensors)
 
 
-class ReferenceGradients:
-    """The gradients of a loss by its reference, of what the node in C++ asks for."""
+def by_reference(loss: Callable[..., Tensor]) -> Callable[..., list[Tensor | None]]:
+    """The gradients of ``loss(*tensors, *numbers)``, which has a graph."""
 
-    def __init__(self, loss: RowLoss) -> None:
-        self._loss = loss
-
-    def __call__(
-        self, grad_loss: Tensor, tensors: tuple[Tensor | None, ...], needed: tuple[bool, ...], numbers: tuple
+    def others(
+        grad_loss: Tensor, tensors: tuple[Tensor | None, ...], _: Tensor, needed: tuple[bool, ...], numbers: tuple
     ) -> list[Tensor | None]:
         def loss_of(*given):
-            return self._loss.reference(*given, *numbers)
+            return loss(*given, *numbers)
 
         return reference_grads(loss_of, grad_loss, tensors, needed, backends.differentiates())
+
+    return others
 
 
 class FusedRowLoss(torch.autograd.Function):
@@ -77,8 +82,9 @@ class FusedRowLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, *call):
         operators, numbers, *tensors = call  # torch.compile leaves ctx out where parameters are as many as arguments
-        rest = (None,) * (operators.loss.tensors - len(tensors))
-        loss, stats = operators.forward(*tensors, *rest, *numbers)
+        kind = operators.loss
+        rest = (None,) * (kind.tensors + kind.more_tensors - len(tensors))
+        loss, stats = operators.forward(*(*tensors, *rest)[: kind.tensors], *numbers[: kind.numbers])
         ctx.call = (operators, numbers, rest, save(ctx, (stats,), *tensors))
         ctx.mark_non_differentiable(stats)
         ctx.set_materialize_grads(False)  # else every backward pass would fill a gradient of zeros for the statistics
@@ -91,13 +97,16 @@ class FusedRowLoss(torch.autograd.Function):
         if grad_loss is not None:
             operators, numbers, rest, unsaved = ctx.call
             stats, *tensors = saved(ctx, unsaved)
-            own = operators.loss.own
-            if any(needed[i] for i in own) and not backends.differentiates():
-                found = operators.backward(grad_loss, *tensors, *rest, stats, *numbers)
-                for i, grad in zip(own, (found,) if len(own) == 1 else found, strict=True):
-                    grads[i], needed[i] = grad if needed[i] else None, False
+            kind, tensors = operators.loss, (*tensors, *rest)
+            needed += (False,) * len(rest)
+            if any(needed[i] for i in kind.own) and not backends.differentiates():
+                flag = (torch.are_deterministic_algorithms_enabled(),) if kind.asks_determinism else ()
+                given = (*tensors[: kind.tensors], stats, *numbers[: kind.numbers], *flag)
+                found = operators.backward(grad_loss, *given)
+                for i, grad in zip(kind.own, (found,) if len(kind.own) == 1 else found, strict=True):
+                    if needed[i]:
+                        grads[i], needed[i] = grad, False
             if True in needed:
-                by_reference = ReferenceGradients(operators.loss)
-                others = by_reference(grad_loss, (*tensors, *rest), (*needed, *(False for _ in rest)), numbers)
+                others = kind.others(grad_loss, tensors, stats, tuple(needed), numbers)
                 grads = [own if own is not None else other for own, other in zip(grads, others, strict=False)]
         return (None, None, *grads)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from amkd_fast.ops.kl import reference
-from amkd_fast.ops.row_loss import RowLoss
+from amkd_fast.ops.row_loss import RowLoss, by_reference
 
 # The positions are the operators' numbers `divergence` and `reduction`.
 DIVERGENCES = ("forward", "reverse", "js", "soft_cross_entropy")
@@ -77,4 +77,4 @@ def _reference(student, teacher, weight, labels, ce_weight, *numbers):
 
 
 # The backward operator computes the probabilities again, from the statistics.
-ROW_LOSS = RowLoss(5, (0,), _reference)
+ROW_LOSS = RowLoss((0,), by_reference(_reference), tensors=5, numbers=8)

@@ -10,7 +10,9 @@ from typing import NamedTuple
 
 import torch
 
-TAIL = 6  # size, terms, active, positive, negative, missing: csrc/triplet/triplet.h
+from amkd_fast.ops import row_loss
+from amkd_fast.ops.triplet.terms import TAIL, TERMS
+
 NAMES = ("triplet_select", "triplet_terms", "triplet_backward", "triplet_rows_forward", "triplet_rows_backward")
 
 
@@ -18,8 +20,7 @@ class Operators(NamedTuple):
     """The operators of one backend."""
 
     select: Callable
-    terms: Callable
-    backward: Callable
+    selected: row_loss.Operators  # terms of what is selected
     rows_forward: Callable
     rows_backward: Callable
     every_pair: Callable | None = None  # does the work of the two before and of the products around them
@@ -30,7 +31,8 @@ def registered(suffix: str = "") -> Operators:
     fakes = (fake_select, fake_terms, fake_backward, fake_rows_forward, fake_rows_backward)
     for name, fake in zip(NAMES, fakes, strict=True):
         torch.library.register_fake(f"amkd_fast::{name}{suffix}", fake)
-    return Operators(*(getattr(torch.ops.amkd_fast, f"{name}{suffix}").default for name in NAMES))
+    select, terms, backward, *rows = (getattr(torch.ops.amkd_fast, f"{name}{suffix}").default for name in NAMES)
+    return Operators(select, row_loss.operators(TERMS, terms, backward), *rows)
 
 
 def statistics_dtype(dtype: torch.dtype) -> torch.dtype:

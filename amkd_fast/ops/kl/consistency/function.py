@@ -7,7 +7,7 @@ from torch import Tensor
 
 from amkd_fast.ops.kl.consistency import reference
 from amkd_fast.ops.kl.reference import statistics_dtype
-from amkd_fast.ops.row_loss import RowLoss
+from amkd_fast.ops.row_loss import RowLoss, by_reference
 
 # Statistics that the forward operator leaves for the backward one, field by field ([FIELDS, B], flat), then the TAIL:
 # the means of both views. csrc/kl/consistency.h has the same list.
@@ -44,7 +44,7 @@ def _reference(*call):
 
 
 # The backward operator computes the probabilities of both views again, from the statistics, in one launch.
-ROW_LOSS = RowLoss(4, (0, 2), _reference)
+ROW_LOSS = RowLoss((0, 2), by_reference(_reference), tensors=4, numbers=2)
 
 
 def fake_forward(student, teacher, augmented_student, augmented_teacher, temperature, row_scale):

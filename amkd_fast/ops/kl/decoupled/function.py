@@ -9,7 +9,7 @@ from torch import Tensor
 from amkd_fast.ops.kl.decoupled import reference
 from amkd_fast.ops.kl.function import REDUCTIONS, reduced
 from amkd_fast.ops.kl.reference import every_row, statistics_dtype, to_save, without
-from amkd_fast.ops.row_loss import RowLoss
+from amkd_fast.ops.row_loss import RowLoss, by_reference
 
 # Statistics that the forward operator leaves for the backward one, field by field ([FIELDS, B], flat): of the classes
 # other than the target the student's max and log-sum and the teacher's, then the slope of the target's divergence in
@@ -42,7 +42,7 @@ def _reference(student, teacher, labels, weight, *numbers):
 
 
 # The backward operator computes the probabilities again, from the statistics.
-ROW_LOSS = RowLoss(4, (0,), _reference)
+ROW_LOSS = RowLoss((0,), by_reference(_reference), tensors=4, numbers=5)
 
 
 def fake_forward(student, teacher, labels, weight, *scalars):

@@ -7,7 +7,7 @@ from torch import Tensor
 from amkd_fast.ops.kl.function import REDUCTIONS, reduced
 from amkd_fast.ops.kl.reference import every_row, statistics_dtype, to_save, without
 from amkd_fast.ops.kl.standardised import reference
-from amkd_fast.ops.row_loss import RowLoss
+from amkd_fast.ops.row_loss import RowLoss, by_reference
 
 # Statistics that the forward operator leaves for the backward one, field by field ([FIELDS, B], flat).
 # csrc/kl/standardised.h has the same list.
@@ -33,7 +33,7 @@ def compute(
 
 
 # The backward operator computes the probabilities again, from the statistics.
-ROW_LOSS = RowLoss(3, (0,), compute)
+ROW_LOSS = RowLoss((0,), by_reference(compute), tensors=3, numbers=3)
 
 
 def fake_forward(student, teacher, weight, temperature, factor, reduction):
