@@ -22,32 +22,49 @@ def loss(operators: Operators, rows: Rows, rule: Rule, weight: Tensor | None, re
     """The loss of :func:`amkd_fast.triplet_margin_loss` for ``mining`` semihard and all."""
     given = (rows.anchor, rows.positive, None if rows.is_batch else rows.reference)
     learns = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in given)
-    call = (operators, rows, rule, reduction == "none", learns and reduction != "none")
-    total, counts, sums = EveryPair.apply(*given, weight, call)
-    count, active, triplets = counts.unbind(1)
-    return specification.divide(Terms(total, count, active, triplets, *sums.unbind(1)), weight, reduction)
+    # Of a weight that learns, what a mean is divided by has a gradient, too.
+    reduced = "sum" if reduction != "none" and weight is not None and weight.requires_grad else reduction
+    call = (operators, rows, rule, reduced, learns and reduction != "none")
+    value, size, counts, sums = EveryPair.apply(*given, weight, call)
+    if reduced != reduction:
+        return specification.divide(_terms(counts, sums)._replace(total=value), weight, reduction)
+    return Outcome(value, size, lambda: specification.statistics(_terms(counts, sums), weight))
+
+
+def _terms(counts: Tensor, sums: Tensor) -> Terms:
+    """All but the totals, in whose place is one of the sums."""
+    return Terms(sums[:, 0], *counts.unbind(1), *sums.unbind(1))
 
 
 class EveryPair(torch.autograd.Function):
-    """Weighted totals [N] (``per_anchor``) or their sum, counts and sums of :class:`Terms`."""
+    """Weighted totals, [N] or reduced, what a mean was divided by, counts and sums of :class:`Terms`."""
 
     @staticmethod
     def forward(ctx, anchor, positive, reference, weight, call):
-        operators, rows, rule, per_anchor, with_gradient = call
+        operators, rows, rule, reduction, with_gradient = call
         total, counts, sums, grads = _operate(operators, rows, rule, weight, weight, with_gradient)
-        ctx.per_anchor, ctx.operators, ctx.rule, ctx.self_offset = per_anchor, operators, rule, rows.self_offset
-        labels = (rows.labels, rows.reference_labels, rows.exclude_labels)
-        ctx.unsaved = save(ctx, (total, *grads), anchor, positive, reference, weight, *labels)
-        ctx.mark_non_differentiable(counts, sums)
-        ctx.set_materialize_grads(False)
         value = total if weight is None else weight * total
-        return value.clone() if value is total and per_anchor else value if per_anchor else value.sum(), counts, sums
+        if reduction != "none":
+            value = value.sum()
+        elif value is total:  # which is kept
+            value = value.clone()
+        if reduction in ("sum", "none"):
+            size = total.new_ones(())
+        else:
+            size = specification.size_of(counts[:, 1 if reduction == "mean_nonzero" else 0], weight, total.dtype)
+            value = value / size
+        ctx.reduction, ctx.operators, ctx.rule, ctx.self_offset = reduction, operators, rule, rows.self_offset
+        labels = (rows.labels, rows.reference_labels, rows.exclude_labels)
+        ctx.unsaved = save(ctx, (total, size, *grads), anchor, positive, reference, weight, *labels)
+        ctx.mark_non_differentiable(size, counts, sums)
+        ctx.set_materialize_grads(False)
+        return value, size, counts, sums
 
     @staticmethod
     def backward(ctx, grad, *_):
         if grad is None:
             return (None,) * 5
-        total, grad_a, grad_p, grad_r, anchor, positive, reference, weight, *labels = saved(ctx, ctx.unsaved)
+        total, size, grad_a, grad_p, grad_r, anchor, positive, reference, weight, *labels = saved(ctx, ctx.unsaved)
         rows = Rows(
             anchor,
             positive,
@@ -59,10 +76,11 @@ class EveryPair(torch.autograd.Function):
         if backends.differentiates():
             return _differentiable_grads(ctx, grad, rows, weight)
         grads = (grad_a, grad_p, grad_r)
-        if ctx.per_anchor and any(ctx.needs_input_grad[:3]):
+        if ctx.reduction == "none" and any(ctx.needs_input_grad[:3]):
             upstream = grad if weight is None else grad * weight
             grads = _operate(ctx.operators, rows, ctx.rule, weight, upstream, True)[-1]
-        elif not ctx.per_anchor:
+        elif ctx.reduction != "none":
+            grad = grad if ctx.reduction == "sum" else grad / size
             grads = [None if g is None else grad * g for g in grads]
         return *grads, grad * total if ctx.needs_input_grad[3] else None, None
 
@@ -111,7 +129,7 @@ def _differentiable_grads(ctx, grad: Tensor, rows: Rows, weight: Tensor | None):
 
     def value_of(anchor, positive, reference, weight):
         given = with_rows(rows, anchor, positive, reference)
-        return specification.loss(given, ctx.rule, weight, "none" if ctx.per_anchor else "sum").value
+        return specification.loss(given, ctx.rule, weight, ctx.reduction).value
 
     inputs = (rows.anchor, rows.positive, None if rows.is_batch else rows.reference, weight)
     return *reference_grads(value_of, grad, inputs, ctx.needs_input_grad[:4]), None

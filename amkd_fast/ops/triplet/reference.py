@@ -263,17 +263,23 @@ def reduce(terms: Terms, weight: Tensor | None, reduction: str) -> Outcome:
 
 def divide(terms: Terms, weight: Tensor | None, reduction: str) -> Outcome:
     """The same where ``total`` has its weights, and but for ``"none"`` is summed up."""
-    stats = partial(_statistics, terms, weight)
+    stats = partial(statistics, terms, weight)
     if reduction in ("sum", "none"):
         return Outcome(terms.total, terms.total.new_ones(()), stats)
-    count = terms.nonzero if reduction == "mean_nonzero" else terms.count
-    size = (count if weight is None else weight * count).sum()
-    size = torch.where(size == 0, 1, size).to(terms.total.dtype)
+    size = size_of(terms.nonzero if reduction == "mean_nonzero" else terms.count, weight, terms.total.dtype)
     return Outcome(terms.total / size, size, stats)
 
 
+def size_of(count: Tensor, weight: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """What a mean is divided by, out of the numbers of terms that count [N]: 1 where there are none."""
+    if weight is None:
+        return count.sum().clamp(min=1).to(dtype)
+    size = (weight * count).sum()
+    return torch.where(size == 0, 1, size).to(dtype)
+
+
 @torch.no_grad()
-def _statistics(terms: Terms, weight: Tensor | None) -> Statistics:
+def statistics(terms: Terms, weight: Tensor | None) -> Statistics:
     dtype, triplets = terms.total.dtype, terms.triplets.sum().clamp(min=1)
     without = terms.triplets == 0
     if weight is not None:
