@@ -16,6 +16,7 @@ from traps import NothingWaits
 
 import amkd_fast as af
 from amkd_fast.attacks import BoundaryAttack
+from amkd_fast.attacks.folding import Folds
 from amkd_fast.distill.methods import (
     AMKD,
     BN_POLICIES,
@@ -253,6 +254,22 @@ def test_the_attack_follows_the_teacher():
     assert torch.isfinite(first.total)
     assert not list(method.parameters())
     assert not any("teacher" in key or "conv" in key for key in method.state_dict())
+
+
+def test_the_teacher_is_folded_once_a_step(monkeypatch):
+    """And in every step: a weight that has changed by then is seen."""
+    folds, values = [], Folds.values
+    monkeypatch.setattr(Folds, "values", lambda self: folds.append(1) or values(self))
+    batch, teacher, student = problem()
+    method = ATTACKING["near_boundary"]()
+    first = method(batch, teacher, student, NOW)
+    folds.clear()
+    second = method(batch, teacher, student, NOW)
+    assert len(folds) == 1
+    teacher.fc.weight.data.mul_(0.5)
+    third = method(batch, teacher, student, NOW)
+    assert len(folds) == 2
+    assert first.parts["kl"] == second.parts["kl"] != third.parts["kl"]
 
 
 def test_features_are_what_the_classifier_sees():

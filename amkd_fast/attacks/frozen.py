@@ -44,6 +44,7 @@ class FrozenModel:
         self._watch: Watch | None = None  # None: the next call builds
         self._hooked = False
         self._kept: list[Tensor] | None = None  # what recordings read
+        self._held: bool | None = None  # in a block of `held`: whether the model has been looked at in it
 
     def __call__(self, x: Tensor):
         """Evaluate the network on images [B, ...]; the outputs are those of the model in eval mode."""
@@ -57,6 +58,8 @@ class FrozenModel:
             recorded: Run on the tensors that recordings of it read; they get the new numbers.
         """
         watch = self._watch
+        if self._held and not recorded and watch is not None:
+            return self._evaluate
         if watch is None or self._hooked != has_hooks(self.model) or watch.changed() or not self._run.fits():
             self._watch = None  # should the building fail
             with undisturbed(x.device), torch.no_grad():
@@ -65,7 +68,18 @@ class FrozenModel:
         with torch.inference_mode(False), torch.no_grad():
             values = self._run.values()
             self._run.use(self._for_recordings(values) if recorded else values)
+        if self._held is not None:
+            self._held = True
         return self._evaluate
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Take over what the model is once for all calls in the block, in which nobody may change it."""
+        self._held = False
+        try:
+            yield
+        finally:
+            self._held = None
 
     def memory_format(self, images: Tensor) -> torch.memory_format:
         """The memory format that ``images`` are run in, once :meth:`network` has seen such a batch."""

@@ -123,6 +123,12 @@ class BSS(Method):
         }
 
     def forward(self, batch: Batch, teacher: nn.Module | None, student: nn.Module, moment: Moment) -> Losses:
+        if teacher is None:
+            return self._forward(batch, teacher, student, moment)
+        with self.view_of(teacher).held():
+            return self._forward(batch, teacher, student, moment)
+
+    def _forward(self, batch: Batch, teacher: nn.Module | None, student: nn.Module, moment: Moment) -> Losses:
         weights = moment.weights or self.weights(moment)
         alpha, beta = weights["kl"], weights["boundary"]
         taught = self.taught(batch, teacher)
