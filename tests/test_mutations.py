@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from mutations.mutants import MUTANTS
 from mutations.selection import FAMILIES, runs_of, stages_of
+from mutations.trial import STARTED
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -25,3 +26,17 @@ def test_every_family_has_tests_that_make_check_runs():
     for family, kind in {(mutant.family, mutant.kind) for mutant in MUTANTS}:
         assert family in FAMILIES
         assert stages_of(ROOT, runs, family, kind), (family, kind)
+
+
+@pytest.mark.parametrize(
+    ("said", "verdict"),
+    [
+        ("", None),
+        (" PASSED  [ 3%]", "PASSED"),
+        (" SKIPPED (no GPU)", "SKIPPED"),
+        (" Fatal Python error: Aborted", None),
+    ],
+)
+def test_a_test_is_known_by_its_line(said, verdict):
+    name = "tests/test_here.py::test_it[hard-an id with spaces-float32]"
+    assert STARTED.match(name + said).groups() == (name, verdict)

@@ -14,7 +14,10 @@ from typing import NamedTuple
 from .selection import Stage
 from .tree import Tree
 
-_STARTED = re.compile(r"^(tests/\S+?\.py::.*?)(?: (PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)\b.*)?$")
+# A test's line, to which a crash adds its own words.
+STARTED = re.compile(
+    r"^(tests/\S+?\.py::.*?)(?: (?:(PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)\b|Fatal Python error: ).*)?$"
+)
 _NOTHING_SELECTED = 5
 
 
@@ -57,7 +60,7 @@ def run(tree: Tree, stage: Stage, through: list[str], limit: float, *, stop: boo
 def _judge(text: str, code: int, timed_out: bool) -> Outcome:
     passed, failed, running = 0, [], ""
     for line in text.splitlines():
-        if not (match := _STARTED.match(line)):
+        if not (match := STARTED.match(line)):
             continue
         test, verdict = match.groups()
         running = "" if verdict else test.strip()
