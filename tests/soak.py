@@ -218,6 +218,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kinds", default=",".join(WAYS), help="with commas between")
     options = parser.parse_args()
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background, and so in all that starts here
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     with tempfile.TemporaryDirectory() as folder:
         told = run(Path(folder), options.kills, options.seed, tuple(options.kinds.split(",")))
     print(f"{len(told)} of {options.kills}: the bits of an uninterrupted run each time; processes left: 0")
