@@ -201,15 +201,15 @@ print(af.backends.autograd_missing())
 
 @NATIVE
 @pytest.mark.parametrize(
-    ("before", "variables", "reason"),
+    ("before", "autograd", "reason"),
     [
-        ("", {"AMKD_FAST_AUTOGRAD": "python"}, "as AMKD_FAST_AUTOGRAD says"),
-        ("torch.__version__ = '2.99.0'", {}, r"the node in C\+\+ was built for torch \S+ and this is 2\.99\.0"),
-        ("sys.modules['amkd_fast._autograd'] = None", {}, r"the node in C\+\+ is not there \(.*\)"),
+        ("", "python", "as AMKD_FAST_AUTOGRAD says"),
+        ("torch.__version__ = '2.99.0'", "auto", r"the node in C\+\+ was built for torch \S+ and this is 2\.99\.0"),
+        ("sys.modules['amkd_fast._autograd'] = None", "auto", r"the node in C\+\+ is not there \(.*\)"),
     ],
 )
-def test_without_the_autograd_node_python_does_its_work(before, variables, reason):
-    found, why = python(IN_PYTHON.format(before=before), **variables).splitlines()
+def test_without_the_autograd_node_python_does_its_work(before, autograd, reason):
+    found, why = python(IN_PYTHON.format(before=before), AMKD_FAST_AUTOGRAD=autograd).splitlines()
     assert found == "cpu -0.1214"
     assert re.fullmatch(reason, why)
 
