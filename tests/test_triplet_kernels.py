@@ -153,6 +153,24 @@ def test_close_pairs_keep_the_digits_of_their_gradient(backend, device, distance
     assert relative(grad, expected_grad) <= 2e-6
 
 
+@pytest.mark.parametrize("scale", [1.0, 1e4])
+def test_long_rows_are_selected_as_in_fp64(backend, device, scale):
+    """Each has near copies, whose distances are less than what products of the rows are rounded by.
+
+    On a GPU it is the tensor cores' own way of adding up that the bound of that rounding has to cover.
+    """
+    copies = draw(50, 1, 64) + 1e-4 * draw(50, 22, 64, seed=1)
+    rows = scale * copies.flatten(0, 1)  # [1100, 64]
+    labels = torch.arange(len(rows), device=device)
+    reference = rows.to(device)
+    _, index = af.nearest_negatives(reference, labels, reference, labels, k=2, self_offset=0)
+    exact = (rows.double()[:, None] - rows.double()).norm(dim=2).fill_diagonal_(torch.inf)
+    nearest = exact.topk(2, largest=False).values
+    assert (exact.gather(1, index.cpu()) <= nearest * (1.0 + 1e-6)).all()
+    by_products = torch.cdist(rows, rows, compute_mode="use_mm_for_euclid_dist").fill_diagonal_(torch.inf)
+    assert (exact.gather(1, by_products.argmin(1, keepdim=True)) > nearest[:, :1] * 1.01).sum() > 500
+
+
 @by_mode
 @pytest.mark.parametrize("shape", [(1, 1, 1), (2, 3, 1), (5, 2, 4096), (64, 65, 17), (97, 257, 16)])
 def test_odd_sizes(device, mode, shape):
