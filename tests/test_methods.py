@@ -256,12 +256,13 @@ def test_the_attack_follows_the_teacher():
     assert not any("teacher" in key or "conv" in key for key in method.state_dict())
 
 
-def test_the_teacher_is_folded_once_a_step(monkeypatch):
+@pytest.mark.parametrize("name", ["near_boundary", "ccd", "tald"])
+def test_the_teacher_is_folded_once_a_step(name, monkeypatch):
     """And in every step: a weight that has changed by then is seen."""
     folds, values = [], Folds.values
     monkeypatch.setattr(Folds, "values", lambda self: folds.append(1) or values(self))
     batch, teacher, student = problem()
-    method = ATTACKING["near_boundary"]()
+    method = {**ATTACKING, **NEIGHBOURS}[name]()
     first = method(batch, teacher, student, NOW)
     folds.clear()
     second = method(batch, teacher, student, NOW)

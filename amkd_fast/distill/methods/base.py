@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -114,6 +115,10 @@ class Method(nn.Module):
         """Its answers would depend on their neighbours else."""
         if teacher.training:
             raise ValueError("teacher.training=True: must be in eval mode (teacher.eval())")
+
+    def teaching(self, teacher: nn.Module | None) -> AbstractContextManager:
+        """For the length of the block the teacher is what it is at the first look, and so is looked at once."""
+        return nullcontext() if teacher is None else self.view_of(teacher).held()
 
     def view_of(self, teacher: nn.Module) -> FrozenModel:
         """The teacher as it is run, kept from call to call: BatchNorm folded and channels last, where it can be."""

@@ -123,9 +123,7 @@ class BSS(Method):
         }
 
     def forward(self, batch: Batch, teacher: nn.Module | None, student: nn.Module, moment: Moment) -> Losses:
-        if teacher is None:
-            return self._forward(batch, teacher, student, moment)
-        with self.view_of(teacher).held():
+        with self.teaching(teacher):
             return self._forward(batch, teacher, student, moment)
 
     def _forward(self, batch: Batch, teacher: nn.Module | None, student: nn.Module, moment: Moment) -> Losses:

@@ -92,9 +92,11 @@ class TALD(Method):
         weights = moment.weights or self.weights(moment)
         rows = ranks.row_numbers(batch.images, self.distributed)
         draw = self.draw_of(moment, rows.device)
-        samples = self._attack_of(teacher)(batch.images, batch.labels, rows=rows, seed=draw)
+        with self.teaching(teacher):
+            samples = self._attack_of(teacher)(batch.images, batch.labels, rows=rows, seed=draw)
+            taught = self.taught(batch, teacher)
         logits = student(batch.images)
-        clean = self.criterion(logits, self.taught(batch, teacher), batch.labels, kl_weight=weights["kl"])
+        clean = self.criterion(logits, taught, batch.labels, kl_weight=weights["kl"])
         around = student(samples.images.flatten(0, 1))
         divergence = kl_div(
             around, samples.logits.flatten(0, 1), self.criterion.temperature, scale_by_t2=self.criterion.scale_by_t2

@@ -74,7 +74,8 @@ class CCD(Method):
     def forward(self, batch: Batch, teacher: nn.Module | None, student: nn.Module, moment: Moment) -> Losses:
         rows = ranks.row_numbers(batch.images, self.distributed)
         other = self._augmented(batch.images, rows, self.draw_of(moment, rows.device))
-        taught, taught_other = self.taught(batch, teacher), self.taught(Batch(other, batch.labels), teacher)
+        with self.teaching(teacher):
+            taught, taught_other = self.taught(batch, teacher), self.taught(Batch(other, batch.labels), teacher)
         logits, augmented_logits = student(batch.images), student(other)
         soft = consistency_kl(logits, taught, augmented_logits, taught_other, self.temperature)
         ce, total = F.cross_entropy(logits, batch.labels), soft.total
