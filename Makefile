@@ -97,7 +97,6 @@ format:
 bench: build/.built
 	$(PY) -m benchmarks.compare
 	$(PY) -m benchmarks.scaling
-	$(PY) -m benchmarks.crossover
 	$(PY) -m benchmarks.counters
 	$(PY) -m benchmarks.report
 

@@ -62,6 +62,11 @@ def row_loss(operators: Operators, numbers: tuple, *tensors: Tensor | None) -> t
     return FusedRowLoss.apply(operators, numbers, *tensors)
 
 
+def ready(*logits: Tensor) -> str | None:
+    """The device type of logits [B, K] that need no checks, None where these have to look, as they always may."""
+    return None if _node is None or is_compiling() else _node.logits(*logits)
+
+
 def by_reference(loss: Callable[..., Tensor]) -> Callable[..., list[Tensor | None]]:
     """The gradients of ``loss(*tensors, *numbers)``, which has a graph."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -121,7 +120,7 @@ def selection(count: int, width: int, dtype: torch.dtype) -> Call:
 
 def selector(device: str) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """The operator of the chosen backend alone, which takes two-byte rows as they are: indices [N] and [N, 1]."""
-    if backends.select("triplet", device, sys.maxsize) == "triton":
+    if backends.select("triplet", device) == "triton":
         from amkd_fast.ops.triplet.triton import operators
     else:
         from amkd_fast.ops.triplet import native

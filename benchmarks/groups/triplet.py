@@ -356,7 +356,7 @@ def _distance(left: Tensor, right: Tensor) -> Tensor:
 
 
 def _operator(rows: Tensor) -> Callable[..., tuple[Tensor, Tensor]]:
-    if backends.select("triplet", rows.device.type, rows.numel()) == "triton":
+    if backends.select("triplet", rows.device.type) == "triton":
         from amkd_fast.ops.triplet import triton
 
         return triton.operators.select

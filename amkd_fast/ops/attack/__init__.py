@@ -303,7 +303,7 @@ def draw_targets(
 
 def _serving(tensor: Tensor, only_reference: str = "") -> tuple[str, Operators | None]:
     """The backend that serves a call on ``tensor``'s device, and its operators: None for the reference."""
-    name = backends.select("attack", tensor.device.type, tensor.numel(), only_reference)
+    name = backends.select("attack", tensor.device.type, only_reference)
     if name == "triton" and name not in _OPERATORS:
         from amkd_fast.ops.attack import triton  # not at the top: importing amkd_fast does not import triton
 

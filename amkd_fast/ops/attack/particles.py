@@ -132,7 +132,7 @@ def _by_channel(run: Callable, particles, grad, x0, step_size, eps, lower, upper
 
 def _serving(particles: Tensor) -> Callable | None:
     """The operator of the backend that serves a call; None for the reference."""
-    name = backends.select("attack", particles.device.type, particles.numel())
+    name = backends.select("attack", particles.device.type)
     if name == "triton":
         from amkd_fast.ops.attack import particles_triton  # importing amkd_fast does not import triton
 

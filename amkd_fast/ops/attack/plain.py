@@ -56,7 +56,7 @@ def step(
         return None
     if not (-INF < step_size < INF and eps >= 0.0 and lower <= upper and -INF < decay < INF):
         return None
-    if backends.select("attack", "cpu", x.numel()) != "cpu":
+    if backends.select("attack", "cpu") != "cpu":
         return None
     if out is None:
         out = torch.empty_like(x)
@@ -83,7 +83,7 @@ def objective(
     if logits.requires_grad:
         logits = logits.detach()
     try:
-        if backends.select("attack", "cpu", logits.numel()) != "cpu":
+        if backends.select("attack", "cpu") != "cpu":
             return None
         return operators.objective(logits, labels, target, LOSSES.index(loss), score == SCORES[1], targeted)
     except RuntimeError:

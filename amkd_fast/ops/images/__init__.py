@@ -168,7 +168,7 @@ def _on_device(shift: object, channels: int, work: torch.dtype, device: torch.de
 
 def _serving(pixels: Tensor, size: int) -> Callable | None:
     """The operator of the backend that serves a batch of ``size`` numbers: None for the reference."""
-    name = backends.select("images", pixels.device.type, size)
+    name = backends.select("images", pixels.device.type)
     if name == "triton" and name not in _OPERATORS:
         from amkd_fast.ops.images import triton  # not at the top: importing amkd_fast does not import triton
 

@@ -147,7 +147,7 @@ def _chosen(operations: object) -> int:
 
 def _serving(pixels: Tensor) -> Callable | None:
     """The operator of the backend that serves the batch: None for the reference."""
-    name = backends.select("images", pixels.device.type, pixels.numel())
+    name = backends.select("images", pixels.device.type)
     if name == "triton" and name not in _OPERATORS:
         from amkd_fast.ops.images import augment_triton  # importing amkd_fast does not import triton
 

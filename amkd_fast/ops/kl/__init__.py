@@ -20,8 +20,9 @@ from amkd_fast.ops.kl.arguments import (
 )
 from amkd_fast.ops.kl.function import DIVERGENCES, ROW_LOSS, Scalars
 from amkd_fast.ops.kl.reference import statistics_dtype
-from amkd_fast.ops.row_loss import operators, row_loss
+from amkd_fast.ops.row_loss import operators, ready, row_loss
 
+_KL = DIVERGENCES[:3]
 _OPERATORS = {}  # by backend
 if backends.build_info() is not None:
     from amkd_fast.ops.kl import native
@@ -102,7 +103,8 @@ def kl_div(
         >>> f"{loss.item():.4f}", f"{student.grad[0, 0].item():.4f}"
         ('0.2311', '0.2311')
     """
-    checks.choice("divergence", divergence, DIVERGENCES[:3])
+    if divergence not in _KL:
+        checks.choice("divergence", divergence, _KL)
     return _divergence(student, teacher, temperature, divergence, beta, weight, mask, scale_by_t2, reduction, dim)
 
 
@@ -248,10 +250,12 @@ def distillation_loss(
 
 
 def _divergence(student, teacher, temperature, divergence, beta, weight, mask, scale_by_t2, reduction, dim) -> Tensor:
+    if weight is None and mask is None and dim == -1 and not isinstance(temperature, Tensor):
+        device = ready(student, teacher)
+        if device is not None:  # the usual call, whose checks would cost more than its kernel
+            numbers = scalars.of_divergence(temperature, divergence, beta, None, bool(scale_by_t2), reduction, 1)
+            return _run(student, teacher, None, None, None, numbers, False, device)
     shape, student, teacher = logits_of(student, teacher, dim)
-    if weight is None and mask is None and len(shape) == 2 and not isinstance(temperature, Tensor):  # the usual call
-        numbers = scalars.of_divergence(temperature, divergence, beta, None, bool(scale_by_t2), reduction, 1)
-        return _run(student, teacher, None, None, None, numbers, False)
     number, rows, reduction, divisor, size = weights_of(weight, mask, shape, student, reduction)
     if isinstance(temperature, Tensor):
         temperature = temperature_of(temperature, shape, student)
@@ -259,10 +263,10 @@ def _divergence(student, teacher, temperature, divergence, beta, weight, mask, s
     return finished(_run(student, teacher, rows, None, None, numbers, False), size, reduction, shape)
 
 
-def _run(student, teacher, weight, labels, ce_weight, numbers: tuple, with_parts: bool):
+def _run(student, teacher, weight, labels, ce_weight, numbers: tuple, with_parts: bool, device: str | None = None):
     """The loss, or with ``with_parts`` (loss, mean cross-entropy, mean divergence)."""
     learnt = LEARNT if isinstance(numbers[0], Tensor) else ""
-    name = backends.select("kl", student.device.type, student.numel(), learnt)
+    name = backends.select("kl", device or student.device.type, learnt)
     if labels is not None and name != "cpu":  # whose operator looks itself
         _check_labels(labels, student.shape[1], Scalars(*numbers).ignore_index)
     if name == "reference":

@@ -303,7 +303,7 @@ def _serving(rows: Rows, lacking: str = "", wide: bool = False) -> tuple[Operato
 
     With them the rows as they want them: in two bytes where they came so and a GPU selects, unless ``wide``.
     """
-    name = backends.select("triplet", rows.anchor.device.type, rows.anchor.numel(), lacking)
+    name = backends.select("triplet", rows.anchor.device.type, lacking)
     if name == "reference" or 0 in (*rows.anchor.shape, rows.reference.shape[0]):
         return None, arguments.widened(rows)
     if name not in _OPERATORS:

@@ -86,7 +86,7 @@ def consistency_kl(
     rows = tensors[0].shape[0]
     numbers = scalars.of_divergence(temperature, "forward", 0.5, None, bool(scale_by_t2), "mean", 1)
     temperature, _, _, row_scale, *_ = numbers
-    name = backends.select("kl", tensors[0].device.type, tensors[0].numel(), function="consistency_kl")
+    name = backends.select("kl", tensors[0].device.type, function="consistency_kl")
     if name == "reference":
         return ConsistencyKL(*function.compute(*tensors, temperature, row_scale))
     if name not in _OPERATORS:
