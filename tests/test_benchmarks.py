@@ -13,7 +13,7 @@ import torch
 
 from benchmarks import contest, machine, regression, roofline, scaling
 from benchmarks.interleave import QUICK
-from benchmarks.report import pages, readme, tables, targets, words
+from benchmarks.report import markers, pages, tables, targets, words
 from benchmarks.report.__main__ import main as report
 from benchmarks.report.load import load
 
@@ -29,7 +29,7 @@ MACHINE = {
     },
     **{"gpu": None, "platform": "Linux", "python": "3.11.7", "torch": "2.13.0", "amkd_fast": "0.1.0", "build": {}},
 }
-README = "# A page\n\nBefore.\n\n<!-- benchmarks: summary -->\nold\n<!-- /benchmarks -->\n\nAfter 7 µs.\n"
+PAGE = "# A page\n\nBefore.\n\n<!-- benchmarks: summary -->\nold\n<!-- /benchmarks -->\n\nAfter 7 µs.\n"
 
 
 def around(value: float, part: float = 0.05) -> dict[str, float]:
@@ -110,9 +110,11 @@ def grown(**about: object) -> dict:
 
 @pytest.fixture
 def site(tmp_path):
-    """A folder with a README and results; returns a call that writes results and runs the report."""
+    """A folder with a page and results; returns a call that writes results and runs the report."""
     (tmp_path / "results").mkdir()
-    (tmp_path / "README.md").write_text(README)
+    (tmp_path / "docs" / "benchmarks").mkdir(parents=True)
+    for page in markers.PAGES:
+        (tmp_path / page).write_text(PAGE)
 
     def run(*options: str, **files: dict) -> int:
         for name, content in files.items():
@@ -133,7 +135,7 @@ def undrawn(monkeypatch):
 
 def test_report_writes_what_check_wants(site, undrawn):
     assert site(kl_cpu=comparison(row()), scaling_cpu=grown()) == 0
-    text = (site.path / "README.md").read_text()
+    text = (site.path / markers.PAGES[0]).read_text()
     assert text.startswith("# A page\n\nBefore.\n")
     assert text.endswith("<!-- /benchmarks -->\n\nAfter 7 µs.\n")
     assert (
@@ -148,12 +150,12 @@ def test_report_writes_what_check_wants(site, undrawn):
     assert before == {path: path.read_bytes() for path in site.path.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize("spoil", ["readme", "page", "picture", "surplus", "result"])
+@pytest.mark.parametrize("spoil", ["marked", "page", "picture", "surplus", "result"])
 def test_check_finds_what_differs(site, undrawn, spoil, capsys):
     site(kl_cpu=comparison(row()))
     docs = site.path / "docs" / "benchmarks"
-    if spoil == "readme":
-        path = site.path / "README.md"
+    if spoil == "marked":
+        path = site.path / markers.PAGES[0]
         path.write_text(path.read_text().replace("100 µs", "99 µs"))
     elif spoil == "page":
         (docs / "kl.md").write_text("nothing")
@@ -165,18 +167,18 @@ def test_check_finds_what_differs(site, undrawn, spoil, capsys):
     capsys.readouterr()
     assert site("--check", **changed) == 1
     wanted = {
-        "readme": "README.md",
+        "marked": "accuracy.md",
         "page": "kl.md",
         "picture": "kl-cpu.png",
         "surplus": "gone.md",
-        "result": "README.md",
+        "result": "accuracy.md",
     }
     assert wanted[spoil] in capsys.readouterr().out
 
 
 def test_check_ignores_what_stands_outside_of_markers(site, undrawn):
     site(kl_cpu=comparison(row()))
-    path = site.path / "README.md"
+    path = site.path / markers.PAGES[0]
     path.write_text(path.read_text().replace("After 7 µs.", "After 8 µs."))
     assert site("--check") == 0
 
@@ -194,9 +196,9 @@ def test_check_ignores_what_stands_outside_of_markers(site, undrawn):
 def test_unfit_files_are_refused(site, undrawn, file, reason, capsys):
     assert site(kl_cpu=file) == 1
     assert reason in capsys.readouterr().out
-    assert (site.path / "README.md").read_text() == README
+    assert (site.path / markers.PAGES[0]).read_text() == PAGE
     assert site("--draft") == 0
-    text = (site.path / "README.md").read_text()
+    text = (site.path / markers.PAGES[0]).read_text()
     assert "**Draft" in text if reason.startswith("made") else "*Not measured yet.*" in text
 
 
@@ -280,18 +282,17 @@ def test_results_of_the_methods_become_tables():
 )
 def test_broken_markers_are_errors(text, message):
     with pytest.raises(ValueError, match=message):
-        readme.filled(text, {"summary": "a table"})
+        markers.filled(text, {"summary": "a table"})
 
 
 def test_the_committed_reports_are_those_of_the_committed_results():
     assert report(["--check"]) == 0
 
 
-def test_every_marker_of_the_readme_has_a_table():
-    text = (machine.ROOT / "README.md").read_text()
+def test_every_table_has_its_marker_once():
+    text = "".join((machine.ROOT / page).read_text() for page in markers.PAGES)
     names = re.findall(r"<!-- benchmarks: (\S+) -->", text)
-    assert set(names) == set(tables.TABLES)
-    readme.filled(text, dict.fromkeys(tables.TABLES, ""))
+    assert sorted(names) == sorted(set(tables.TABLES) - {"targets"})  # which the index has, all of them
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ def soft_kl(student, teacher, temperature):
 
 
 def triplet_by_hand(student, labels, rows, features, variant, negatives, space, margin, temperature):
-    """Row by row, as METHODS section 4 says it; hardest selector, euclidean."""
+    """Row by row, as docs/methods.md has it (AMKD); hardest selector, euclidean."""
     if space == "features":
         clean, attacked, taught = features, rows.student_features, None
     elif space == "probabilities":

@@ -53,7 +53,7 @@ def attack_step(
     - ``"l1"``: x ← Π(x + η e), e = sign g on the ``top`` share of the largest \|g\| (all that tie with the last of
       them), divided by their number; exact projection on the l1 ball (Tramèr and Boneh 2019; Duchi et al. 2008).
     - ``"boundary"``: x ← Π(x + η (L + 1e-4) g/‖g‖₂^p) with the gap L = f_b − f_k and g = ∇(f_k − f_b); p = 1 is the
-      step of the public BSS code [V] (Heo et al. 2019), p = 2 a Newton step in the manner of DeepFool.
+      step of the public BSS code (Heo et al. 2019), p = 2 a Newton step in the manner of DeepFool.
 
     With ``momentum`` the step uses v ← ``decay`` v + g/mean\|g\| in place of g (MI-FGSM, Dong et al. 2018).
 
@@ -147,7 +147,7 @@ def attack_objective(
 
     - ``"ce"``: cross-entropy of ``labels``; targeted: minus the cross-entropy of ``target``.
     - ``"boundary"``: f_k − f_b with b = ``labels`` and k = ``target``, or the highest other class where no target is
-      given; f the logits or their softmax [V] (Heo et al. 2019). The gap L of a boundary step is minus this value.
+      given; f the logits or their softmax (Heo et al. 2019). The gap L of a boundary step is minus this value.
     - ``"dlr"``: −(z_y − max_{c≠y} z_c)/(z_(1) − z_(3)), or targeted −(z_y − z_k)/(z_(1) − (z_(3) + z_(4))/2), with
       z_(i) the i-th largest logit (Croce and Hein 2020).
 

@@ -1,4 +1,4 @@
-"""The KL family in plain PyTorch: the definition that every kernel is tested against (METHODS §1).
+"""The KL family in plain PyTorch: the definition that every kernel is tested against (docs/methods.md, Divergences).
 
 Differentiable any number of times, in the student, the teacher and the weights.
 """

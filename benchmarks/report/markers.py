@@ -1,10 +1,17 @@
-"""What stands between README's markers, and nothing else, is replaced."""
+"""Pages in which what stands between markers, and nothing else, is made of the results."""
 
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
+PAGES = ("docs/benchmarks/accuracy.md", "docs/benchmarks/summary.md")
 _MARKER = re.compile(r"^<!-- (?:benchmarks: (?P<name>\S+)|(?P<end>/benchmarks)) -->$", re.MULTILINE)
+
+
+def filled_pages(root: Path, tables: dict[str, str]) -> dict[Path, str]:
+    """The pages below ``root`` as they should be."""
+    return {root / page: filled((root / page).read_text(), tables) for page in PAGES}
 
 
 def filled(text: str, tables: dict[str, str]) -> str:
