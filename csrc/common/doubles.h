@@ -45,6 +45,28 @@ AMKD_INLINE Doubles clamped(Doubles v) {
 #endif
 }
 
+AMKD_INLINE Doubles root_of(Doubles x) {
+#if defined(__AVX512F__)
+  return bits<Doubles>(_mm512_sqrt_pd(bits<__m512d>(x)));
+#elif defined(__AVX2__)
+  return bits<Doubles>(_mm256_sqrt_pd(bits<__m256d>(x)));
+#else
+  for (int i = 0; i < kDoubles; ++i) x[i] = __builtin_sqrt(x[i]);
+  return x;
+#endif
+}
+
+// f(numbers) of every lane, computed in fp64 and rounded.
+template <class F, class... V>
+AMKD_INLINE Floats in_doubles(F f, V... numbers) {
+  Floats out;
+  const auto half = [](const Floats& v, int i) {
+    return load_doubles(reinterpret_cast<const float*>(&v) + i * kDoubles);
+  };
+  for (int i = 0; i < 2; ++i) store_doubles(reinterpret_cast<float*>(&out) + i * kDoubles, f(half(numbers, i)...));
+  return out;
+}
+
 AMKD_INLINE double sum_of(Doubles v) {
   double sum = v[0];
   for (int i = 1; i < kDoubles; ++i) sum += v[i];
