@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
+
+from amkd_fast.distill.errors import UserError
 
 
 def write_atomic(path: Path | str, content: bytes | str) -> None:
@@ -26,3 +30,12 @@ def write_atomic(path: Path | str, content: bytes | str) -> None:
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
+
+
+def read_json(path: Path, option: str) -> Any:
+    """The content of a JSON file of ours."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "damaged"
+        raise UserError(f"{option}: {path} is missing or damaged ({reason})") from error

@@ -6,9 +6,9 @@ import json
 import math
 from typing import Any
 
-from amkd_fast.distill.experiment import Run
-from amkd_fast.distill.journal import COLUMNS, table
-from amkd_fast.distill.qualities import EVERY
+from amkd_fast.distill.epoch_log import COLUMNS, table
+from amkd_fast.distill.fit import Run
+from amkd_fast.distill.metrics import EVERY
 
 EPOCHS = ("method", "seed", *COLUMNS)
 SUMMARY = ("method", "quality", "unit", "mean", "sd", "low", "high", "n")
