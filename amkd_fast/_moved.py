@@ -45,11 +45,15 @@ MODULES = {
     "amkd_fast.distill.plan": ("amkd_fast.distill.evaluate_settings",),
     "amkd_fast.distill.probe": ("amkd_fast.distill.attack_examples",),
     "amkd_fast.distill.qualities": ("amkd_fast.distill.metrics",),
+    "amkd_fast.distill.report.text": ("amkd_fast.distill.report.tables", "amkd_fast.distill.files"),
     "amkd_fast.distill.result": ("amkd_fast.distill.result_folder",),
     "amkd_fast.distill.subject": ("amkd_fast.distill.evaluation_data",),
     "amkd_fast.distill.torchvision": ("amkd_fast.distill.broken_torchvision",),
     "amkd_fast.distill.world": ("amkd_fast.distill.distributed",),
+    "amkd_fast.losses.consistency": ("amkd_fast.losses.kl",),
+    "amkd_fast.losses.decoupled": ("amkd_fast.losses.kl",),
     "amkd_fast.losses.faces": ("amkd_fast.losses.kl", "amkd_fast.losses.triplet"),
+    "amkd_fast.losses.standardised": ("amkd_fast.losses.kl",),
 }
 # Old name in such a module: its name now.
 NAMES = {

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -57,11 +59,15 @@ OLD = {
         "BINS EVERY OF_DROPPED_LABELS OF_THE_TEACHER PRESET QUALITIES Quality STEPS TARGETS attacked "
         "calibration_error divergence measure pgd_accuracy protocol radius"
     ),
+    "amkd_fast.distill.report.text": "EPOCHS SUMMARY chance finite summary_csv to_csv to_json",
     "amkd_fast.distill.result": "MARKER partial_of result_folder",
     "amkd_fast.distill.subject": "check_network images_for normalisation",
     "amkd_fast.distill.torchvision": "NAME is_aside put_aside",
     "amkd_fast.distill.world": "World joined",
+    "amkd_fast.losses.consistency": "ConsistencyLoss",
+    "amkd_fast.losses.decoupled": "DKDLoss",
     "amkd_fast.losses.faces": "DistillationLoss KLDivLoss TripletMarginLoss",
+    "amkd_fast.losses.standardised": "StandardisedKLLoss",
 }
 
 
@@ -107,3 +113,13 @@ def test_imports_of_every_form():
 def test_what_never_was_is_still_missing():
     with pytest.raises(ModuleNotFoundError):
         importlib.import_module("amkd_fast.distill.nowhere")
+
+
+def test_nothing_of_ours_is_imported_by_an_old_name():
+    root, found = Path(__file__).parents[1], []
+    for path in [*root.glob("amkd_fast/**/*.py"), *root.glob("examples/*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom):
+                names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+                found += [f"{path}: {name}" for name in names if name in OLD]
+    assert not found

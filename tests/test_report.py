@@ -31,7 +31,18 @@ from amkd_fast.distill.data import subsets
 from amkd_fast.distill.fit import Run
 from amkd_fast.distill.metrics import METRICS, Metric
 from amkd_fast.distill.networks import Spec
-from amkd_fast.distill.report import page, panels, plots, provenance, samples, screen, statistics, style, summary, text
+from amkd_fast.distill.report import (
+    page,
+    panels,
+    plots,
+    provenance,
+    samples,
+    screen,
+    statistics,
+    style,
+    summary,
+    tables,
+)
 from amkd_fast.distill.settings import METHODS, Settings
 
 NAMES = ("student", "kd", "bss-official", "bss-paper", "bss-zoo", "bss-near_boundary", "amkd")
@@ -398,7 +409,7 @@ def test_summary_csv():
     runs = made_up(("kd", "amkd"), 3)
     runs["kd", 0].qualities["ece"] = runs["kd", 1].qualities["ece"] = runs["kd", 2].qualities["ece"] = None
     methods = summary.summarise(runs)
-    rows = list(csv.DictReader(io.StringIO(text.summary_csv(methods))))
+    rows = list(csv.DictReader(io.StringIO(tables.summary_csv(methods))))
     assert [(row["method"], row["quality"]) for row in rows] == [
         (method, quality) for method in ("kd", "amkd") for quality in ("best_accuracy", *METRICS)
     ]

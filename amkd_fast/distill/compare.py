@@ -12,9 +12,9 @@ from amkd_fast.distill import build, exit_codes, metrics, networks, pool, report
 from amkd_fast.distill import data as datasets
 from amkd_fast.distill.attack_examples import AttackExamples, attack_examples
 from amkd_fast.distill.data import Data
-from amkd_fast.distill.files import write_atomic
+from amkd_fast.distill.files import finite, write_atomic
 from amkd_fast.distill.networks import Spec
-from amkd_fast.distill.report import panels, plots, samples, screen, summary, text
+from amkd_fast.distill.report import panels, plots, samples, screen, summary, tables
 from amkd_fast.distill.report.page import page
 from amkd_fast.distill.report.summary import Runs
 from amkd_fast.distill.result_folder import MARKER, result_folder
@@ -86,7 +86,7 @@ def compare(
             "seconds": time.perf_counter() - begun,
         }
         # From here on every number is one that the JSON can hold.
-        result = text.finite(result)
+        result = finite(result)
         written = _write(folder, runs, result, examples, data)
         finished.clear()
     screen.show(result)
@@ -153,8 +153,8 @@ def _write(folder: Path, runs: Runs, result: dict[str, Any], examples: AttackExa
     pictures = {name: content for name, content in pictures.items() if content}
     contents = {
         "report.html": page(result, pictures),
-        "results.csv": text.to_csv(runs),
-        "summary.csv": text.summary_csv(found),
+        "results.csv": tables.to_csv(runs),
+        "summary.csv": tables.summary_csv(found),
         **{f"{name}.png": content for name, content in pictures.items()},
         MARKER: report.to_json(result),  # the last, see there
     }

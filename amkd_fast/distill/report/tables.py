@@ -1,9 +1,7 @@
-"""Results as JSON and CSV, and p-values as people read them."""
+"""A comparison as CSV, and p-values as people read them."""
 
 from __future__ import annotations
 
-import json
-import math
 from typing import Any
 
 from amkd_fast.distill.epoch_log import COLUMNS, table
@@ -12,11 +10,6 @@ from amkd_fast.distill.metrics import EVERY
 
 EPOCHS = ("method", "seed", *COLUMNS)
 SUMMARY = ("method", "quality", "unit", "mean", "sd", "low", "high", "n")
-
-
-def to_json(result: dict[str, Any]) -> str:
-    """Strict JSON: what is not a finite number becomes null."""
-    return json.dumps(finite(result), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def to_csv(runs: dict[tuple[str, int], Run]) -> str:
@@ -39,17 +32,6 @@ def summary_csv(methods: dict[str, dict[str, Any]]) -> str:
             known = {name: numbers[name] for name in SUMMARY[3:] if numbers[name] is not None}
             rows.append({"method": method, "quality": quality, "unit": unit, **known})
     return table(rows, SUMMARY)
-
-
-def finite(value: Any) -> Any:
-    """The same value with None for every number in it that is not finite."""
-    if isinstance(value, dict):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [finite(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
 
 
 def chance(value: float | None) -> str:
