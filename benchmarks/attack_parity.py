@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from amkd_fast.attacks import BoundaryAttack
 from amkd_fast.distill import data as datasets
-from amkd_fast.distill import models
+from amkd_fast.distill import schemas as models
 from amkd_fast.distill.checkpoint import load_network
 from amkd_fast.distill.networks.small_resnet import ResNet
 from amkd_fast.distill.settings import Settings

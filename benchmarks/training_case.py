@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from amkd_fast import CrossBatchMemory
 from amkd_fast.attacks.capture import CudaGraph
-from amkd_fast.distill.methods import AMKD, BSS, KD, Batch, Losses, Method, Moment
 from amkd_fast.distill.networks import Spec, build
 from amkd_fast.distill.whole_step import WholeStep
+from amkd_fast.methods import AMKD, BSS, KD, Batch, Losses, Method
+from amkd_fast.methods import StepContext as Moment
 from benchmarks import cifar_teacher, whole_attack
 from benchmarks.cifar_teacher import LOWER, UPPER
 from benchmarks.peers.attack_loops import quiet

@@ -11,8 +11,8 @@ from traps import NothingWaits
 
 import amkd_fast as af
 from amkd_fast.attacks import engine
-from amkd_fast.distill.methods import AMKD, KD, Batch, Moment, StudentAlone
 from amkd_fast.distill.whole_step import WholeStep
+from amkd_fast.methods import AMKD, KD, Batch, StepContext, StudentAlone
 
 EPOCHS, STEPS = 4, 3
 
@@ -66,7 +66,7 @@ def batches():
             images, labels = batch.images.roll(step, 0)[rows], batch.labels.roll(step, 0)[rows]
             with torch.no_grad():
                 known = teacher(images)
-            yield Batch(images, labels, None, known), Moment(epoch, EPOCHS, 10 * epoch + step)
+            yield Batch(images, labels, None, known), StepContext(epoch, EPOCHS, 10 * epoch + step)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -106,8 +106,8 @@ def test_a_batch_of_which_nobody_is_attacked():
     wrong = batch._replace(labels=(batch.labels + 1) % K)
     eager, recorded = amkd(), amkd(fixed_shape=True)
     optimizer = optimizer_of(student, torch.tensor(0.0, dtype=torch.float64))
-    expected = eager(wrong, teacher, copy.deepcopy(student), Moment(0, EPOCHS, 1))
-    found = WholeStep(recorded, teacher, student, optimizer, graph=Rehearsed)(wrong, Moment(0, EPOCHS, 1))
+    expected = eager(wrong, teacher, copy.deepcopy(student), StepContext(0, EPOCHS, 1))
+    found = WholeStep(recorded, teacher, student, optimizer, graph=Rehearsed)(wrong, StepContext(0, EPOCHS, 1))
     torch.testing.assert_close(found.total, expected.total.detach())
     for one, other in zip(eager.criterion.memory.buffers(), recorded.criterion.memory.buffers(), strict=True):
         torch.testing.assert_close(one, other)
@@ -124,7 +124,7 @@ def test_a_failed_recording_changes_nothing():
 
     whole = WholeStep(KD(), teacher, student, optimizer_of(student, torch.tensor(0.1)), graph=failing)
     with pytest.raises(RuntimeError, match="not to be recorded"):
-        whole(batch, Moment(0, EPOCHS, 1))
+        whole(batch, StepContext(0, EPOCHS, 1))
     assert all(torch.equal(before[key], value) for key, value in student.state_dict().items())
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from amkd_fast.distill.methods import Batch, Losses, Moment
+from amkd_fast.methods import Batch, Losses
+from amkd_fast.methods import StepContext as Moment
 from benchmarks.training_case import Case, eager, whole
 
 

@@ -15,7 +15,9 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from amkd_fast.distill import choice, cli, module
+from amkd_fast.distill import build as choice
+from amkd_fast.distill import cli
+from amkd_fast.distill import lightning_module as module
 from amkd_fast.distill.whole_step import WholeStep
 from benchmarks.gpu.guard import caught, waits
 from benchmarks.precision import tf32

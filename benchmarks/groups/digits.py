@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from amkd_fast.distill.methods import COUNTS, Batch, Losses, Moment
 from amkd_fast.distill.settings import METHODS, Settings
+from amkd_fast.methods import COUNTS, Batch, Losses
+from amkd_fast.methods import StepContext as Moment
 from benchmarks.contest import Contestant, Errors, WrongResult
 from benchmarks.group import Group
 from benchmarks.peers import there
@@ -80,7 +81,7 @@ def digits_step(name: str) -> Group:
 def networks(device: str) -> tuple[Any, Any, nn.Module]:
     """The data, the teacher and a student that knows something; trained on a CPU, once."""
     from amkd_fast.distill import data as datasets
-    from amkd_fast.distill import experiment
+    from amkd_fast.distill import training_runs as experiment
     from amkd_fast.distill.teacher import Teacher
 
     if device != "cpu":
@@ -95,7 +96,7 @@ def networks(device: str) -> tuple[Any, Any, nn.Module]:
 @cache
 def taken(name: str, device: str) -> tuple[Callable[[Batch], Losses], nn.Module]:
     """The step, and the student that it is taken on."""
-    from amkd_fast.distill import choice
+    from amkd_fast.distill import build as choice
 
     data, teacher, student = networks(device)
     student = copy.deepcopy(student).train().requires_grad_()

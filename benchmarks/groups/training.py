@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from amkd_fast import backends
-from amkd_fast.distill.methods import COUNTS, Batch, Moment
+from amkd_fast.methods import COUNTS, Batch
+from amkd_fast.methods import StepContext as Moment
 from amkd_fast.ops.attack import select_boundary_bases
 from benchmarks import training_case
 from benchmarks.contest import Contestant, Errors, WrongResult

@@ -176,7 +176,7 @@ def distillation_loss(
     not to be learnt.
 
     The defaults are those of much public code, T = 4, CE 0.1, divergence 0.9 with T². :class:`amkd_fast.AMKDLoss`
-    (T = 3, 1, 1, without T²) and :class:`amkd_fast.distill.methods.KD` (T = 3, CE 1, divergence 4 falling to 1, without
+    (T = 3, 1, 1, without T²) and :class:`amkd_fast.methods.KD` (T = 3, CE 1, divergence 4 falling to 1, without
     T²) follow the BSS code.
 
     Args:
