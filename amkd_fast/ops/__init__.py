@@ -1,0 +1,1 @@
+from amkd_fast.ops import schemas  # noqa: F401

@@ -35,7 +35,7 @@ def _in(folder: str, *faults: tuple[str, str, str, str, str, str]) -> list[Mutan
 PYTHON = _in(
     "amkd_fast",
     (
-        "kl-label-denominator", "kl", "ops/kl/function.py",
+        "kl-label-denominator", "kl", "ops/kl/reference.py",
         "labelled = (~ignored).sum().clamp(min=1)", "labelled = (labels == labels).sum().clamp(min=1)",
         "the mean cross-entropy shrinks with every ignored label",
     ),
@@ -71,7 +71,7 @@ PYTHON = _in(
         "every rank's gradient is scaled by the number of ranks once more",
     ),
     (
-        "segments-gradients-kept", "segments", "ops/segments/function.py",
+        "segments-gradients-kept", "segments", "ops/segments/op.py",
         'vars(ctx).pop("grads", None)', 'vars(ctx).get("grads", None)',
         "a second backward pass scales and shares the tensors of the first",
     ),

@@ -1,6 +1,6 @@
 """The operators that every fast backend of the attack family has, and how the public functions' arguments reach them.
 
-`csrc/library.cpp` states the schemas; the Triton operators have the same with the suffix `_triton`.
+`amkd_fast/ops/schemas.py` states the schemas; the Triton operators have the same with the suffix `_triton`.
 """
 
 from __future__ import annotations

@@ -194,7 +194,7 @@ def launch_svgd(
     lowers: Tensor | None, uppers: Tensor | None, step_size: float, radius: float, lower: float, upper: float,
     bandwidth: float,
 ) -> None:  # fmt: skip
-    """One step into ``out``, as csrc/library.cpp describes it."""
+    """One step into ``out``, as amkd_fast/ops/schemas.py describes it."""
     if x0.numel() == 0:
         return
     images, count = particles.shape[:2]

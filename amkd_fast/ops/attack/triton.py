@@ -1,4 +1,4 @@
-"""The operators `amkd_fast::attack_*_triton`: what csrc/library.cpp declares for the attack family, in Triton.
+"""The operators `amkd_fast::attack_*_triton`: what amkd_fast/ops/schemas.py declares for the attack family, in Triton.
 
 Launches: 1 each; attack_bases 3 for a large batch.
 """

@@ -434,7 +434,7 @@ def launch_step(
     gap: Tensor | None, velocity: Tensor | None, lowers: Tensor | None, uppers: Tensor | None, active: Tensor | None,
     rule: int, step_size: float, radius: float, lower: float, upper: float, decay: float, project: bool, top: int,
 ) -> None:  # fmt: skip
-    """One step of every sample into ``out``, as csrc/library.cpp describes it."""
+    """One step of every sample into ``out``, as amkd_fast/ops/schemas.py describes it."""
     if x.numel() == 0:
         return
     size = x[0].numel()

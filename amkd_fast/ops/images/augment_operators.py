@@ -1,6 +1,6 @@
 """The operator of joint augmentation that every fast backend has, and how the public function's arguments reach it.
 
-`csrc/library.cpp` states the schema; the Triton operator has the same with the suffix `_triton`.
+`amkd_fast/ops/schemas.py` states the schema; the Triton operator has the same with the suffix `_triton`.
 """
 
 from __future__ import annotations

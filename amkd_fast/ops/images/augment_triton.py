@@ -232,7 +232,7 @@ def images_joint_augment_kernel(
 def launch_joint_augment(
     pixels: Tensor, rows: Tensor | None, seeds: Tensor | None, threshold: int, operations: int, fill: int, seed: int
 ) -> Tensor:
-    """The augmented images, as csrc/library.cpp describes them."""
+    """The augmented images, as amkd_fast/ops/schemas.py describes them."""
     images, channels, height, width = pixels.shape
     out = torch.empty_like(pixels)
     if out.numel() == 0:

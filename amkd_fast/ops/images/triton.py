@@ -62,7 +62,7 @@ def launch_crop_flip(
     out: Tensor, pixels: Tensor, index: Tensor | None, shift: Tensor, seeds: Tensor | None, scale: float,
     pad: int, flip: bool, seed: int,
 ) -> None:  # fmt: skip
-    """Write the batch into ``out``, as csrc/library.cpp describes it."""
+    """Write the batch into ``out``, as amkd_fast/ops/schemas.py describes it."""
     images, channels, height, width = pixels.shape
     size = channels * height * width
     if size >= MOST_VALUES:
