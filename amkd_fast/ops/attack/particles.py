@@ -9,7 +9,7 @@ from torch import Tensor
 
 from amkd_fast import backends, checks
 from amkd_fast.ops.attack import arguments, operators, particles_reference
-from amkd_fast.ops.attack.steps import has_channels, rounded_inside
+from amkd_fast.ops.attack.reference import has_channels, rounded_inside
 
 MOST = 64  # particles an image
 _FAR = 2.0**120  # where no particle is
@@ -79,18 +79,24 @@ def svgd_step(
                  [0.7500, 0.2500]]])
     """
     _check(particles, grad, x0, step_size, eps, lower, upper, bandwidth, out)
-    if isinstance(step_size, Tensor) or isinstance(eps, Tensor):
-        step_size, eps = arguments.size_of(step_size, x0), arguments.size_of(eps, x0)
+    step_size, eps = arguments.size_of(step_size, x0), arguments.size_of(eps, x0)
+    images = (particles.detach(), grad.detach(), x0.detach())
+    return particle_step(*images, step_size, eps, lower, upper, bandwidth, out)
+
+
+def particle_step(
+    particles: Tensor, grad: Tensor, x0: Tensor, step_size, eps, lower, upper, bandwidth=None, out=None
+) -> Tensor:
+    """:func:`svgd_step` of arguments that have been checked, sizes as :func:`arguments.size_of` makes them."""
     run = _serving(particles)
     if particles.numel() == 0:
-        return particles.detach().clone() if out is None else out
+        return particles.clone() if out is None else out
     narrow = particles.dtype.itemsize == 2
-    images = (particles.detach(), grad.detach(), x0.detach())
-    moved = _moved(run, *images, step_size, eps, lower, upper, bandwidth, None if narrow else out)
+    moved = _moved(run, particles, grad, x0, step_size, eps, lower, upper, bandwidth, None if narrow else out)
     if narrow:
         count = particles.shape[1]
         sizes = eps.repeat_interleave(count, 0) if isinstance(eps, Tensor) and len(eps) == len(x0) else eps
-        rows = (moved.flatten(0, 1), particles.detach().flatten(0, 1), x0.detach().repeat_interleave(count, 0))
+        rows = (moved.flatten(0, 1), particles.flatten(0, 1), x0.repeat_interleave(count, 0))
         moved = rounded_inside(*rows, sizes, "linf", lower, upper).unflatten(0, particles.shape[:2])
     return moved if out is None or moved is out else out.copy_(moved)
 

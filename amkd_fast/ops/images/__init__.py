@@ -19,9 +19,7 @@ _MOST_PAD = 2**30 - 1  # positions in a padded image fit into 32 bits
 _MOST_FLOAT = torch.finfo(torch.float32).max
 _OPERATORS: dict[str, Callable | None] = {"reference": None}
 if backends.build_info() is not None:
-    from amkd_fast.ops.images import native
-
-    _OPERATORS["cpu"] = _OPERATORS["cuda"] = native.operator
+    _OPERATORS["cpu"] = _OPERATORS["cuda"] = operators.registered()
 
 
 def crop_flip(
