@@ -12,6 +12,7 @@ from amkd_fast import checks
 from amkd_fast.ops.attack.reference import has_channels
 
 NORMS = ("linf", "l2", "l1", "boundary")
+_LEAST = {"ce": 1, "boundary": 2, "dlr": 3}  # classes that a loss compares
 _NEWTON = "must be one number, or one per sample, for norm_power=2, whose steps have no unit"
 
 
@@ -25,10 +26,11 @@ def check_step(
         raise ValueError(f"x.shape={tuple(shape)}: must have a batch dimension and at least one more")
     work = torch.float64 if dtype == torch.float64 else torch.float32
     for name, value in (("grad", grad), ("x0", x0), ("out", out)):
+        if isinstance(value, Tensor) and value.shape == shape and value.dtype == dtype:  # an error's words take time
+            continue
         if value is not None or name == "grad":
             checks.floating(name, value)
-            if value.shape != shape:  # here and below: the error's words take time
-                checks.shape(name, value, tuple(shape), "the shape of x")
+            checks.shape(name, value, tuple(shape), "the shape of x")
             if value.dtype != dtype and not (name == "grad" and value.dtype == work):
                 raise TypeError(f"{name}.dtype={value.dtype}: must be {dtype}, the dtype of x")
     if norm not in NORMS or norm_power not in (1, 2):
@@ -40,7 +42,8 @@ def check_step(
         raise ValueError(f"gap is {'None' if gap is None else 'given'} and norm={norm!r}: gap must go with 'boundary'")
     if gap is not None:
         checks.floating("gap", gap)
-        checks.shape("gap", gap, (shape[0],), "one gap per sample")
+        if gap.shape != shape[:1]:
+            checks.shape("gap", gap, (shape[0],), "one gap per sample")
     if eps is not None:
         if norm == "boundary":
             raise ValueError(f"eps={eps!r}: must be None for norm='boundary', which has no ball")
@@ -54,14 +57,16 @@ def check_step(
         raise ValueError(f"step_size.shape={tuple(step_size.shape)}: {_NEWTON}")
     if momentum is not None:
         _check_momentum(momentum, x, norm)
-    check_bounds(lower, upper, x)
+    if lower is not None or upper is not None:
+        check_bounds(lower, upper, x)
     if active is not None:
         checks.tensor("active", active)
         if active.dtype != torch.bool:
             raise TypeError(f"active.dtype={active.dtype}: must be bool")
-        checks.shape("active", active, (shape[0],), "one flag per sample")
-    for value in (grad, x0, gap, momentum, lower, upper, active, out, eps):
-        if isinstance(value, Tensor) and value.device != device:
+        if active.shape != shape[:1]:
+            checks.shape("active", active, (shape[0],), "one flag per sample")
+    for value in (grad, x0, gap, momentum, active, out, lower, upper, eps):
+        if value is not None and type(value) is not float and isinstance(value, Tensor) and value.device != device:
             checks.same_device(
                 x=x, grad=grad, x0=x0, gap=gap, momentum=momentum, lower=lower, upper=upper, active=active, out=out,
                 eps=eps,
@@ -170,13 +175,13 @@ def check_bound(name: str, value: object, x: Tensor) -> None:
 
 def check_bounds(lower: object, upper: object, x: Tensor) -> None:
     """Bounds must be such, and in order; of tensors on a GPU nobody asks, which would wait for it."""
+    if type(lower) is type(upper) is float and lower <= upper:
+        return
     check_bound("lower", lower, x)
     check_bound("upper", upper, x)
     if lower is None or upper is None or torch.compiler.is_compiling():
         return
     if any(isinstance(bound, Tensor) and bound.device.type != "cpu" for bound in (lower, upper)):
-        return
-    if not isinstance(lower, Tensor) and not isinstance(upper, Tensor) and lower <= upper:
         return
     low, high = (bound.tolist() if isinstance(bound, Tensor) else bound for bound in (lower, upper))
     lows, highs = (bound if isinstance(bound, list) else [bound] * x.shape[1] for bound in (low, high))
@@ -195,7 +200,7 @@ def check_objective(logits: Tensor, loss: str, targeted: bool = False) -> None:
     """``logits`` [B, K] must be floating, of as many classes as the loss compares."""
     if logits.dtype not in checks.FLOATING:
         checks.floating("logits", logits)
-    least = {"ce": 1, "boundary": 2, "dlr": 4 if targeted else 3}[loss]
+    least = _LEAST[loss] + (targeted and loss == "dlr")
     if logits.shape[1] < least:
         raise ValueError(f"logits.shape={tuple(logits.shape)}: must have at least {least} classes for loss={loss!r}")
 
@@ -203,7 +208,8 @@ def check_objective(logits: Tensor, loss: str, targeted: bool = False) -> None:
 def check_classes(name: str, value: object, logits: Tensor) -> None:
     """``value`` must be one class for every row of ``logits``."""
     checks.integer(name, value)
-    checks.shape(name, value, (logits.shape[0],), "one class per row")
+    if value.shape != logits.shape[:1]:  # the error's words take time
+        checks.shape(name, value, (logits.shape[0],), "one class per row")
 
 
 def check_range(name: str, value: Tensor | None, logits: Tensor) -> None:

@@ -64,7 +64,8 @@ def attack_objective(
     if target is not None:
         check_classes("target", target, logits)
         target = target.long()
-    checks.same_device(logits=logits, labels=labels, target=target)
+    if labels.device != logits.device or (target is not None and target.device != logits.device):
+        checks.same_device(logits=logits, labels=labels, target=target)
     return objective(logits, labels.long(), loss, target, score, targeted)
 
 
@@ -84,6 +85,7 @@ def objective(
     if fast is None:
         return reference.attack_objective(logits, labels, loss, target, score, targeted)
     try:
-        return fast.objective(logits.detach(), labels, target, LOSSES.index(loss), score == "softmax", targeted)
+        logits = logits.detach() if logits.requires_grad else logits
+        return fast.objective(logits, labels, target, LOSSES.index(loss), score == "softmax", targeted)
     except RuntimeError as error:
         raise checks.refused(error, "classes: ") from None

@@ -21,7 +21,6 @@ DLR_FLOOR = 1e-12
 def attack_step(
     x: Tensor,
     grad: Tensor,
-    *,
     x0: Tensor | None,
     step_size: float | Tensor,
     eps: float | Tensor | None,

@@ -126,19 +126,17 @@ def step(
     if x.numel() == 0:
         return x.clone() if out is None else out
     narrow = eps is not None and x.dtype.itemsize == 2
-    call = {
-        "x0": x0, "step_size": step_size, "eps": eps, "norm": norm, "norm_power": norm_power, "gap": gap,
-        "velocity": momentum, "decay": decay, "lower": lower, "upper": upper, "active": active, "project": project,
-        "top": top,
-    }  # fmt: skip
+    call = (x0, step_size, eps, norm, norm_power, gap, momentum, decay, lower, upper, active, project, top)
     if fast is None:
-        moved, velocity = reference.attack_step(x, grad, **call)
+        moved, velocity = reference.attack_step(x, grad, *call)
         if momentum is not None:
             momentum.copy_(velocity.detach())
     elif follows:
         moved = FusedStep.apply(x, grad, fast, call)
+    elif has_channels(step_size) or has_channels(eps):
+        moved = _by_channel(fast, x, grad, *call)
     else:
-        moved = _fused(fast, x, grad, None if narrow else out, call)
+        moved = _by_operator(fast, x, grad, None if narrow else out, *call)
     if narrow:
         moved = reference.rounded_inside(moved, x, x0, eps, norm, lower, upper)
     return moved if out is None or moved is out else out.copy_(moved)
@@ -151,11 +149,15 @@ class FusedStep(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor, grad: Tensor, operators: Operators, call: dict) -> Tensor:
+    def forward(ctx, x: Tensor, grad: Tensor, operators: Operators, call: tuple) -> Tensor:
         ctx.save_for_backward(x, grad)
-        velocity = call["velocity"]
-        ctx.call = call if velocity is None else {**call, "velocity": velocity.clone()}  # as it was
-        return _fused(operators, x, grad, None, call)
+        ctx.call = call
+        _, step_size, eps, *_, velocity = call[:7]
+        if velocity is not None:
+            ctx.call = (*call[:6], velocity.clone(), *call[7:])  # as it was
+        if has_channels(step_size) or has_channels(eps):
+            return _by_channel(operators, x, grad, *call)
+        return _by_operator(operators, x, grad, None, *call)
 
     @staticmethod
     def backward(ctx, grad_moved: Tensor):
@@ -164,7 +166,7 @@ class FusedStep(torch.autograd.Function):
         with torch.enable_grad():
             if not differentiable:
                 inputs = [t.detach().requires_grad_(need) for t, need in zip(inputs, needed, strict=True)]
-            moved, _ = reference.attack_step(*inputs, **ctx.call)
+            moved, _ = reference.attack_step(*inputs, *ctx.call)
             wanted = [i for i, need in enumerate(needed) if need]
             found = torch.autograd.grad(moved, [inputs[i] for i in wanted], grad_moved, create_graph=differentiable)
         grads = [None, None]
@@ -173,31 +175,32 @@ class FusedStep(torch.autograd.Function):
         return (*grads, None, None)
 
 
-def _fused(operators: Operators, x: Tensor, grad: Tensor, out: Tensor | None, call: dict) -> Tensor:
-    """The step by the operators of one backend, into ``out`` where that lies as ``x`` does."""
-    if has_channels(call["step_size"]) or has_channels(call["eps"]):
-        return _by_channel(operators, x, grad, **call)
-    return _by_operator(operators, x, grad, out, **call)
-
-
 def _by_operator(
-    operators, x, grad, out, *, x0, step_size, eps, norm, norm_power, gap, velocity, decay, lower, upper, active,
-    project, top,
+    operators, x, grad, out, x0, step_size, eps, norm, norm_power, gap, velocity, decay, lower, upper, active, project,
+    top,
 ) -> Tensor:  # fmt: skip
+    """The step by one launch, into ``out`` where that lies as ``x`` does; the velocity changes in place."""
     work = work_dtype(x.dtype)
     x = dense(x)
-    clean = None if eps is None else lying_like(x, x0)
-    moving = None if velocity is None else lying_like(x, velocity)
-    into = out if out is not None and alike(x, out) else torch.empty_like(x)
     step_sizes, step_size = split(step_size, 0.0, work)
-    radii, radius = split(eps, 0.0, work)
-    lowers, lower = split(lower, -INF, work)
-    uppers, upper = split(upper, INF, work)
-    gap, _ = split(gap, 0.0, work)
+    clean = moving = radii = lowers = uppers = None
+    radius, low, high = 0.0, -INF, INF
+    if eps is not None:
+        clean = lying_like(x, x0)
+        radii, radius = split(eps, 0.0, work)
+    if velocity is not None:
+        moving = lying_like(x, velocity)
+    if gap is not None:
+        gap, _ = split(gap, 0.0, work)
+    if lower is not None:
+        lowers, low = split(lower, -INF, work)
+    if upper is not None:
+        uppers, high = split(upper, INF, work)
+    into = torch.empty_like(x) if out is None or not alike(x, out) else out
     least = top_count(top, x[0].numel()) if norm == "l1" else 1
     operators.step(
         into, x, lying_like(x, grad), clean, step_sizes, radii, gap, moving, lowers, uppers, active,
-        RULES[norm, norm_power], step_size, radius, lower, upper, decay, project, least,
+        RULES[norm, norm_power], step_size, radius, low, high, decay, project, least,
     )  # fmt: skip
     if moving is not velocity:
         velocity.copy_(moving)
@@ -205,9 +208,8 @@ def _by_operator(
 
 
 def _by_channel(
-    operators, x, grad, *, x0, step_size, eps, norm, norm_power, gap, velocity, decay, lower, upper, active, project,
-    top,
-) -> Tensor:  # fmt: skip
+    operators, x, grad, x0, step_size, eps, norm, norm_power, gap, velocity, decay, lower, upper, active, project, top
+) -> Tensor:
     """The operator finds where each sample heads; how far, and the ball, differ from channel to channel."""
     work = work_dtype(x.dtype)
     wide, g = x.to(work), grad.to(work)
@@ -219,10 +221,8 @@ def _by_channel(
     usable = usable.expand(x.shape[0]).contiguous()
 
     def heading(g: Tensor, norm: str, velocity: Tensor | None) -> tuple[Tensor, Tensor]:
-        heading = _by_operator(
-            operators, torch.zeros_like(g), g, None, x0=None, step_size=1.0, eps=None, norm=norm, norm_power=1,
-            gap=None, velocity=velocity, decay=decay, lower=None, upper=None, active=usable, project=False, top=top,
-        )  # fmt: skip
+        rest = (decay, None, None, usable, False, top)
+        heading = _by_operator(operators, torch.zeros_like(g), g, None, None, 1.0, None, norm, 1, None, velocity, *rest)
         return heading, (heading != 0).flatten(1).any(1).view(-1, *[1] * (x.dim() - 1))
 
     if has_channels(step_size) and (norm != "linf" or velocity is not None):
