@@ -236,17 +236,18 @@ class BoundaryAttack:
             obstacle = "record_gaps=True asks for the gap of every step" if record_gaps else ""
             run = loop.Loop(self, images, obstacle)
             context = _Step(run.evaluate, settings, step_size, options, seed, run.compact, [] if record_gaps else None)
-            found = _Found(run.clean, base, target, valid, settings.refine > 0)
+            results = _Results(run.clean, base, target, valid, settings.refine > 0)
             rows = run.rows(valid)
             if rows.numel():
-                judge_first = base is None or target is None
-                s = found.start(rows, step_size)
-                run.run(context, s, self.steps, found.store, until_done=self.early_exit, judge_first=judge_first)
+                run.take_steps(
+                    context, results.start(rows, step_size), self.steps, results.store,
+                    until_done=self.early_exit, judge_first=base is None or target is None,
+                )  # fmt: skip
                 if settings.refine:
-                    found.bisect(run, context, settings.refine)
+                    results.bisect(run, context, settings.refine)
             else:
-                found.logits = images.new_zeros((images.shape[0], loop.count_classes(run.evaluate, images)))
-            return self._samples(images, found, context.trajectory(self.steps, found))
+                results.logits = images.new_zeros((images.shape[0], loop.count_classes(run.evaluate, images)))
+            return self._samples(images, results, context.trajectory(self.steps, results))
 
     def bounds_on(self, device: torch.device) -> dict[str, float | Tensor | None]:
         """The bounds beside the images, moved once: a copy from the host waits, and no CUDA graph admits it."""
@@ -255,28 +256,28 @@ class BoundaryAttack:
             self._bounds = device, {name: arguments.to_device(bound, device) for name, bound in named.items()}
         return self._bounds[1]
 
-    def _samples(self, like: Tensor, found: _Found, gaps: Tensor | None) -> BoundarySamples:
-        settings, logits, base, target = self.settings, found.logits, found.base, found.target
+    def _samples(self, like: Tensor, results: _Results, gaps: Tensor | None) -> BoundarySamples:
+        settings, logits, base, target = self.settings, results.logits, results.base, results.target
         check_objective(logits, "boundary")
         value, _, prediction, _ = objective(logits, base, "boundary", target, settings.score)
         landed = torch.where(prediction == target, Status.CROSSED, Status.THIRD)
-        left = torch.where(found.steps > 0, landed, Status.OUTSIDE)
+        left = torch.where(results.steps > 0, landed, Status.OUTSIDE)
         status = torch.where(prediction != base, left, Status.UNCROSSED)
         status = torch.where(torch.isfinite(value), status, Status.FAILED)
-        status = torch.where(found.valid, status, Status.PADDED)
+        status = torch.where(results.valid, status, Status.PADDED)
         accepted = status <= Status.OUTSIDE if settings.accept == "all" else status == Status.CROSSED
         if settings.retarget:
             third = status == Status.THIRD
             accepted = accepted | third
             target = torch.where(third, prediction, target)
             value = objective(logits, base, "boundary", target, settings.score)[0]
-        images = torch.empty_like(like).copy_(found.images)
-        gap = torch.where(found.valid, -value, 0.0)
-        logits = torch.where(found.valid[:, None], logits, 0.0) if found.some_padded else logits
-        return BoundarySamples(images, logits, target, status, found.steps, gap, accepted, base, gaps)
+        images = torch.empty_like(like).copy_(results.images)
+        gap = torch.where(results.valid, -value, 0.0)
+        logits = torch.where(results.valid[:, None], logits, 0.0) if results.some_padded else logits
+        return BoundarySamples(images, logits, target, status, results.steps, gap, accepted, base, gaps)
 
 
-class _Samples(NamedTuple):
+class _State(NamedTuple):
     """The m samples that are worked on: all of the batch, or with compaction those that have not finished."""
 
     rows: Tensor  # int64 [m], where in the batch they are
@@ -316,7 +317,7 @@ class _Step(loop.StepContext):
     all_active: bool  # finished samples are taken out
     gaps: list[Tensor] | None  # one [M] for every evaluation, where they are asked for
 
-    def judge(self, s: _Samples, logits: Tensor) -> tuple[_Samples, Tensor, _Seen]:
+    def judge(self, s: _State, logits: Tensor) -> tuple[_State, Tensor, _Seen]:
         check_objective(logits, "boundary")
         if s.base is None:
             s = s._replace(base=logits.argmax(1))
@@ -330,7 +331,7 @@ class _Step(loop.StepContext):
             self._record(s, seen)
         return s._replace(active=s.active & unfinished), grad_logits, seen
 
-    def move(self, s: _Samples, seen: _Seen, grad: Tensor) -> _Samples:
+    def move(self, s: _State, seen: _Seen, grad: Tensor) -> _State:
         size = self.step_size if s.step_size is None else s.step_size
         x = step(s.x, grad, step_size=size, gap=seen.gap, active=s.active, **self.options)
         inside = s.inside
@@ -351,7 +352,7 @@ class _Step(loop.StepContext):
             logits=torch.where(beyond[:, None], logits, s.logits),
         )
 
-    def _record(self, s: _Samples, seen: _Seen) -> None:
+    def _record(self, s: _State, seen: _Seen) -> None:
         gap = seen.gap
         if self.settings.retarget:
             prediction = seen.logits.argmax(1)
@@ -359,18 +360,18 @@ class _Step(loop.StepContext):
             gap = -objective(seen.logits, s.base, "boundary", landed, self.settings.score)[0]
         self.gaps.append((s.rows[s.active], gap[s.active]))
 
-    def trajectory(self, limit: int, found: _Found) -> Tensor | None:
+    def trajectory(self, limit: int, results: _Results) -> Tensor | None:
         """[limit + 1, M]: a sample that has finished repeats its last gap, NaN in padded rows."""
         if self.gaps is None:
             return None
-        dtype = self.gaps[0][1].dtype if self.gaps else found.logits.dtype
-        gaps = torch.full((limit + 1, found.valid.numel()), torch.nan, dtype=dtype, device=found.logits.device)
+        dtype = self.gaps[0][1].dtype if self.gaps else results.logits.dtype
+        gaps = torch.full((limit + 1, results.valid.numel()), torch.nan, dtype=dtype, device=results.logits.device)
         for taken, (rows, gap) in enumerate(self.gaps):
             gaps[taken:, rows] = gap
         return gaps
 
 
-class _Found:
+class _Results:
     """The results of a batch of M images, full length, while the samples that are worked on grow fewer."""
 
     def __init__(
@@ -386,17 +387,17 @@ class _Found:
         self.base, self.target = (self.steps.clone() if c is None else c.long() for c in (base, target))
         self.logits = None
 
-    def start(self, rows: Tensor, step_size: float | Tensor) -> _Samples:
+    def start(self, rows: Tensor, step_size: float | Tensor) -> _State:
         """The samples of some rows."""
         classes = (None if self.given[name] is None else getattr(self, name) for name in ("base", "target"))
         sizes = step_size if isinstance(step_size, Tensor) else None
         parts = (self.images, None, *classes, sizes, self.valid, self.steps)
         if rows.numel() < self.valid.numel():
             parts = (None if part is None else part[rows] for part in parts)
-        s = _Samples(rows, *parts)
+        s = _State(rows, *parts)
         return s if self.inside is None else s._replace(inside=s.x)
 
-    def store(self, s: _Samples, seen: _Seen) -> None:
+    def store(self, s: _State, seen: _Seen) -> None:
         """Write samples to their rows."""
         if self.logits is None:
             self.logits = seen.logits.new_zeros((self.valid.numel(), seen.logits.shape[1]))

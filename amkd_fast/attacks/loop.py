@@ -80,7 +80,7 @@ class Loop:
             return wanted.nonzero()[:, 0]
         return torch.arange(self.clean.shape[0], device=self.clean.device)
 
-    def run(
+    def take_steps(
         self, context: StepContext, s: State, steps: int, store: Callable[[State, State], None], *,
         until_done: bool, judge_first: bool = False,
     ) -> None:  # fmt: skip

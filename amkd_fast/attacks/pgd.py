@@ -179,37 +179,37 @@ class PGD:
         lower, upper = (arguments.to_device(bound, images.device) for bound in (self.lower, self.upper))
         with forked_rng(images.device), torch.no_grad():
             run = loop.Loop(self, images)
-            found = _Found(run.clean.clone(), valid, self.keep)
+            results = _Results(run.clean.clone(), valid, self.keep)
             decay = 1.0 if self.momentum is None else self.momentum
             options = {**sizes, "decay": decay, "lower": lower, "upper": upper, **self.step}
             context = _Step(run.evaluate, self.objective, options, self.keep)
             labels, target = (None if classes is None else classes.long() for classes in (labels, target))
             for restart in range(self.restarts):
-                left = found.valid & ~found.adversarial
+                left = results.valid & ~results.adversarial
                 rows = run.rows(left)
                 if rows.numel() == 0 or (restart > 0 and not run.compact and not bool(left.any())):
                     break
                 active, x0 = left[rows], run.clean[rows]
                 if labels is None:
                     logits, _ = run.evaluate(x0, grad=False)
-                    labels = torch.zeros_like(found.steps).index_copy_(0, rows, logits.argmax(1))
+                    labels = torch.zeros_like(results.steps).index_copy_(0, rows, logits.argmax(1))
                 of_rows = {name: size[rows] if isinstance(size, Tensor) else None for name, size in sizes.items()}
                 x = x0
                 if self.random_start:
                     radius = sizes["eps"] if of_rows["eps"] is None else of_rows["eps"]
-                    start = loop.random_start(x0, radius, self.step["norm"], rows, seed, restart)
-                    x = loop.where_rows(active, loop.clipped(start, lower, upper), x0)
+                    x = loop.random_start(x0, radius, self.step["norm"], rows, seed, restart)
+                    x = loop.where_rows(active, loop.clipped(x, lower, upper), x0)
                 work = torch.promote_types(x.dtype, torch.float32)
-                s = _Samples(
+                s = _State(
                     rows, x, x0, None if self.momentum is None else torch.zeros_like(x, dtype=work), labels[rows],
                     None if target is None else target[rows], **of_rows, active=active, steps=torch.zeros_like(rows),
                 )  # fmt: skip
                 until_done, judge_first = self.keep == "first", self.keep == "best"
-                run.run(context, s, self.steps, found.store, until_done=until_done, judge_first=judge_first)
-            return found.samples(images, run)
+                run.take_steps(context, s, self.steps, results.store, until_done=until_done, judge_first=judge_first)
+            return results.samples(images, run)
 
 
-class _Samples(NamedTuple):
+class _State(NamedTuple):
     """The m samples of a run, or with compaction those that have not finished."""
 
     rows: Tensor  # int64 [m], where in the batch they are
@@ -243,7 +243,7 @@ class _Step(loop.StepContext):
     options: dict  # of the attack step
     keep: str
 
-    def judge(self, s: _Samples, logits: Tensor) -> tuple[_Samples, Tensor, _Seen]:
+    def judge(self, s: _State, logits: Tensor) -> tuple[_State, Tensor, _Seen]:
         check_objective(logits, **self.objective)
         value, grad_logits, prediction, unfinished = objective(logits, s.labels, target=s.target, **self.objective)
         reached = prediction == s.target if self.objective["targeted"] else prediction != s.labels
@@ -255,17 +255,17 @@ class _Step(loop.StepContext):
             if s.best_x is not None:
                 better = (s.steps == 0) | _surpasses(seen.adversarial, value, s.best_adversarial, s.best_value)
                 new = (loop.where_rows(better, *pair) for pair in zip(new, old, strict=True))
-            s = _Samples(*s[:-4], *new)
+            s = _State(*s[:-4], *new)
         return s, grad_logits, seen
 
-    def move(self, s: _Samples, seen: _Seen, grad: Tensor) -> _Samples:
+    def move(self, s: _State, seen: _Seen, grad: Tensor) -> _State:
         """Everyone that is active one step on; the velocity changes in place."""
         sizes = {name: part for name, part in (("eps", s.eps), ("step_size", s.step_size)) if part is not None}
         x = step(s.x, grad, x0=s.x0, momentum=s.velocity, active=s.active, **{**self.options, **sizes})
         return s._replace(x=x, steps=s.steps + s.active)
 
 
-class _Found:
+class _Results:
     """The results of a batch of M images, full length, over all restarts."""
 
     def __init__(self, images: Tensor, valid: Tensor | None, keep: str) -> None:
@@ -277,7 +277,7 @@ class _Found:
         self.adversarial = self.known.clone()
         self.logits = self.value = None
 
-    def store(self, s: _Samples, seen: _Seen) -> None:
+    def store(self, s: _State, seen: _Seen) -> None:
         """Write what a run found to its rows, where it is better than what an earlier run left there."""
         if self.logits is None:
             self._allocate(seen.logits, seen.value)
