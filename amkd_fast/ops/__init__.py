@@ -1,1 +1,0 @@
-from amkd_fast.ops import schemas  # noqa: F401

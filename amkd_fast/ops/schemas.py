@@ -225,8 +225,3 @@ def _launcher(place: str) -> Callable:
 def operator(name: str, backend: str) -> Callable:
     """The operator of a backend other than the reference."""
     return getattr(torch.ops.amkd_fast, f"{name}_triton" if backend == "triton" else name).default
-
-
-for _name, _schema in SCHEMAS.items():
-    if _name.startswith(("attack_", "images_")):  # whose fakes and Triton operators are registered where they are used
-        _library.define(_name + _schema)
