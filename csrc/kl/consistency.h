@@ -1,5 +1,5 @@
 // Cosine-confidence distillation: what the CPU and the CUDA implementation share. docs/methods.md has the
-// mathematics (Consistency of two views), amkd_fast/ops/kl/consistency/function.py the Python side of the same layout.
+// mathematics (Consistency of two views), amkd_fast/ops/kl/consistency/op.py the Python side of the same layout.
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,5 @@
 // Decoupled knowledge distillation: what the CPU and the CUDA implementation share.
-// amkd_fast/ops/kl/decoupled/function.py is the Python side of the same layout.
+// amkd_fast/ops/kl/decoupled/op.py is the Python side of the same layout.
 //
 // With m the maximum of the classes other than the target y, S = Σ exp((z - m) / T) over them and d = (z_y - m) / T -
 // log S, the target's probability is σ(d) and that of all others σ(-d). Kept apart from the target, the others cannot

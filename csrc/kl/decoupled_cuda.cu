@@ -24,8 +24,8 @@ Inputs<Scalar> inputs(const Arguments& call) {
   in.rows = call.rows;
   in.classes = static_cast<int>(call.classes);
   in.use_vectors = call.classes >= kVectorClasses;
-  in.labels_are_int64 = call.labels_are_int64;
-  in.labels = call.labels;
+  in.labels_are_int64 = call.labels.are_int64;
+  in.labels = call.labels.data;
   in.weight = static_cast<const Stat*>(call.weight);
   in.numbers.exponent = static_cast<Stat>(kLog2E / call.scalars.temperature);
   in.numbers.inverse_temperature = static_cast<Stat>(1.0 / call.scalars.temperature);

@@ -43,8 +43,8 @@ struct Call : Arguments {
     p.teacher = teacher.const_data_ptr();
     p.student_stride = student.stride(0);
     p.teacher_stride = teacher.stride(0);
-    p.labels = labels;
-    p.labels_are_int64 = labels_are_int64;
+    p.labels = labels.data;
+    p.labels_are_int64 = labels.are_int64;
     p.weight = weight;
     p.ce_weight = ce_weight;
   }

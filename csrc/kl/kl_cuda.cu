@@ -42,8 +42,8 @@ Inputs<Scalar> inputs(const Arguments& call) {
   in.rows = call.rows;
   in.classes = static_cast<int>(call.classes);
   in.use_vectors = call.classes >= kVectorClasses;
-  in.labels_are_int64 = call.labels_are_int64;
-  in.labels = call.labels;
+  in.labels_are_int64 = call.labels.are_int64;
+  in.labels = call.labels.data;
   in.weight = static_cast<const Stat*>(call.weight);
   in.ce_weight = static_cast<const Stat*>(call.ce_weight);
   in.numbers = numbers<Stat>(call.scalars);
