@@ -59,20 +59,20 @@ def open_unit(name: str, value: float) -> float:
     return value
 
 
-def tensor(name: str, value: object) -> None:
+def tensor(name: str, value: Tensor) -> None:
     """``value`` must be a tensor."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} is a {type(value).__name__}: must be a torch.Tensor")
 
 
-def floating(name: str, value: object) -> None:
+def floating(name: str, value: Tensor) -> None:
     """``value`` must be a tensor of float32, float64, float16 or bfloat16."""
     tensor(name, value)
     if value.dtype not in FLOATING:
         raise TypeError(f"{name}.dtype={value.dtype}: must be float32, float64, float16 or bfloat16")
 
 
-def integer(name: str, value: object) -> None:
+def integer(name: str, value: Tensor) -> None:
     """``value`` must be an int32 or int64 tensor (labels, indices)."""
     tensor(name, value)
     if value.dtype not in (torch.int64, torch.int32):
