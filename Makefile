@@ -85,6 +85,7 @@ check: test gates levels emulated
 lint: build/.built
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	$(PY) -m mypy
 	$(CLANG_FORMAT) --dry-run --Werror $(NATIVE) $(EMULATOR)
 
 format:

@@ -28,7 +28,7 @@ __all__ = [
     "Negatives",
     "NormPower",
     "PairTargets",
-    "Preset",
+    "PresetName",
     "Reduction",
     "ReferenceSet",
     "RelationSpace",
@@ -66,7 +66,7 @@ RelationSpace = Literal["features", "logits"]
 BNPolicy = Literal["separate", "concatenated", "frozen_stats"]
 
 # Attacks.
-Preset = Literal["official", "paper", "zoo", "near_boundary"]
+PresetName = Literal["official", "paper", "zoo", "near_boundary"]
 AttackNorm = Literal["linf", "l2", "l1"]
 StepNorm = Literal[AttackNorm, "boundary"]
 NormPower = Literal[1, 2]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
@@ -36,7 +37,7 @@ class StepContext(NamedTuple):
     epoch: int
     epochs: int
     draw: int | Tensor | None = None
-    weights: dict[str, Tensor] | None = None
+    weights: Mapping[str, float | Tensor] | None = None
 
 
 class Losses(NamedTuple):

@@ -23,13 +23,13 @@ from amkd_fast.methods.batchnorm import (
 from amkd_fast.methods.outputs import with_features
 from amkd_fast.methods.schedules import OFFICIAL_BOUNDARY, OFFICIAL_KL, Schedule, as_schedule
 from amkd_fast.ops.attack import select_boundary_bases
-from amkd_fast.typing import BNPolicy, Distance, Negatives, Preset, Selector, Space, Unpack, Variant
+from amkd_fast.typing import BNPolicy, Distance, Negatives, PresetName, Selector, Space, Unpack, Variant
 
 
 class BSSOptions(TypedDict, total=False):
     """Keywords of :class:`BSS`, all of which :class:`amkd_fast.methods.AMKD` takes too."""
 
-    preset: Preset
+    preset: PresetName
     attack: dict[str, Any] | None
     fold: bool
     limit: int
@@ -113,7 +113,7 @@ class BSS(Method):
     def __init__(
         self,
         *,
-        preset: Preset = "near_boundary",
+        preset: PresetName = "near_boundary",
         attack: dict[str, Any] | None = None,
         fold: bool = True,
         limit: int = 64,
