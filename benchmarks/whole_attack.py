@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import amkd_fast as af
-from amkd_fast.attacks import PGD, PRESETS, BoundaryAttack, engine, frozen
+from amkd_fast.attacks import PGD, PRESETS, BoundaryAttack, frozen, loop
 from amkd_fast.distill.networks import build
 from amkd_fast.ops.attack import draw_targets
 from benchmarks import cifar_teacher
@@ -149,5 +149,5 @@ def network_passes(around: Callable[[Callable, tuple, dict], Any]) -> Iterator[N
         return lambda *arguments, **options: around(function, arguments, options)
 
     names = ("evaluate", "input_gradient")
-    with mock.patch.multiple(engine, **{name: wrap(getattr(engine, name)) for name in names}):
+    with mock.patch.multiple(loop, **{name: wrap(getattr(loop, name)) for name in names}):
         yield

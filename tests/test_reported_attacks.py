@@ -30,7 +30,7 @@ from amkd_fast.losses import Adversarial, AMKDLoss
 from amkd_fast.methods import BSS, CCD, KD, MKD, TALD, Batch, StepContext
 from amkd_fast.methods.batchnorm import statistics_of
 from amkd_fast.methods.outputs import with_features
-from amkd_fast.ops.attack import attack_step, draw_targets, select_boundary_bases, svgd_step
+from amkd_fast.ops.attack import attack_step, draw_targets, operators, select_boundary_bases, svgd_step
 from amkd_fast.ops.images import crop_flip, joint_augment
 
 OPERATION = "attack"
@@ -668,7 +668,7 @@ def test_a_failed_step_is_not_taken_again(monkeypatch):
             out.add_(1.0)
             raise RuntimeError("out of memory: a thread's scratch for rows of 9 elements")
 
-    monkeypatch.setattr("amkd_fast.ops.attack._NATIVE", Failing)
+    monkeypatch.setitem(operators._OPERATORS, "cpu", Failing)
     x = images_of(2, size=4)
     if backends.build_info() is None:
         pytest.skip("no compiled extension")

@@ -10,7 +10,7 @@ from test_methods import ATTACKING, BOUNDS, K, Net, problem
 from traps import NothingWaits
 
 import amkd_fast as af
-from amkd_fast.attacks import engine
+from amkd_fast.attacks import arguments
 from amkd_fast.distill.whole_step import WholeStep
 from amkd_fast.methods import AMKD, KD, Batch, StepContext, StudentAlone
 
@@ -20,7 +20,7 @@ EPOCHS, STEPS = 4, 3
 @pytest.fixture(autouse=True)
 def _bounds_are_not_looked_at(monkeypatch):
     """As while a graph is captured."""
-    monkeypatch.setattr(engine.Inside, "check", lambda *_: None)
+    monkeypatch.setattr(arguments.BoundsCheck, "check", lambda *_: None)
 
 
 class Rehearsed:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 import amkd_fast as af
 from amkd_fast import backends
+from amkd_fast.ops.triplet.operators import OPERATORS
 from benchmarks.roofline import Work
 
 EPS, STEP_SIZE = 8 / 255, 2 / 255
@@ -120,12 +121,7 @@ def selection(count: int, width: int, dtype: torch.dtype) -> Call:
 
 def selector(device: str) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """The operator of the chosen backend alone, which takes two-byte rows as they are: indices [N] and [N, 1]."""
-    if backends.select("triplet", device) == "triton":
-        from amkd_fast.ops.triplet.triton import operators
-    else:
-        from amkd_fast.ops.triplet import native
-
-        operators = native.cuda if device == "cuda" else native.cpu
+    operators = OPERATORS[backends.select("triplet", device)]
     return lambda rows, labels: operators.select(rows, None, labels, labels, None, 0, 0, 1, True)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 import amkd_fast as af
 from amkd_fast import backends
+from amkd_fast.ops.triplet.operators import OPERATORS
 from benchmarks import contest
 from benchmarks.contest import Answer, Contestant, Errors
 from benchmarks.group import Group, Target
@@ -356,10 +357,4 @@ def _distance(left: Tensor, right: Tensor) -> Tensor:
 
 
 def _operator(rows: Tensor) -> Callable[..., tuple[Tensor, Tensor]]:
-    if backends.select("triplet", rows.device.type) == "triton":
-        from amkd_fast.ops.triplet import triton
-
-        return triton.operators.select
-    from amkd_fast.ops.triplet import native
-
-    return native.cuda.select  # the CPU's has the same name
+    return OPERATORS[backends.select("triplet", rows.device.type)].select

@@ -9,11 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from amkd_fast.ops.row_loss import row_loss
-from amkd_fast.ops.triplet.arguments import Rows
 from amkd_fast.ops.triplet.distances import DISTANCES, numbers, rowwise
-from amkd_fast.ops.triplet.operators import TAIL, Operators, statistics_dtype
-from amkd_fast.ops.triplet.reference import REDUCTIONS, Outcome, Rule, Statistics
+from amkd_fast.ops.triplet.operators import TAIL, Operators
 from amkd_fast.ops.triplet.selection import INF
+from amkd_fast.ops.triplet.types import REDUCTIONS, Outcome, Rows, Rule, Statistics, statistics_dtype
 
 
 def select(operators: Operators, rows: Rows, distance: str, k: int, find_positive: bool) -> tuple[Tensor, Tensor]:
@@ -37,7 +36,7 @@ def loss(operators: Operators, rows: Rows, rule: Rule, weight: Tensor | None, re
     with torch.no_grad():
         positive_index, negative_index = select(operators, rows, rule.distance, k, rows.positive is None)
     value, stats = row_loss(
-        operators.selected,
+        operators.terms,
         (
             DISTANCES.index(rule.distance),
             rule.margin,

@@ -1,25 +1,12 @@
-"""What the attacks share: checks, evaluation of the network, gradients with respect to images."""
+"""Checks of the arguments that several attacks take."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from amkd_fast import checks
-from amkd_fast.attacks.frozen import FrozenModel, frozen
 from amkd_fast.ops.attack.arguments import check_bounds, check_size, size_of
-
-LogitsOf = Callable[[object], Tensor]
-# What rounding may do to a pixel at its bound, in shares of the bounds' sizes: images are often normalised in float32.
-_ROUNDING = {torch.float32: 1e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
-Evaluate = Callable[..., tuple[Tensor, Tensor]]  # `evaluate` below with its network and logits_of
-
-
-def as_frozen(model: nn.Module | FrozenModel) -> FrozenModel:
-    """Take a view as it is; make the default one of a module."""
-    return model if isinstance(model, FrozenModel) else frozen(model)
 
 
 def check_switch(name: str, value: object, *others: object) -> None:
@@ -44,7 +31,7 @@ def check_images(images: object, lower: object, upper: object) -> None:
     check_bounds(lower, upper, images)
 
 
-class Inside:
+class BoundsCheck:
     """Whether images are inside their bounds, up to rounding: looked at in every call on a CPU, once on a GPU.
 
     Attributes:
@@ -120,49 +107,8 @@ def size_on(name: str, value: float | Tensor, images: Tensor) -> float | Tensor:
     return value.expand(images.shape[0], *value.shape[1:]) if isinstance(value, Tensor) else value
 
 
-def clipped(x: Tensor, lower: float | Tensor | None, upper: float | Tensor | None) -> Tensor:
-    """``x`` [m, C, ...] inside bounds that are numbers or [C]; a NaN bound bounds nothing."""
-    for bound, clip in ((lower, torch.fmax), (upper, torch.fmin)):
-        if bound is not None:
-            x = clip(x, torch.as_tensor(bound).to(x).reshape(1, -1, *[1] * (x.dim() - 2)))
-    return x
-
-
-def own(images: Tensor, memory_format: torch.memory_format) -> Tensor:
-    """A private, detached copy that autograd accepts."""
-    return images.detach().clone(memory_format=memory_format)
-
-
 def check_logits_of(logits_of: object) -> None:
     """What picks the logits must be a function, or None."""
     if logits_of is not None and not callable(logits_of):
         kind = type(logits_of).__name__
         raise TypeError(f"logits_of is a {kind}: must be a function of the model's outputs, or None")
-
-
-def evaluate(network: Callable, logits_of: LogitsOf | None, x: Tensor, *, grad: bool) -> tuple[Tensor, Tensor]:
-    """Logits [B, K] of ``x`` and the leaf they hang on.
-
-    The leaf is float32 at least: a gradient rounded to half precision loses its small entries.
-    """
-    leaf = x.detach().to(torch.promote_types(x.dtype, torch.float32))
-    with torch.set_grad_enabled(grad):
-        leaf.requires_grad_(grad)
-        outputs = network(leaf)
-        logits = outputs if logits_of is None else logits_of(outputs)
-    if not isinstance(logits, Tensor) or logits.dim() != 2 or logits.shape[0] != x.shape[0]:
-        what = f"of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
-        raise ValueError(f"model: its output is {what}, must be logits [B, K]; logits_of can pick them")
-    return logits, leaf
-
-
-def input_gradient(logits: Tensor, leaf: Tensor, grad_logits: Tensor) -> Tensor:
-    """Pull ``grad_logits`` back to the images; nothing is accumulated anywhere."""
-    if not logits.requires_grad:
-        raise ValueError("model: its logits carry no graph to the images, so there is no direction to step in")
-    return torch.autograd.grad(logits, leaf, grad_logits)[0]
-
-
-def count_classes(evaluate: Evaluate, images: Tensor) -> int:
-    """K, where no image is left to ask."""
-    return evaluate(images.new_zeros((1, *images.shape[1:])), grad=False)[0].shape[1]

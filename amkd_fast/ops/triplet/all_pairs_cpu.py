@@ -12,10 +12,10 @@ from torch import Tensor
 from amkd_fast import backends
 from amkd_fast.ops.autograd import reference_grads, save, saved
 from amkd_fast.ops.triplet import reference as specification
-from amkd_fast.ops.triplet.arguments import Rows, with_rows
+from amkd_fast.ops.triplet.arguments import with_rows
 from amkd_fast.ops.triplet.distances import DISTANCES, from_unit, rowwise, rowwise_grads
 from amkd_fast.ops.triplet.operators import Operators
-from amkd_fast.ops.triplet.reference import Outcome, Rule, Terms
+from amkd_fast.ops.triplet.types import Outcome, Rows, Rule, Terms
 
 
 def loss(operators: Operators, rows: Rows, rule: Rule, weight: Tensor | None, reduction: str) -> Outcome:

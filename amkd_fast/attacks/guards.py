@@ -25,7 +25,7 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 _BARE = frozenset(vars(nn.Module())) - set(_OWN)  # what every module has, "training" and hooks among it
 
 
-class Watch:
+class Guards:
     """What a network holds, and what its classes' functions name, down to plain values and tensors.
 
     Followed are attributes of modules and other objects, lists, sets and dicts, the variables of closures, attributes

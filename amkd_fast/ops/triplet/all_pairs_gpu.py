@@ -14,10 +14,10 @@ from torch import Tensor
 from amkd_fast import backends
 from amkd_fast.ops.autograd import reference_grads, save, saved
 from amkd_fast.ops.triplet import reference as specification
-from amkd_fast.ops.triplet.arguments import Rows, with_rows
+from amkd_fast.ops.triplet.arguments import with_rows
 from amkd_fast.ops.triplet.distances import DISTANCES, from_unit, numbers, rowwise, rowwise_grads, short_rows
 from amkd_fast.ops.triplet.operators import Operators
-from amkd_fast.ops.triplet.reference import Outcome, Rule, Terms
+from amkd_fast.ops.triplet.types import Outcome, Rows, Rule, Terms
 
 CHUNK = 1 << 24  # products at a time: a GPU needs rows enough to fill itself
 SAMPLE = 256  # rows that the common vector is taken from
