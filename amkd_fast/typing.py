@@ -47,12 +47,12 @@ __all__ = [
 Backend = Literal["reference", "cpu", "triton", "cuda"]
 BackendChoice = Literal["auto", Backend]
 
-# The KL family. The positions are the operators' numbers.
+# The KL family. The positions of the divergences are the operators' numbers.
 Divergence = Literal["forward", "reverse", "js"]
 Reduction = Literal["none", "sum", "mean", "batchmean"]
 IgnoredRows = Literal["keep", "drop"]
 
-# Triplets.
+# Triplets. The positions of distances and reductions are the operators' numbers.
 Mining = Literal["hard", "semihard", "all", "topk"]
 Distance = Literal["euclidean", "sqeuclidean", "cosine"]
 TripletReduction = Literal["mean", "mean_nonzero", "sum", "none"]
@@ -76,7 +76,7 @@ Keep = Literal["last", "best", "first"]
 PairTargets = Literal["every", "drawn", "runner_up"]
 Capture = Literal["auto", True, False]
 
-# Images.
+# Images: the operations in the order in which they are applied.
 AugmentOperation = Literal[
     "shear_x", "shear_y", "translate_x", "translate_y", "rotate", "autocontrast", "invert", "equalize", "solarize",
     "posterize", "contrast", "color", "brightness", "sharpness",

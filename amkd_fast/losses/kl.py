@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import get_args
-
 from torch import Tensor, nn
 
 from amkd_fast import checks
 from amkd_fast.ops.kl import DistillationTerms, distillation_loss, kl_div
 from amkd_fast.ops.kl.consistency import ConsistencyKL, consistency_kl
 from amkd_fast.ops.kl.decoupled import dkd_loss
-from amkd_fast.ops.kl.scalars import checked_temperature
+from amkd_fast.ops.kl.op import IGNORED_ROWS
+from amkd_fast.ops.kl.scalars import CHOICES, DIVERGENCES, checked_temperature
 from amkd_fast.ops.kl.standardised import standardised_kl_div
 from amkd_fast.typing import Divergence, IgnoredRows, Reduction
 
@@ -50,9 +49,9 @@ class KLDivLoss(nn.Module):
     ) -> None:
         super().__init__()
         checked_temperature(temperature)
-        checks.choice("divergence", divergence, get_args(Divergence))
+        checks.choice("divergence", divergence, DIVERGENCES[:3])
         checks.open_unit("beta", beta)
-        checks.choice("reduction", reduction, get_args(Reduction))
+        checks.choice("reduction", reduction, CHOICES)
         self.temperature, self.divergence, self.beta = temperature, divergence, beta
         self.scale_by_t2, self.reduction, self.dim = scale_by_t2, reduction, dim
 
@@ -120,8 +119,8 @@ class DistillationLoss(nn.Module):
     ) -> None:
         super().__init__()
         checked_temperature(temperature)
-        checks.choice("divergence", divergence, get_args(Divergence))
-        checks.choice("ignored_rows", ignored_rows, get_args(IgnoredRows))
+        checks.choice("divergence", divergence, DIVERGENCES[:3])
+        checks.choice("ignored_rows", ignored_rows, IGNORED_ROWS)
         self.temperature, self.divergence = temperature, divergence
         self.ce_weight, self.kl_weight = checks.finite("ce_weight", ce_weight), checks.finite("kl_weight", kl_weight)
         self.scale_by_t2, self.ignore_index = scale_by_t2, ignore_index
@@ -180,7 +179,7 @@ class StandardisedKLLoss(nn.Module):
     ) -> None:
         super().__init__()
         checked_temperature(temperature)
-        checks.choice("reduction", reduction, get_args(Reduction))
+        checks.choice("reduction", reduction, CHOICES)
         self.temperature, self.scale_by_t2, self.reduction, self.dim = temperature, scale_by_t2, reduction, dim
 
     def forward(
@@ -239,7 +238,7 @@ class DKDLoss(nn.Module):
         checked_temperature(temperature)
         checks.finite("target_weight", target_weight)
         checks.finite("other_weight", other_weight)
-        checks.choice("reduction", reduction, get_args(Reduction))
+        checks.choice("reduction", reduction, CHOICES)
         self.temperature, self.target_weight, self.other_weight = temperature, target_weight, other_weight
         self.scale_by_t2, self.reduction, self.dim = scale_by_t2, reduction, dim
 

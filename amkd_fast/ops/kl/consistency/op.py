@@ -108,7 +108,9 @@ def consistency_kl(
     temperature, _, _, row_scale, *_ = numbers
     name = backends.select("kl", tensors[0].device.type, function="consistency_kl")
     if name == "reference":
-        return ConsistencyKL(*reference.loss(*tensors, temperature, row_scale))
+        student, teacher, augmented_student, augmented_teacher = tensors
+        found = reference.loss(student, teacher, augmented_student, augmented_teacher, temperature, row_scale)
+        return ConsistencyKL(*found)
     total, stats = row_loss(_OPERATORS[name], (temperature, row_scale), *tensors)
     return ConsistencyKL(total, *_parts(stats, rows))
 
