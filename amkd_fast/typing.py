@@ -19,7 +19,6 @@ __all__ = [
     "BNPolicy",
     "Backend",
     "BackendChoice",
-    "Capture",
     "Distance",
     "Divergence",
     "IgnoredRows",
@@ -36,6 +35,7 @@ __all__ = [
     "Selector",
     "Space",
     "StepNorm",
+    "Switch",
     "TripletOptions",
     "TripletReduction",
     "TripletTensors",
@@ -74,7 +74,7 @@ AttackLoss = Literal["ce", "boundary", "dlr"]
 Score = Literal["logits", "softmax"]
 Keep = Literal["last", "best", "first"]
 PairTargets = Literal["every", "drawn", "runner_up"]
-Capture = Literal["auto", True, False]
+Switch = Literal["auto", True, False]
 
 # Images: the operations in the order in which they are applied.
 AugmentOperation = Literal[

@@ -38,7 +38,7 @@ def measure(
     base = data.test.labels[right]
     target = draw_targets(logits[right], base, seed=options.seed)
     images = data.test.take(right).images
-    summary = {}
+    summary: dict[str, dict[str, Any]] = {}
     for preset in PRESETS:
         attack = boundary_attack(settings, data, network, preset, steps=options.steps)
         with progress_bar(f"boundary, {preset}", progress) as report:

@@ -19,7 +19,7 @@ class Batch(NamedTuple):
 
     images: Tensor  # [B, C, H, W], normalised
     labels: Tensor  # [B], int64
-    index: Tensor | None = None  # type: ignore[assignment]  # [B], rows of the training set; public, so not renamed
+    index: Tensor | None = None  # type: ignore[assignment]  # hides tuple.index, and is public: [B], rows of the training set
     teacher_logits: Tensor | None = None  # [B, K], where they are known already
 
 
