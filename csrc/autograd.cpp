@@ -266,26 +266,42 @@ PyObject* row_loss(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   END_HANDLE_TH_ERRORS
 }
 
-// logits(*tensors): the device type of logits [B, K] that are right as they are, all of one dtype, shape and device;
-// None where the checks in Python have to look at them, or something watches.
-PyObject* logits(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+// ready(labels, *logits): the device type of logits [B, K] that are right as they are, all of one dtype, shape and
+// device, with labels [B] or None; None where the checks in Python have to look at them, or torch.func does.
+PyObject* ready(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   HANDLE_TH_ERRORS
   if (is_transforming()) Py_RETURN_NONE;
-  const at::TensorBase* first = nullptr;
-  for (Py_ssize_t i = 0; i < count; ++i) {
+  for (Py_ssize_t i = arguments[0] == Py_None ? 1 : 0; i < count; ++i) {
     if (!THPVariable_CheckExact(arguments[i])) Py_RETURN_NONE;
-    const at::TensorBase& x = THPVariable_Unpack(arguments[i]);
-    if (first == nullptr) {
-      first = &x;
-      const auto type = x.scalar_type();
-      const bool has_type = type == at::kFloat || type == at::kDouble || type == at::kHalf || type == at::kBFloat16;
-      if (!has_type || x.dim() != 2 || x.size(1) == 0 || x.layout() != at::kStrided) Py_RETURN_NONE;
-    } else if (x.scalar_type() != first->scalar_type() || x.layout() != at::kStrided || x.sizes() != first->sizes() ||
-               x.device() != first->device()) {
-      Py_RETURN_NONE;
-    }
   }
-  return Py_NewRef(first->is_cpu() ? names.cpu : first->is_cuda() ? names.cuda : Py_None);
+  const Tensor& first = THPVariable_Unpack(arguments[1]);
+  const auto type = first.scalar_type();
+  const bool is_floating = type == at::kFloat || type == at::kDouble || type == at::kHalf || type == at::kBFloat16;
+  if (!is_floating || first.dim() != 2 || first.size(1) == 0 || first.layout() != at::kStrided) Py_RETURN_NONE;
+  for (Py_ssize_t i = 2; i < count; ++i) {
+    const Tensor& x = THPVariable_Unpack(arguments[i]);
+    const bool is_like = x.scalar_type() == type && x.device() == first.device() && x.layout() == at::kStrided;
+    if (!is_like || x.sizes() != first.sizes()) Py_RETURN_NONE;
+  }
+  if (arguments[0] != Py_None) {
+    const Tensor& labels = THPVariable_Unpack(arguments[0]);
+    const bool is_class = labels.scalar_type() == at::kLong || labels.scalar_type() == at::kInt;
+    if (!is_class || labels.dim() != 1 || labels.size(0) != first.size(0)) Py_RETURN_NONE;
+    if (labels.device() != first.device() || labels.layout() != at::kStrided) Py_RETURN_NONE;
+  }
+  return Py_NewRef(first.is_cpu() ? names.cpu : first.is_cuda() ? names.cuda : Py_None);
+  END_HANDLE_TH_ERRORS
+}
+
+// tail(statistics, count): the last `count` of them, each alone.
+PyObject* tail(PyObject*, PyObject* const* arguments, Py_ssize_t) {
+  HANDLE_TH_ERRORS
+  const Tensor& stats = THPVariable_Unpack(arguments[0]);
+  const auto count = PyLong_AsSsize_t(arguments[1]);
+  at::AutoDispatchBelowAutograd below;  // nothing has a gradient through them
+  PyObject* found = steal(PyTuple_New(count));
+  for (Py_ssize_t i = 0; i < count; ++i) PyTuple_SET_ITEM(found, i, THPVariable_Wrap(stats.select(0, i - count)));
+  return found;
   END_HANDLE_TH_ERRORS
 }
 
@@ -325,7 +341,8 @@ PyObject* add(PyObject*, PyObject* arguments) {
 
 PyMethodDef methods[] = {
     {"row_loss", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(row_loss)), METH_FASTCALL, nullptr},
-    {"logits", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(logits)), METH_FASTCALL, nullptr},
+    {"ready", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(ready)), METH_FASTCALL, nullptr},
+    {"tail", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(tail)), METH_FASTCALL, nullptr},
     {"add", add, METH_VARARGS, nullptr},
     {nullptr, nullptr, 0, nullptr}};
 

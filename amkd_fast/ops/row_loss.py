@@ -66,9 +66,19 @@ def row_loss(operators: Operators, numbers: tuple, *tensors: Tensor | None) -> t
     return FusedRowLoss.apply(operators, numbers, *tensors)
 
 
-def ready(*logits: Tensor) -> str | None:
-    """The device type of logits [B, K] that need no checks, None where these have to look, as they always may."""
-    return None if _node is None or is_compiling() else _node.logits(*logits)
+def ready(*logits: Tensor, labels: Tensor | None = None) -> str | None:
+    """The device type of logits [B, K] and labels [B] that need no checks: these would cost more than a small kernel.
+
+    None where the checks have to look, as they always may.
+    """
+    return None if _node is None or is_compiling() else _node.ready(labels, *logits)
+
+
+def tail(stats: Tensor, count: int) -> tuple[Tensor, ...]:
+    """The last ``count`` statistics, each alone."""
+    if _node is None or is_compiling() or type(stats) is not Tensor:
+        return stats[-count:].unbind()
+    return _node.tail(stats, count)
 
 
 def by_reference(loss: Callable[..., Tensor]) -> Callable[..., list[Tensor | None]]:

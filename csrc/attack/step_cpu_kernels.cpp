@@ -176,6 +176,16 @@ struct PulledIn {
   }
 };
 
+// The number of a two-byte type that is next to `from` on the way to `to`, which is another one.
+template <class T>
+T next_towards(T from, T to) {
+  const auto order = [](T v) {
+    return v.bits & 0x8000 ? -static_cast<int>(v.bits & 0x7fff) : static_cast<int>(v.bits);
+  };
+  const int next = order(from) + (order(to) > order(from) ? 1 : -1);
+  return {static_cast<uint16_t>(next < 0 ? 0x8000 | -next : next)};
+}
+
 template <class T, class W>
 struct Sample {
   using V = Vector<W>;
@@ -228,6 +238,45 @@ struct Sample {
     if (out != x) std::memcpy(out, x, p.size * sizeof(T));
   }
   void go_to_x0() const { std::memmove(out, x0, p.size * sizeof(T)); }
+
+  // Takes back what rounding to two bytes has put outside of the ball. Where x0 itself breaks a bound, the bound
+  // prevails.
+  void hold() const {
+    if constexpr (sizeof(T) == 2) {
+      if (x0 == nullptr || (out != x && std::memcmp(out, x, p.size * sizeof(T)) == 0)) return;
+      const V most = splat<V>(radius);
+      const bool is_box = p.scalars.rule == Rule::kLinf;
+      V shrink = splat<V>(1.0);
+      if (is_box) {
+        V farthest{};
+        sweep<W>(0, p.size, [&](int64_t k, auto part) {
+          farthest = larger(absolute(get(out + k, part) - get(x0 + k, part)), farthest);
+        });
+        if (!(max_lanes(farthest) > radius)) return;
+      } else {
+        const V unit = splat<V>(radius > 0 ? radius : W(1));
+        sweep<W>(0, p.size,
+                 [&](int64_t k, auto part) { put(moved + k, part, (get(out + k, part) - get(x0 + k, part)) / unit); });
+        const double length =
+            p.scalars.rule == Rule::kL1 ? sum_of(moved, p.size, [](V v) { return absolute(v); }) : length_of_moved();
+        if (!(length > 1.0)) return;
+        shrink = splat<V>(length);
+      }
+      sweep_bounded<T>(p, 0, p.size, [&](int64_t k, auto part, auto bounds) {
+        const V far = get(out + k, part), clean = get(x0 + k, part), change = far - clean;
+        const V inner = is_box ? smaller(most, larger(-most, change)) : change / shrink;
+        const V bounded = smaller(bounds.upper(k, part), larger(bounds.lower(k, part), clean));
+        T back[lanes<V>], centre[lanes<V>];
+        store(back, clean + inner);
+        store(centre, clean);
+        const auto beyond = absolute(load(back) - clean) > absolute(inner);
+        for (int lane = 0; lane < lanes<V>; ++lane) {
+          if (beyond[lane]) back[lane] = next_towards(back[lane], centre[lane]);
+        }
+        put(out + k, part, (inner != change) & (bounded == clean) ? load(back) : far);
+      });
+    }
+  }
 
   void move(const Size<W>& size) const {
     if (x0 != nullptr && radius == 0) return go_to_x0();
@@ -321,7 +370,7 @@ void step_one(const StepWork& p, int64_t i, typename WorkOf<T>::type* scratch) {
     const InBox<T, W> box{x0, splat<Vector<W>>(sample.radius)};
     const bool moves = x0 == nullptr ? step_along_sign(p, x, grad, sample.out, reach, Anywhere{})
                                      : step_along_sign(p, x, grad, sample.out, reach, box);
-    if (!moves) sample.stay();
+    moves ? sample.hold() : sample.stay();
     return;
   }
   bool as_it_is = velocity == nullptr && !s.project;
@@ -343,6 +392,7 @@ void step_one(const StepWork& p, int64_t i, typename WorkOf<T>::type* scratch) {
   if (!size.moves) return sample.stay();
   if (s.rule == Rule::kNewton && size.peak > 0 && !is_finite(reach / size.peak)) return sample.stay();
   sample.move(size);
+  sample.hold();
 }
 
 template <class T>

@@ -123,7 +123,7 @@ def step(
 ) -> Tensor:
     """:func:`attack_step` of arguments that have been checked, sizes as :func:`arguments.size_of` makes them."""
     follows = torch.is_grad_enabled() and (x.requires_grad or grad.requires_grad)
-    _, fast = serving(x, _TRACED if follows and torch.compiler.is_compiling() else "")
+    name, fast = serving(x, _TRACED if follows and torch.compiler.is_compiling() else "")
     if x.numel() == 0:
         return x.clone() if out is None else out
     narrow = eps is not None and x.dtype.itemsize == 2
@@ -136,6 +136,8 @@ def step(
         moved = FusedStep.apply(x, grad, fast, call)
     elif has_channels(step_size) or has_channels(eps):
         moved = _by_channel(fast, x, grad, *call)
+    elif narrow and name == "cpu":  # whose operator sees to it, where it can tell the sample from the result
+        moved, narrow = _by_operator(fast, x, grad, None if out is x else out, *call), False
     else:
         moved = _by_operator(fast, x, grad, None if narrow else out, *call)
     if narrow and x0 is not None and eps is not None:

@@ -21,7 +21,7 @@ from amkd_fast.ops.kl.arguments import (
 )
 from amkd_fast.ops.kl.reference import statistics_dtype
 from amkd_fast.ops.kl.scalars import DIVERGENCES, REDUCTIONS, Scalars
-from amkd_fast.ops.row_loss import RowLoss, by_reference, operators, ready, row_loss
+from amkd_fast.ops.row_loss import RowLoss, by_reference, operators, ready, row_loss, tail
 from amkd_fast.typing import Divergence, IgnoredRows, Reduction
 
 # Statistics that the forward operator leaves for the backward one, field by field ([FIELDS, B], flat), then the
@@ -241,6 +241,13 @@ def distillation_loss(
         >>> f"{loss.ce.item():.4f} {loss.kl.item():.4f} {loss.total.item():.4f}"
         '2.3026 0.0000 0.2303'
     """
+    tensors = isinstance(ce_weight, Tensor) or isinstance(kl_weight, Tensor) or isinstance(temperature, Tensor)
+    if not tensors and mask is None and dim == -1 and ignored_rows == "keep":
+        device = ready(student, teacher, labels=labels)
+        if device is not None:  # the usual call
+            call = (temperature, divergence, ce_weight, kl_weight, bool(scale_by_t2), ignore_index)
+            numbers = scalars.of_distillation(*call)
+            return DistillationTerms(*_run(student, teacher, None, labels, None, numbers, True, device))
     shape, student, teacher = logits_of(student, teacher, dim)
     if labels is not None:
         checks.integer("labels", labels)
@@ -275,7 +282,7 @@ def distillation_loss(
 def _divergence(student, teacher, temperature, divergence, beta, weight, mask, scale_by_t2, reduction, dim) -> Tensor:
     if weight is None and mask is None and dim == -1 and not isinstance(temperature, Tensor):
         device = ready(student, teacher)
-        if device is not None:  # the usual call, whose checks would cost more than its kernel
+        if device is not None:  # the usual call
             numbers = scalars.of_divergence(temperature, divergence, beta, None, bool(scale_by_t2), reduction, 1)
             return _run(student, teacher, None, None, None, numbers, False, device)
     shape, student, teacher = logits_of(student, teacher, dim)
@@ -299,7 +306,7 @@ def _run(student, teacher, weight, labels, ce_weight, numbers: tuple, with_parts
         loss, stats = row_loss(_OPERATORS[name], numbers, student, teacher, weight, labels, ce_weight)
     except RuntimeError as error:
         raise _named(error) from None
-    return (loss, stats.select(0, -2), stats.select(0, -1)) if with_parts else loss
+    return (loss, *tail(stats, 2)) if with_parts else loss
 
 
 def _named(error: RuntimeError) -> Exception:

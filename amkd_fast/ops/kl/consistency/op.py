@@ -12,7 +12,7 @@ from amkd_fast.ops import schemas
 from amkd_fast.ops.kl import scalars
 from amkd_fast.ops.kl.consistency import reference
 from amkd_fast.ops.kl.reference import statistics_dtype
-from amkd_fast.ops.row_loss import RowLoss, by_reference, operators, row_loss
+from amkd_fast.ops.row_loss import RowLoss, by_reference, operators, ready, row_loss, tail
 
 # Statistics that the forward operator leaves for the backward one, field by field ([FIELDS, B], flat), then the TAIL:
 # the means of both views. csrc/kl/consistency.h has the same list.
@@ -102,17 +102,21 @@ def consistency_kl(
         >>> f"{loss.clean.item():.4f} {loss.augmented.item():.4f} {loss.total.item():.4f}"
         '0.2782 0.3398 0.3090'
     """
-    tensors = _logits(student, teacher, augmented_student, augmented_teacher)
-    rows = tensors[0].shape[0]
+    tensors: tuple[Tensor, ...] = (student, teacher, augmented_student, augmented_teacher)
+    device = ready(*tensors)
+    if device is None:
+        tensors = _logits(*tensors)
+        device = tensors[0].device.type
     numbers = scalars.of_divergence(temperature, "forward", 0.5, None, bool(scale_by_t2), "mean", 1)
     temperature, _, _, row_scale, *_ = numbers
-    name = backends.select("kl", tensors[0].device.type, function="consistency_kl")
+    name = backends.select("kl", device, function="consistency_kl")
     if name == "reference":
         student, teacher, augmented_student, augmented_teacher = tensors
         found = reference.loss(student, teacher, augmented_student, augmented_teacher, temperature, row_scale)
         return ConsistencyKL(*found)
     total, stats = row_loss(_OPERATORS[name], (temperature, row_scale), *tensors)
-    return ConsistencyKL(total, *_parts(stats, rows))
+    clean, augmented = tail(stats, TAIL)
+    return ConsistencyKL(total, clean, augmented, stats.narrow(0, (FIELDS - 1) * student.shape[0], student.shape[0]))
 
 
 def _logits(student: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
@@ -134,8 +138,3 @@ def _logits(student: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
             dtype = torch.promote_types(dtype, other.dtype)
         return tuple(z.to(dtype) for z in (student, *others))
     return (student, *others)
-
-
-def _parts(stats: Tensor, rows: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The mean of the clean rows, that of the augmented ones, and the confidence, out of the statistics."""
-    return stats.select(0, -2), stats.select(0, -1), stats.narrow(0, (FIELDS - 1) * rows, rows)

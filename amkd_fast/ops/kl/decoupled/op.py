@@ -11,7 +11,7 @@ from amkd_fast.ops.kl.decoupled import reference
 from amkd_fast.ops.kl.decoupled.reference import Scalars
 from amkd_fast.ops.kl.reference import statistics_dtype
 from amkd_fast.ops.kl.scalars import REDUCTIONS, checked_temperature, reduction_of, remembered
-from amkd_fast.ops.row_loss import RowLoss, by_reference, operators, row_loss
+from amkd_fast.ops.row_loss import RowLoss, by_reference, operators, ready, row_loss
 from amkd_fast.typing import Reduction
 
 # Statistics that the forward operator leaves for the backward one, field by field ([FIELDS, B], flat): of the classes
@@ -107,6 +107,11 @@ def dkd_loss(
         >>> f"{loss.item():.4f}", f"{student.grad[0, 0].item():.4f}"
         ('0.2354', '-0.0284')
     """
+    usual = weight is None and mask is None and dim == -1 and not isinstance(temperature, Tensor)
+    device = ready(student, teacher, labels=labels) if usual and labels is not None else None
+    if device is not None:
+        numbers = _scalars(temperature, target_weight, other_weight, None, bool(scale_by_t2), reduction, 1)
+        return _run(student, teacher, labels, None, numbers, device)
     shape, student, teacher = logits_of(student, teacher, dim)
     checks.integer("labels", labels)
     checks.shape("labels", labels, shape[:-1], "one label a row of student")
@@ -126,7 +131,7 @@ def dkd_loss(
         reduction,
         divisor,
     )
-    loss = _run(student, teacher, labels, rows, numbers)
+    loss = _run(student, teacher, labels, rows, numbers, student.device.type)
     return loss if size is None and len(shape) == 2 else finished(loss, size, reduction, shape)
 
 
@@ -150,9 +155,11 @@ def _scalars(
     return tuple(Scalars(temperature, row_scale * target_weight, row_scale * other_weight, factor, number))
 
 
-def _run(student: Tensor, teacher: Tensor, labels: Tensor, weight: Tensor | None, numbers: tuple) -> Tensor:
+def _run(
+    student: Tensor, teacher: Tensor, labels: Tensor, weight: Tensor | None, numbers: tuple, device: str
+) -> Tensor:
     learnt = LEARNT if isinstance(numbers[0], Tensor) else ""
-    name = backends.select("kl", student.device.type, learnt, function="dkd_loss")
+    name = backends.select("kl", device, learnt, function="dkd_loss")
     if name != "cpu":  # whose operator looks itself
         _check_labels(labels, student.shape[1], weight)
     if name == "reference":

@@ -11,7 +11,7 @@ from amkd_fast.ops.kl.arguments import LEARNT, finished, logits_of, temperature_
 from amkd_fast.ops.kl.reference import statistics_dtype
 from amkd_fast.ops.kl.scalars import REDUCTIONS
 from amkd_fast.ops.kl.standardised import reference
-from amkd_fast.ops.row_loss import RowLoss, by_reference, operators, row_loss
+from amkd_fast.ops.row_loss import RowLoss, by_reference, operators, ready, row_loss
 from amkd_fast.typing import Reduction
 
 # Statistics that the forward operator leaves for the backward one, field by field ([FIELDS, B], flat).
@@ -98,17 +98,25 @@ def standardised_kl_div(
         >>> f"{af.standardised_kl_div(torch.ones(2, 3), teacher).item():.4f}"
         '0.2988'
     """
+    if weight is None and mask is None and dim == -1 and not isinstance(temperature, Tensor):
+        device = ready(student, teacher)
+        if device is not None:  # the usual call
+            numbers = scalars.of_divergence(temperature, "forward", 0.5, None, bool(scale_by_t2), reduction, 1)
+            return _run(student, teacher, None, numbers, device)
     shape, student, teacher = logits_of(student, teacher, dim)
     number, row_weight, reduction, divisor, size = weights_of(weight, mask, shape, student, reduction)
     if isinstance(temperature, Tensor):
         temperature = temperature_of(temperature, shape, student)
     numbers = scalars.of_divergence(temperature, "forward", 0.5, number, bool(scale_by_t2), reduction, divisor)
+    loss = _run(student, teacher, row_weight, numbers, student.device.type)
+    return loss if size is None and len(shape) == 2 else finished(loss, size, reduction, shape)
+
+
+def _run(student: Tensor, teacher: Tensor, weight: Tensor | None, numbers: tuple, device: str) -> Tensor:
     temperature, _, _, row_scale, factor, _, _, number = numbers
     factor = factor * row_scale
     learnt = LEARNT if isinstance(temperature, Tensor) else ""
-    name = backends.select("kl", student.device.type, learnt, function="standardised_kl_div")
+    name = backends.select("kl", device, learnt, function="standardised_kl_div")
     if name == "reference":
-        loss = reference.loss(student, teacher, row_weight, temperature, factor, number)
-    else:
-        loss, _ = row_loss(_OPERATORS[name], (temperature, factor, number), student, teacher, row_weight)
-    return loss if size is None and len(shape) == 2 else finished(loss, size, reduction, shape)
+        return reference.loss(student, teacher, weight, temperature, factor, number)
+    return row_loss(_OPERATORS[name], (temperature, factor, number), student, teacher, weight)[0]
