@@ -57,6 +57,13 @@ class Losses(NamedTuple):
 COUNTS = ("attacked", "accepted", "crossed", "third")
 
 
+def required(teacher: nn.Module | None) -> nn.Module:
+    """The teacher of a method that needs one."""
+    if teacher is None:
+        raise ValueError("teacher=None: must be a network, as this method learns from one")
+    return teacher
+
+
 class Method(nn.Module):
     """Turns a batch and two networks into losses.
 
@@ -122,16 +129,9 @@ class Method(nn.Module):
     @staticmethod
     def must_be_in_eval_mode(teacher: nn.Module | None) -> nn.Module:
         """The teacher itself; its answers would depend on their neighbours else."""
-        teacher = Method.must_be_there(teacher)
-        if teacher.training:
+        if teacher is None or teacher.training:
+            required(teacher)
             raise ValueError("teacher.training=True: must be in eval mode (teacher.eval())")
-        return teacher
-
-    @staticmethod
-    def must_be_there(teacher: nn.Module | None) -> nn.Module:
-        """The teacher itself."""
-        if teacher is None:
-            raise ValueError("teacher=None: must be a network, as this method learns from one")
         return teacher
 
     def teaching(self, teacher: nn.Module | None) -> AbstractContextManager:

@@ -13,7 +13,7 @@ from amkd_fast import checks, ranks
 from amkd_fast.attacks import PRESETS, BoundaryAttack, BoundarySamples, Status
 from amkd_fast.losses import Adversarial, AMKDLoss
 from amkd_fast.memory import CrossBatchMemory
-from amkd_fast.methods.base import Batch, Losses, Method, StepContext
+from amkd_fast.methods.base import Batch, Losses, Method, StepContext, required
 from amkd_fast.methods.batchnorm import (
     BN_POLICIES,
     frozen_statistics,
@@ -227,7 +227,7 @@ class BSS(Method):
     def _attack_of(self, teacher: nn.Module | None) -> BoundaryAttack:
         """The attack on this teacher, kept from call to call with what it has prepared."""
         if self._attack is None or self._attack[0] is not teacher:
-            teacher = self.must_be_there(teacher)
+            teacher = required(teacher)
             options: dict[str, Any] = {"early_exit": not self.fixed_shape, **self.attack_options}
             self._attack = (teacher, BoundaryAttack(self.view_of(teacher), preset=self.preset, **options))
         return self._attack[1]

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from amkd_fast import checks, ranks
-from amkd_fast.methods.base import Batch, Losses, Method, StepContext
+from amkd_fast.methods.base import Batch, Losses, Method, StepContext, required
 from amkd_fast.ops.segments import segment_mse
 
 # A network that is wrapped has its stages one level down: whose they are comes first in the name.
@@ -81,7 +81,7 @@ class ExtendedKD(Method):
 
     def prepare(self, images: Tensor, teacher: nn.Module | None, student: nn.Module) -> None:
         if self._paired is None:
-            self._paired = self._pair(images, self.must_be_there(teacher), student)
+            self._paired = self._pair(images, required(teacher), student)
 
     def _pair(self, images: Tensor, teacher: nn.Module, student: nn.Module) -> tuple[list[str], list[str]]:
         """Make the projections; the names of the stages that they lie between."""
