@@ -131,7 +131,7 @@ void forward(const Forward& p, int64_t first, int64_t last) {
     const double confidence = 1.0 + seen.cosine();
     stat<T>(p, kConfidence, row) = confidence;
     for (int v = 0; v < kViews; ++v) {
-      Divergence sums;
+      DivergenceSums sums;
       for_each_block(p.classes, [&](int64_t begin, int64_t end) {
         DivergenceLanes<Vector<T>> lanes(seen.student_max[v], seen.teacher_max[v], p.per_t, p.per_t);
         for_each_vector<T>(begin, end,

@@ -1,29 +1,14 @@
 // The arithmetic of decoupled distillation on a CPU, compiled once per SIMD level (see common/simd.h for the rules that
 // follow from that). The sums are those of a forward divergence among the classes other than the target, whose logits
 // become -inf in registers; what is done once a row is done for a vector of rows.
-#include "../common/simd.h"
 #include "decoupled_cpu.h"
+#include "rows_cpu.h"
 
 namespace amkd::kl::decoupled::AMKD_SIMD {
 
-using namespace amkd::AMKD_SIMD;
+using namespace amkd::kl::AMKD_SIMD;
 
 namespace {
-
-constexpr double kInfinity = __builtin_huge_val();
-constexpr int64_t kShort = 32;    // classes of a row that shares its vectors with others
-constexpr int64_t kBlock = 2048;  // two networks' fp32 logits: 16 KiB
-
-template <class T>
-struct StatOf {
-  using type = float;
-};
-template <>
-struct StatOf<double> {
-  using type = double;
-};
-template <class T>
-using Stat = typename StatOf<T>::type;
 
 // The columns of a vector's lanes, and comparisons of them: Ints, or one number beside `double`.
 template <class V>
@@ -82,11 +67,6 @@ AMKD_INLINE void for_each_vector(const Row<T>& row, int64_t begin, int64_t end, 
   }
 }
 
-template <class V>
-AMKD_INLINE V product_or_zero(V probability, V factor) {
-  return probability * (probability == V{} ? V{} : factor);  // in this order the product can join a sum
-}
-
 // Natural logarithm of a normal number, one unit in the last place; of 1 exactly 0. NaN stays NaN.
 AMKD_INLINE Floats log_of(Floats x) {
   constexpr int32_t kRootHalf = 0x3f3504f3;
@@ -109,8 +89,6 @@ struct Sums {
   double student_max, student_sum, teacher_max, teacher_sum;
   double inner;  // Σ e^y (y - x)
 };
-
-inline double shift_of(double max) { return max == -kInfinity ? 0.0 : max; }
 
 Sums merge(double per_t, const Sums& a, const Sums& b) {
   Sums out{};
@@ -241,22 +219,15 @@ void sweep_short_rows(Forward& p, int64_t row, int64_t count, Group<Vector<T>>& 
   using V = Vector<T>;
   constexpr int kRows = lanes<V>;
   const V none = splat<V>(-kInfinity);
-  T student[kShort][kRows], teacher[kShort][kRows];
+  const ShortRows<T> student(p.student, p.student_stride, row, count, p.classes);
+  const ShortRows<T> teacher(p.teacher, p.teacher_stride, row, count, p.classes);
   Index<V> target{};
-  for (int lane = 0; lane < kRows; ++lane) {
-    const int64_t source = row + (lane < count ? lane : count - 1);
-    const Row<T> r(p, source);
-    target[lane] = checked_label<T>(p, source);
-    for (int64_t i = 0; i < p.classes; ++i) {
-      student[i][lane] = r.student[i];
-      teacher[i][lane] = r.teacher[i];
-    }
-  }
+  for (int lane = 0; lane < kRows; ++lane) target[lane] = checked_label<T>(p, row + (lane < count ? lane : count - 1));
   out.student_max = out.teacher_max = none;
   out.student_target = out.teacher_target = V{};
   for (int64_t i = 0; i < p.classes; ++i) {
     const auto is_target = target == static_cast<int32_t>(i);
-    const V s = load(student[i]), t = load(teacher[i]);
+    const V s = student[i], t = teacher[i];
     out.student_max = larger(out.student_max, is_target ? none : s);
     out.teacher_max = larger(out.teacher_max, is_target ? none : t);
     out.student_target = is_target ? s : out.student_target;
@@ -266,7 +237,7 @@ void sweep_short_rows(Forward& p, int64_t row, int64_t count, Group<Vector<T>>& 
                    splat<V>(p.per_t * kLog2E)};
   for (int64_t i = 0; i < p.classes; ++i) {
     const auto is_target = target == static_cast<int32_t>(i);
-    sums.add(is_target ? none : load(student[i]), is_target ? none : load(teacher[i]));
+    sums.add(is_target ? none : student[i], is_target ? none : teacher[i]);
   }
   out.student_sum = sums.student;
   out.teacher_sum = sums.teacher;

@@ -1,7 +1,7 @@
 // The arithmetic of the KL family on a CPU, compiled once per SIMD level (see common/simd.h for the rules that follow
 // from that). Logits are read from memory once a pass: the maximum and the sums of a block both find it in L1.
-#include "../common/doubles.h"
 #include "kl_cpu.h"
+#include "rows_cpu.h"
 
 namespace amkd::kl::AMKD_SIMD {
 
@@ -9,41 +9,7 @@ using namespace amkd::AMKD_SIMD;
 
 namespace {
 
-constexpr double kInfinity = __builtin_huge_val();
-constexpr int64_t kShort = 32;    // classes of a row that shares its vectors with others
 constexpr int64_t kTogether = 8;  // rows that are swept step by step
-
-template <class T>
-struct ElementTraits;
-template <>
-struct ElementTraits<float> {
-  using Stat = float;
-  static float excluded() { return static_cast<float>(-kInfinity); }
-};
-template <>
-struct ElementTraits<double> {
-  using Stat = double;
-  static double excluded() { return -kInfinity; }
-};
-template <>
-struct ElementTraits<Half> {
-  using Stat = float;
-  static Half excluded() { return {0xfc00}; }
-};
-template <>
-struct ElementTraits<BFloat16> {
-  using Stat = float;
-  static BFloat16 excluded() { return {0xff80}; }
-};
-inline Floats exclude_first(Floats v, int64_t count) {
-  Ints lane;
-  for (int i = 0; i < kLanes; ++i) lane[i] = i;
-  return lane < static_cast<int32_t>(count) ? splat<Floats>(-kInfinity) : v;
-}
-inline double exclude_first(double v, int64_t) { return v; }
-
-template <class T>
-using Stat = typename ElementTraits<T>::Stat;
 
 // What a last, shorter vector does about the elements that the vector before it has covered already.
 enum class Overlap { kExclude, kRepeat };
@@ -89,14 +55,6 @@ Stat<T>& stat(const Problem& p, Field field, int64_t row) {
 template <class T>
 double weight_of(const void* weight, int64_t row) {
   return weight ? static_cast<const Stat<T>*>(weight)[row] : 1.0;
-}
-
-// What to subtract for a maximum: a range without any class has none, and its terms must stay e^-inf = 0.
-inline double shift_of(double max) { return max == -kInfinity ? 0.0 : max; }
-
-template <class V>
-inline V product_or_zero(V probability, V factor) {
-  return probability * (probability == V{} ? V{} : factor);  // in this order the product can join a sum
 }
 
 // ---- forward ----------------------------------------------------------------------------------------------------
@@ -260,18 +218,11 @@ void sweep_rows(const Problem& p, int64_t row, int64_t count, Partial* out) {
 template <class T, Divergence kDivergence, bool kLabels>
 void sweep_short_rows(const Problem& p, int64_t row, int64_t count, Partial* out) {
   using V = Vector<T>;
-  constexpr int kRows = lanes<V>;
-  T student[kShort][kRows], teacher[kShort][kRows];
-  for (int lane = 0; lane < kRows; ++lane) {
-    const Row<T> r(p, row + (lane < count ? lane : count - 1));
-    for (int64_t i = 0; i < p.classes; ++i) {
-      student[i][lane] = r.student[i];
-      teacher[i][lane] = r.teacher[i];
-    }
-  }
+  const ShortRows<T> student(p.student, p.student_stride, row, count, p.classes);
+  const ShortRows<T> teacher(p.teacher, p.teacher_stride, row, count, p.classes);
   V student_max = splat<V>(-kInfinity), teacher_max = student_max, teacher_at_top = student_max;
   for (int64_t i = 0; i < p.classes; ++i) {
-    const V s = load(student[i]), t = load(teacher[i]);
+    const V s = student[i], t = teacher[i];
     if constexpr (kDivergence == Divergence::kReverse) teacher_at_top = s > student_max ? t : teacher_at_top;
     student_max = larger(student_max, s);
     teacher_max = larger(teacher_max, t);
@@ -281,7 +232,7 @@ void sweep_short_rows(const Problem& p, int64_t row, int64_t count, Partial* out
   Sums<V, kDivergence, kLabels, true> sums{student_max == none ? V{} : student_max,
                                            teacher_max == none ? V{} : teacher_max, teacher_at_top,
                                            splat<V>(p.per_t * kLog2E)};
-  for (int64_t i = 0; i < p.classes; ++i) sums.add(load(student[i]), load(teacher[i]));
+  for (int64_t i = 0; i < p.classes; ++i) sums.add(student[i], teacher[i]);
   for (int64_t i = 0; i < count; ++i) {
     out[i] = {student_max[i],  sums.student[i],       sums.student_at_one[i], teacher_max[i],
               sums.teacher[i], sums.inner[i] * kLog2, teacher_at_top[i]};

@@ -119,11 +119,11 @@ AMKD_INLINE V zero_where_excluded(V logits, V value) {
 
 template <class V>
 AMKD_INLINE V product_or_zero(V probability, V factor) {
-  return probability * (probability == V{} ? V{} : factor);
+  return probability * (probability == V{} ? V{} : factor);  // in this order the product can join a sum
 }
 
 // The sums over a row of KL(p‖q), relative to the maxima.
-struct Divergence {
+struct DivergenceSums {
   double student = 0.0, teacher = 0.0;  // Σ e^x, Σ e^y
   double inner = 0.0;                   // Σ e^y (y - x)
 
@@ -177,7 +177,7 @@ struct DivergenceLanes {
     for (int64_t i = 0; i < count; ++i) out[i] = values[i];
   }
 
-  void flush(Divergence& sums) const {
+  void flush(DivergenceSums& sums) const {
     sums.student += sum_lanes(student);
     sums.teacher += sum_lanes(teacher);
     sums.inner += sum_lanes(inner) * kLog2;

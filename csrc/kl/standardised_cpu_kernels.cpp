@@ -195,7 +195,7 @@ void forward(const Forward& p, int64_t first, int64_t last) {
     find_moments<T>({student, teacher}, p.classes, moments);
     const Moments &of_student = moments[0], &of_teacher = moments[1];
     const V centre = splat<V>(of_student.centre);
-    Divergence sums;
+    DivergenceSums sums;
     double from_student = 0.0, from_teacher = 0.0;  // Σ e^x (z - max - centre), Σ e^y (z - max - centre)
     for_each_block(p.classes, [&](int64_t begin, int64_t end) {
       DivergenceLanes<V> lanes(of_student.max, of_teacher.max, exponent_of(of_student.scale) * per_t,
