@@ -42,7 +42,7 @@ all: build/.built
 
 # Nothing is installed into an interpreter that brings its own torch; what it lacks is named.
 build/.complete:
-	@$(PY) -c "import hypothesis, lightning, matplotlib, ninja, pybind11, pydantic, pytest, pytest_benchmark, rich, sklearn, xdist" || \
+	@$(PY) -c "import hypothesis, jinja2, lightning, matplotlib, ninja, numpy, pybind11, pydantic, pytest, pytest_benchmark, rich, scipy, sklearn, xdist" || \
 	  { echo 'install what is missing: $(PY) -m pip install -e ".[train,dev]" --no-build-isolation' >&2; exit 2; }
 	mkdir -p build && touch $@
 
@@ -85,6 +85,7 @@ check: test gates levels emulated
 lint: build/.built
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	$(PY) -m mypy
 	$(CLANG_FORMAT) --dry-run --Werror $(NATIVE) $(EMULATOR)
 
 format:

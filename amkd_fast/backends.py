@@ -15,13 +15,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from types import ModuleType
+from typing import TypedDict, get_args
 
 import torch
 from torch.autograd import forward_ad
 
 from amkd_fast import checks
+from amkd_fast.typing import Backend, BackendChoice
 
-BACKENDS = ("reference", "cpu", "triton", "cuda")
+BACKENDS: tuple[Backend, ...] = get_args(Backend)
 
 # The backends each operation family is written for. What is missing here has not been written yet, which is no reason
 # to warn; what is here and cannot run on this machine is.
@@ -47,10 +49,25 @@ UNCONFIRMED = {
     "standardised_kl_div": ("cuda",),
 }
 
+
+class BuildInfo(TypedDict):
+    """What :func:`build_info` tells."""
+
+    decision: str  # why CUDA kernels are in it or not
+    cuda: str  # version; empty without CUDA kernels
+    cuda_archs: str
+    torch: str
+    compiler: str
+    simd_compiled: str
+    simd_usable: list[str]  # on this CPU
+    simd: str  # in use
+
+
+_BUILD: BuildInfo | None
 try:
     from amkd_fast import _C
 
-    _BUILD: dict[str, object] | None = _C.build_info()  # a ValueError where AMKD_FAST_SIMD cannot be had
+    _BUILD = _C.build_info()  # a ValueError where AMKD_FAST_SIMD cannot be had
     _BUILD_MISSING = ""
 except ImportError as error:
     _BUILD = None
@@ -62,14 +79,17 @@ except ImportError as error:
 # The autograd node in C++ uses more of torch than its stable ABI: it is for the torch that it was compiled with alone.
 AUTOGRAD = os.environ.get("AMKD_FAST_AUTOGRAD", "auto")
 checks.choice("AMKD_FAST_AUTOGRAD", AUTOGRAD, ("auto", "python"))
-_NODE, _NODE_MISSING = None, _BUILD_MISSING
+_NODE: ModuleType | None = None
+_NODE_MISSING = _BUILD_MISSING
 if AUTOGRAD == "python":
     _NODE_MISSING = "as AMKD_FAST_AUTOGRAD says"
 elif _BUILD is not None and _BUILD["torch"] != torch.__version__:
     _NODE_MISSING = f"the node in C++ was built for torch {_BUILD['torch']} and this is {torch.__version__}"
 elif _BUILD is not None:
     try:
-        from amkd_fast import _autograd as _NODE
+        from amkd_fast import _autograd
+
+        _NODE = _autograd
     except ImportError as error:
         _NODE_MISSING = f"the node in C++ is not there ({error})"
 
@@ -79,12 +99,13 @@ INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
 # The project's own tests run the CUDA kernels on CPU tensors: tests/emulator puts them in the CPU kernels' place.
 EMULATED = os.environ.get("AMKD_FAST_EMULATE", "")
 
+_NO_CUDA = "" if _BUILD is not None and _BUILD["cuda"] else "the extension was built without CUDA kernels"
 # Why a backend could run nowhere in this process. Plain data, so that torch.compile can trace `select`.
 _UNUSABLE = {
     "reference": "",
     "cpu": "the emulated CUDA kernels are in its place (AMKD_FAST_EMULATE)" if EMULATED else _BUILD_MISSING,
     "triton": "" if importlib.util.find_spec("triton") else "triton is not installed",
-    "cuda": _BUILD_MISSING or ("" if _BUILD["cuda"] else "the extension was built without CUDA kernels"),
+    "cuda": _BUILD_MISSING or _NO_CUDA,
 }
 if EMULATED:
     _UNUSABLE["cuda"] = "AMKD_FAST_EMULATE is set, but the emulated kernels are not loaded: tests/emulator does that"
@@ -109,7 +130,7 @@ _last = _Last()
 _warned: set[str] = set()
 
 
-def build_info() -> dict[str, object] | None:
+def build_info() -> BuildInfo | None:
     """What the compiled extension holds (SIMD levels, CUDA architectures, decision), or None where there is none."""
     return _BUILD
 
@@ -145,7 +166,7 @@ def last(op: str) -> str | None:
 
 
 @contextmanager
-def backend(name: str) -> Iterator[None]:
+def backend(name: BackendChoice) -> Iterator[None]:
     """Run every operation inside the block on one backend, in this thread alone; new threads begin with ``"auto"``.
 
     Compiled graphs, which know no threads, follow the block that was opened last in any of them.

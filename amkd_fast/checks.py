@@ -19,7 +19,7 @@ def choice(name: str, value: object, options: Iterable[object]) -> None:
         raise ValueError(f"{name}={value!r}: must be one of {', '.join(map(repr, options))}")
 
 
-def positive(name: str, value: float) -> float:
+def positive(name: str, value: object) -> float:
     """``value`` must be a finite number above zero."""
     value = _number(name, value)
     if not (0.0 < value < math.inf):
@@ -27,7 +27,7 @@ def positive(name: str, value: float) -> float:
     return value
 
 
-def non_negative(name: str, value: float) -> float:
+def non_negative(name: str, value: object) -> float:
     """``value`` must be a finite number of at least zero."""
     value = _number(name, value)
     if not (0.0 <= value < math.inf):
@@ -35,7 +35,7 @@ def non_negative(name: str, value: float) -> float:
     return value
 
 
-def finite(name: str, value: float) -> float:
+def finite(name: str, value: object) -> float:
     """``value`` must be a finite number."""
     value = _number(name, value)
     if not (-math.inf < value < math.inf):  # a comparison can be traced with a symbolic number, math.isfinite cannot
@@ -43,7 +43,7 @@ def finite(name: str, value: float) -> float:
     return value
 
 
-def unit(name: str, value: float) -> float:
+def unit(name: str, value: object) -> float:
     """``value`` must lie between zero and one."""
     value = _number(name, value)
     if not (0.0 <= value <= 1.0):
@@ -51,7 +51,7 @@ def unit(name: str, value: float) -> float:
     return value
 
 
-def open_unit(name: str, value: float) -> float:
+def open_unit(name: str, value: object) -> float:
     """``value`` must lie strictly between zero and one."""
     value = _number(name, value)
     if not (0.0 < value < 1.0):
@@ -65,14 +65,14 @@ def tensor(name: str, value: object) -> None:
         raise TypeError(f"{name} is a {type(value).__name__}: must be a torch.Tensor")
 
 
-def floating(name: str, value: object) -> None:
+def floating(name: str, value: Tensor) -> None:
     """``value`` must be a tensor of float32, float64, float16 or bfloat16."""
     tensor(name, value)
     if value.dtype not in FLOATING:
         raise TypeError(f"{name}.dtype={value.dtype}: must be float32, float64, float16 or bfloat16")
 
 
-def integer(name: str, value: object) -> None:
+def integer(name: str, value: Tensor) -> None:
     """``value`` must be an int32 or int64 tensor (labels, indices)."""
     tensor(name, value)
     if value.dtype not in (torch.int64, torch.int32):

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from amkd_fast import checks
+from amkd_fast.typing import ReferenceSet
 
 EMPTY = torch.iinfo(torch.int32).min  # the label of a slot that holds no row; no class may have it
 
@@ -57,6 +58,11 @@ class CrossBatchMemory(nn.Module):
         2.5
     """
 
+    embeddings: Tensor
+    labels: Tensor
+    cursor: Tensor
+    filled: Tensor
+
     def __init__(
         self,
         size: int,
@@ -75,12 +81,12 @@ class CrossBatchMemory(nn.Module):
         self.register_buffer("cursor", torch.zeros((), device=device, dtype=torch.int64))
         self.register_buffer("filled", torch.zeros((), device=device, dtype=torch.int64))
 
-    def forward(self, embeddings: Tensor, labels: Tensor, exclude_labels: Tensor | None = None) -> dict[str, object]:
+    def forward(self, embeddings: Tensor, labels: Tensor, exclude_labels: Tensor | None = None) -> ReferenceSet:
         found = self.reference(embeddings, labels, exclude_labels)
         self.update(embeddings, labels)
         return found
 
-    def reference(self, embeddings: Tensor, labels: Tensor, exclude_labels: Tensor | None = None) -> dict[str, object]:
+    def reference(self, embeddings: Tensor, labels: Tensor, exclude_labels: Tensor | None = None) -> ReferenceSet:
         """The reference set of a batch that is not in the ring yet.
 
         Args:

@@ -8,6 +8,7 @@ numbers: as easy as 1, 2, 3", SC 2011.
 from __future__ import annotations
 
 import numbers
+from typing import overload
 
 import torch
 from torch import Tensor
@@ -90,6 +91,14 @@ def uniform(seed: int | Tensor, counter: Tensor, *, stream: int = 0, dtype: torc
 def unit(high: Tensor, low: Tensor) -> Tensor:
     """Make float64 numbers in [0, 1) of 53 bits from two tensors of 32-bit words."""
     return ((high << 21) + (low >> 11)).to(torch.float64) * 2.0**-53
+
+
+@overload
+def check_seed(seed: int, device: torch.device) -> int: ...
+
+
+@overload
+def check_seed(seed: object, device: torch.device) -> int | Tensor: ...
 
 
 def check_seed(seed: object, device: torch.device) -> int | Tensor:

@@ -342,7 +342,9 @@ def test_wheel_without_the_extension(tmp_path, isolation):
     assert result.returncode == 0, result.stderr
     (wheel,) = tmp_path.glob("amkd_fast-*.whl")
     with zipfile.ZipFile(wheel) as archive:
-        assert "amkd_fast/distill/report/page.html.jinja" in archive.namelist()
+        assert {"amkd_fast/distill/report/page.html.jinja", "amkd_fast/py.typed", "amkd_fast/_C.pyi"} <= {
+            *archive.namelist()
+        }
 
 
 def test_a_driver_of_an_older_major_version_is_the_reason():

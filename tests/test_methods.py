@@ -235,6 +235,15 @@ def test_known_teacher_logits_are_taken():
     torch.testing.assert_close(KD()(known, None, student, NOW).total, expected.total)
 
 
+@pytest.mark.parametrize(
+    "make", [m for name, m in ALL.items() if name != "student"], ids=[n for n in ALL if n != "student"]
+)
+def test_a_method_without_its_teacher_says_so(make):
+    batch, _, student = problem()
+    with pytest.raises(ValueError, match=r"teacher=None: must be a network"):
+        make()(batch, None, student, NOW)
+
+
 def test_a_teacher_in_train_mode_is_refused():
     batch, teacher, student = problem()
     with pytest.raises(ValueError, match=r"teacher.training=True: must be in eval mode"):

@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import functools
 import os
+import typing
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from amkd_fast import methods
 from amkd_fast.distill import build, cli, options
 from amkd_fast.distill import data as datasets
 from amkd_fast.distill.errors import UserError
-from amkd_fast.distill.settings import BN_POLICIES, METHODS, USUAL, CompareSettings, Settings, TrainSettings
+from amkd_fast.distill.settings import METHODS, USUAL, CompareSettings, Settings, TrainSettings, choices
 
 KINDS = (TrainSettings, CompareSettings)
 LAUNCHED = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
@@ -35,21 +36,21 @@ def parsed(kind, *words):
     return options.resolve(kind, values["config"], options.given(kind, values))
 
 
-def another(field):
+def another(kind, field):
     """A value that is not the default."""
-    if field.metadata["choices"]:
-        return next(value for value in field.metadata["choices"] if value != field.default)
+    only = choices(typing.get_type_hints(kind)[field.name])
+    if only:
+        return next(value for value in only if value != field.default)
     if isinstance(field.default, bool):
         return not field.default
-    kind = str(field.type).split(" | ")[0]
-    return {"int": 9, "float": 0.125, "str": "something"}[kind]
+    return {"int": 9, "float": 0.125, "str": "something"}[str(field.type).split(" | ")[0]]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_setting_is_a_word_and_a_line(kind, tmp_path):
     assert parsed(kind) == kind()
     for field in dataclasses.fields(kind):
-        value, word = another(field), "--" + field.name.replace("_", "-")
+        value, word = another(kind, field), "--" + field.name.replace("_", "-")
         words = [word] if value is True else ["--no" + word[1:]] if value is False else [word, str(value)]
         changed = parsed(kind, *words)
         assert changed == dataclasses.replace(kind(), **{field.name: value})
@@ -146,7 +147,7 @@ def digits():
     return datasets.load(Settings())
 
 
-@pytest.mark.parametrize("bn", BN_POLICIES)
+@pytest.mark.parametrize("bn", methods.BN_POLICIES)
 @pytest.mark.parametrize("name", USUAL)
 def test_methods_of_settings(digits, name, bn):
     settings = Settings(bn=bn, temperature=2.5, margin=4.0, memory=32, boundary_samples=7, attack_steps=3)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import overload
+
 import torch
 from torch import Tensor
 
@@ -23,7 +25,7 @@ def check_count(name: str, value: object, least: int) -> None:
         raise ValueError(f"{name}={value}: must be at least {least}")
 
 
-def check_images(images: object, lower: object, upper: object) -> None:
+def check_images(images: Tensor, lower: object, upper: object) -> None:
     """``images`` must be floating [M, ...]; bounds must fit their channels."""
     checks.floating("images", images)
     if images.dim() < 2:
@@ -62,12 +64,12 @@ class BoundsCheck:
         slack = max(
             8 * torch.finfo(torch.float32).eps, 2 * torch.finfo(images.dtype).eps * (images.dtype.itemsize == 2)
         )
-        slack = slack * sum(finite).clamp(min=torch.finfo(torch.float32).tiny)
+        size = sum(finite, x.new_zeros(())).clamp(min=torch.finfo(torch.float32).tiny)
         for name, bound, given in (("lower", low, lower), ("upper", high, upper)):
             if bound is None:
                 continue
             beyond = bound - x if name == "lower" else x - bound
-            outside = beyond > slack
+            outside = beyond > slack * size
             if valid is not None:
                 outside = outside & valid.view(-1, *[1] * (x.dim() - 1))
             if bool(outside.any()):
@@ -80,7 +82,7 @@ class BoundsCheck:
                 )
 
 
-def check_rows(name: str, value: object, images: Tensor, *, flags: bool = False) -> None:
+def check_rows(name: str, value: Tensor | None, images: Tensor, *, flags: bool = False) -> None:
     """``value`` must be None or one class (one flag) for every image."""
     if value is None:
         return
@@ -92,6 +94,14 @@ def check_rows(name: str, value: object, images: Tensor, *, flags: bool = False)
             raise TypeError(f"{name}.dtype={value.dtype}: must be bool")
     checks.shape(name, value, (images.shape[0],), f"one {'flag' if flags else 'class'} per image")
     checks.same_device(images=images, **{name: value})
+
+
+@overload
+def to_device(bound: float | Tensor, device: torch.device) -> float | Tensor: ...
+
+
+@overload
+def to_device(bound: float | Tensor | None, device: torch.device) -> float | Tensor | None: ...
 
 
 def to_device(bound: float | Tensor | None, device: torch.device) -> float | Tensor | None:

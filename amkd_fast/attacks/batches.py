@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from itertools import chain
 
 import torch
@@ -67,9 +67,11 @@ def _parts(batches: object, size: int | None) -> Iterable:
 
 
 def _length(parts: Iterable) -> int | None:
+    if not isinstance(parts, Sized):
+        return None
     try:
         return len(parts)
-    except TypeError:  # a generator, or a loader of an endless set
+    except TypeError:  # a loader of an endless set
         return None
 
 

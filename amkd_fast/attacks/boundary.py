@@ -6,7 +6,7 @@ import functools
 import warnings
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from amkd_fast.ops.attack.bases import draw_targets
 from amkd_fast.ops.attack.objective import objective
 from amkd_fast.ops.attack.reference import best_other, has_channels
 from amkd_fast.ops.attack.step import step
+from amkd_fast.typing import NormPower, PresetName, Score, Switch
 
 
 class Status(IntEnum):
@@ -36,18 +37,18 @@ class Status(IntEnum):
 class Preset(NamedTuple):
     """The settings of one published or proposed variant."""
 
-    score: str
-    norm_power: int
-    step_size: float
-    accept: str  # "all" or "crossed"
-    lower: float | None = None
-    upper: float | None = None
+    score: Score
+    norm_power: NormPower
+    step_size: float | Tensor
+    accept: Literal["all", "crossed"]
+    lower: float | Tensor | None = None
+    upper: float | Tensor | None = None
     project: bool = False
     refine: int = 0
     retarget: bool = False
 
 
-PRESETS = {
+PRESETS: dict[PresetName, Preset] = {
     "official": Preset("logits", 1, 0.3, "all", -2.5, 2.5),
     "paper": Preset("logits", 1, 0.3, "crossed"),
     "zoo": Preset("softmax", 1, 0.3, "all"),
@@ -145,7 +146,7 @@ class BoundaryAttack:
         self,
         model: nn.Module | FrozenModel,
         *,
-        preset: str = "near_boundary",
+        preset: PresetName = "near_boundary",
         steps: int = 10,
         step_size: float | Tensor | None = None,
         project: bool | None = None,
@@ -153,8 +154,8 @@ class BoundaryAttack:
         retarget: bool | None = None,
         lower: float | Tensor | None = None,
         upper: float | Tensor | None = None,
-        capture: str | bool = "auto",
-        compact: str | bool = "auto",
+        capture: Switch = "auto",
+        compact: Switch = "auto",
         early_exit: bool = True,
         logits_of: loop.LogitsOf | None = None,
     ) -> None:
@@ -171,7 +172,7 @@ class BoundaryAttack:
             arguments.check_count("refine", refine, 0)
         for name, value in (("project", project), ("retarget", retarget)):
             arguments.check_switch(name, value, None)
-        given = {
+        given: dict[str, Any] = {
             "step_size": step_size,
             "project": project,
             "refine": refine,
@@ -230,7 +231,7 @@ class BoundaryAttack:
         if self.settings.norm_power == 2 and has_channels(step_size):
             raise ValueError(f"step_size.shape={tuple(step_size.shape)}: must not be by channel for near_boundary")
         settings = self.settings
-        options = {"norm": "boundary", "norm_power": settings.norm_power, "project": settings.project}
+        options: dict[str, Any] = {"norm": "boundary", "norm_power": settings.norm_power, "project": settings.project}
         options |= self.bounds_on(images.device)
         with forked_rng(images.device), torch.no_grad():
             obstacle = "record_gaps=True asks for the gap of every step" if record_gaps else ""
@@ -243,11 +244,11 @@ class BoundaryAttack:
                     context, results.start(rows, step_size), self.steps, results.store,
                     until_done=self.early_exit, judge_first=base is None or target is None,
                 )  # fmt: skip
-                if settings.refine:
-                    results.bisect(run, context, settings.refine)
-            else:
+                if results.inside is not None and results.logits is not None:
+                    results.bisect(run, context, settings.refine, results.inside, results.logits)
+            if results.logits is None:
                 results.logits = images.new_zeros((images.shape[0], loop.count_classes(run.evaluate, images)))
-            return self._samples(images, results, context.trajectory(self.steps, results))
+            return self._samples(images, results, results.logits, context.trajectory(self.steps, results.logits))
 
     def bounds_on(self, device: torch.device) -> dict[str, float | Tensor | None]:
         """The bounds beside the images, moved once: a copy from the host waits, and no CUDA graph admits it."""
@@ -256,8 +257,8 @@ class BoundaryAttack:
             self._bounds = device, {name: arguments.to_device(bound, device) for name, bound in named.items()}
         return self._bounds[1]
 
-    def _samples(self, like: Tensor, results: _Results, gaps: Tensor | None) -> BoundarySamples:
-        settings, logits, base, target = self.settings, results.logits, results.base, results.target
+    def _samples(self, like: Tensor, results: _Results, logits: Tensor, gaps: Tensor | None) -> BoundarySamples:
+        settings, base, target = self.settings, results.base, results.target
         check_objective(logits, "boundary")
         value, _, prediction, _ = objective(logits, base, "boundary", target, settings.score)
         landed = torch.where(prediction == target, Status.CROSSED, Status.THIRD)
@@ -308,27 +309,29 @@ class _Interval(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Step(loop.StepContext):
+class _Step(loop.StepContext[_State, _Seen]):
     evaluate: loop.Evaluate
     settings: Preset
     step_size: float | Tensor
-    options: dict  # of the attack step
+    options: dict[str, Any]  # of the attack step
     seed: int | Tensor | None
     all_active: bool  # finished samples are taken out
-    gaps: list[Tensor] | None  # one [M] for every evaluation, where they are asked for
+    gaps: list[tuple[Tensor, Tensor]] | None  # rows and gaps at every evaluation, where they are asked for
 
     def judge(self, s: _State, logits: Tensor) -> tuple[_State, Tensor, _Seen]:
         check_objective(logits, "boundary")
-        if s.base is None:
-            s = s._replace(base=logits.argmax(1))
-        if s.target is None:
-            drawn = self.seed is not None
-            target = draw_targets(logits, s.base, seed=self.seed, rows=s.rows) if drawn else best_other(logits, s.base)
-            s = s._replace(target=target)
-        value, grad_logits, _, unfinished = objective(logits, s.base, "boundary", s.target, self.settings.score)
+        base, target = s.base, s.target
+        if base is None:
+            base = logits.argmax(1)
+        if target is None:
+            drawn = None if self.seed is None else draw_targets(logits, base, seed=self.seed, rows=s.rows)
+            target = best_other(logits, base) if drawn is None else drawn
+        s = s._replace(base=base, target=target)
+        value, grad_logits, _, unfinished = objective(logits, base, "boundary", target, self.settings.score)
         seen = _Seen(logits.detach(), -value)
         if self.gaps is not None:
-            self._record(s, seen)
+            gap = self._gap(seen, base, target)
+            self.gaps.append((s.rows[s.active], gap[s.active]))
         return s._replace(active=s.active & unfinished), grad_logits, seen
 
     def move(self, s: _State, seen: _Seen, grad: Tensor) -> _State:
@@ -352,20 +355,20 @@ class _Step(loop.StepContext):
             logits=torch.where(beyond[:, None], logits, s.logits),
         )
 
-    def _record(self, s: _State, seen: _Seen) -> None:
-        gap = seen.gap
-        if self.settings.retarget:
-            prediction = seen.logits.argmax(1)
-            landed = torch.where(prediction == s.base, s.target, prediction)
-            gap = -objective(seen.logits, s.base, "boundary", landed, self.settings.score)[0]
-        self.gaps.append((s.rows[s.active], gap[s.active]))
+    def _gap(self, seen: _Seen, base: Tensor, target: Tensor) -> Tensor:
+        """The gap to the class that a sample is in the end said to be of."""
+        if not self.settings.retarget:
+            return seen.gap
+        prediction = seen.logits.argmax(1)
+        landed = torch.where(prediction == base, target, prediction)
+        return -objective(seen.logits, base, "boundary", landed, self.settings.score)[0]
 
-    def trajectory(self, limit: int, results: _Results) -> Tensor | None:
+    def trajectory(self, limit: int, logits: Tensor) -> Tensor | None:
         """[limit + 1, M]: a sample that has finished repeats its last gap, NaN in padded rows."""
         if self.gaps is None:
             return None
-        dtype = self.gaps[0][1].dtype if self.gaps else results.logits.dtype
-        gaps = torch.full((limit + 1, results.valid.numel()), torch.nan, dtype=dtype, device=results.logits.device)
+        dtype = self.gaps[0][1].dtype if self.gaps else logits.dtype
+        gaps = torch.full((limit + 1, logits.shape[0]), torch.nan, dtype=dtype, device=logits.device)
         for taken, (rows, gap) in enumerate(self.gaps):
             gaps[taken:, rows] = gap
         return gaps
@@ -385,39 +388,44 @@ class _Results:
         self.steps = torch.zeros(count, dtype=torch.int64, device=device)
         self.given = {"base": base, "target": target}
         self.base, self.target = (self.steps.clone() if c is None else c.long() for c in (base, target))
-        self.logits = None
+        self.logits: Tensor | None = None
 
     def start(self, rows: Tensor, step_size: float | Tensor) -> _State:
         """The samples of some rows."""
-        classes = (None if self.given[name] is None else getattr(self, name) for name in ("base", "target"))
+        base, target = (None if self.given[name] is None else getattr(self, name) for name in ("base", "target"))
         sizes = step_size if isinstance(step_size, Tensor) else None
-        parts = (self.images, None, *classes, sizes, self.valid, self.steps)
+        x, active, steps = self.images, self.valid, self.steps
         if rows.numel() < self.valid.numel():
-            parts = (None if part is None else part[rows] for part in parts)
-        s = _State(rows, *parts)
-        return s if self.inside is None else s._replace(inside=s.x)
+            x, active, steps = x[rows], active[rows], steps[rows]
+            base, target, sizes = (None if part is None else part[rows] for part in (base, target, sizes))
+        return _State(rows, x, None if self.inside is None else x, base, target, sizes, active, steps)
 
     def store(self, s: _State, seen: _Seen) -> None:
         """Write samples to their rows."""
         if self.logits is None:
             self.logits = seen.logits.new_zeros((self.valid.numel(), seen.logits.shape[1]))
         # What is inside goes first: after one step it is the tensor of the clean images, which the others end in.
-        own = [(self.inside, s.inside), (self.images, s.x), (self.logits, seen.logits), (self.steps, s.steps)]
+        own: list[tuple[Tensor | None, Tensor | None]] = [
+            (self.inside, s.inside),
+            (self.images, s.x),
+            (self.logits, seen.logits),
+            (self.steps, s.steps),
+        ]
         own += [(getattr(self, name), getattr(s, name)) for name, given in self.given.items() if given is None]
         for full, part in own:
-            if full is not None and part is not full:
+            if full is not None and part is not None and part is not full:
                 full.index_copy_(0, s.rows, part)
 
-    def bisect(self, run: loop.Loop, context: _Step, times: int) -> None:
-        """Halve the last step of every sample that left its base class."""
-        crossed = _left(self.logits, self.base) & self.valid & (self.steps > 0)
+    def bisect(self, run: loop.Loop, context: _Step, times: int, inside: Tensor, logits: Tensor) -> None:
+        """Halve the last step of every sample that left its base class; ``logits`` become those of its new end."""
+        crossed = _left(logits, self.base) & self.valid & (self.steps > 0)
         rows = run.rows(crossed)
         if rows.numel() == 0:
             return
-        s = _Interval(self.inside, self.images, self.logits, self.base, crossed)
+        s = _Interval(inside, self.images, logits, self.base, crossed)
         s = run.repeat(context.halve, loop.take(s, rows) if run.compact else s, times)
         self.images.index_copy_(0, rows, s.outside)
-        self.logits.index_copy_(0, rows, s.logits)
+        logits.index_copy_(0, rows, s.logits)
 
 
 def _left(logits: Tensor, base: Tensor) -> Tensor:
@@ -426,7 +434,7 @@ def _left(logits: Tensor, base: Tensor) -> Tensor:
 
 
 @functools.cache
-def _warn_of_bounds(preset: str) -> None:
+def _warn_of_bounds(preset: PresetName) -> None:
     """Once: the samples are outside of the images' space, and nothing else would tell."""
     warnings.warn(
         f"preset={preset!r} means the pixels' bounds, and lower or upper is not given: its samples may be no images. "

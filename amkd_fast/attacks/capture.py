@@ -4,18 +4,29 @@ from __future__ import annotations
 
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from amkd_fast import checks
+from amkd_fast.typing import Switch
 
 # Written, and never run: no GPU has been there yet. Until `make gpu` has passed, ``capture="auto"`` means False.
 CONFIRMED = False
 _KEPT = 8  # recordings of one attack, each with buffers for a batch and the network's activations on it
 _WARM_UP = 2  # runs before a recording, in which libraries choose their algorithms and allocate
+
+
+class Fields(Protocol):
+    """A NamedTuple of tensors [m, ...], or None in the place of one."""
+
+    def __iter__(self) -> Iterator[Any]: ...
+    def __getitem__(self, place: int, /) -> Any: ...
+
+
+State = TypeVar("State", bound=Fields)
 
 
 def check_capture(capture: object) -> None:
@@ -58,25 +69,25 @@ class Message:
         return int(self._number)
 
 
-class Recording:
+class Recording(Generic[State]):
     """A function from a state to the next one, of the same shapes, over buffers of its own."""
 
-    def __init__(self, function: Callable[[NamedTuple], NamedTuple], state: NamedTuple, graph: type) -> None:
+    def __init__(self, function: Callable[[State], State], state: State, graph: type) -> None:
         self._function = function
         size = _bucket(len(state[0]))
-        self.state = type(state)(*(part if part is None else _enlarged(part, size) for part in state))
+        self.state = each(state, lambda part: _enlarged(part, size))
         self._graph = graph(self._advance)
 
-    def load(self, state: NamedTuple) -> None:
+    def load(self, state: State) -> None:
         """Start from this state; the places behind it hold zeros."""
         for own, part in zip(self.state, state, strict=True):
             if own is not None:
                 own[: len(part)].copy_(part)
                 own[len(part) :].zero_()
 
-    def result(self, count: int) -> NamedTuple:
+    def result(self, count: int) -> State:
         """The first ``count`` places, in tensors that the next replay leaves alone."""
-        return type(self.state)(*(part if part is None else part[:count].clone() for part in self.state))
+        return each(self.state, lambda part: part[:count].clone())
 
     def replay(self) -> None:
         """One function further."""
@@ -98,16 +109,16 @@ class Graphs:
     def __init__(self, graph: type = CudaGraph, message: type = Message) -> None:
         self.reason = ""
         self._graph, self._message = graph, message
-        self._kept: OrderedDict[tuple, Recording] = OrderedDict()
+        self._kept: OrderedDict[tuple, Recording[Any]] = OrderedDict()
         self._generation = 0
         self._warned = False
 
     @staticmethod
-    def wanted(capture: str | bool) -> bool:
+    def wanted(capture: Switch) -> bool:
         """Whether recordings are asked for: the network is to run on tensors that stay then."""
         return CONFIRMED if capture == "auto" else capture
 
-    def recording(self, capture: str | bool, images: Tensor, generation: int, obstacle: str = "") -> Graphs | None:
+    def recording(self, capture: Switch, images: Tensor, generation: int, obstacle: str = "") -> Graphs | None:
         """Whether a call on ``images`` replays recordings: self, or None for an eager call.
 
         ``obstacle`` says what about the call forbids it. Recordings of another ``generation`` of the network read
@@ -129,7 +140,7 @@ class Graphs:
             self._generation = generation
         return self
 
-    def repeat(self, function: Callable, state: NamedTuple, times: int, flags: str | None = None) -> NamedTuple:
+    def repeat(self, function: Callable[[State], State], state: State, times: int, flags: str | None = None) -> State:
         """Apply ``function`` to ``state`` up to ``times`` times; with ``flags`` until none of that field is set.
 
         The count of flags is read when the next step has been launched already, so that the device never idles; the
@@ -152,7 +163,7 @@ class Graphs:
             before = message
         return recording.result(len(state[0]))
 
-    def _recorded(self, function: Callable, state: NamedTuple) -> Recording | None:
+    def _recorded(self, function: Callable[[State], State], state: State) -> Recording[State] | None:
         size = _bucket(len(state[0]))
         parts = ((t.shape[1:], t.dtype, t.stride()[1:], t.device) for t in state if t is not None)
         key = (function.__name__, size, *parts)
@@ -172,6 +183,12 @@ class Graphs:
         if not self._warned:
             self._warned = True
             warnings.warn(f"the attack runs eagerly: {self.reason}", RuntimeWarning, stacklevel=5)
+
+
+def each(state: State, change: Callable[[Tensor], Tensor]) -> State:
+    """The state with every tensor changed; one that is not there stays None."""
+    parts = (part if part is None else change(part) for part in state)
+    return type(state)(*parts)  # a NamedTuple takes its fields one by one
 
 
 def _bucket(count: int) -> int:

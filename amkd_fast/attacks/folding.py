@@ -5,16 +5,20 @@ from __future__ import annotations
 import copy
 import operator
 from collections import Counter
+from collections.abc import Iterable
 from itertools import groupby
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
+from torch.nn.modules.conv import _ConvNd as Convolution
 
 from amkd_fast.attacks.guards import Guards, has_hooks
 
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_BATCHNORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+_CONVOLUTIONS: tuple[type[nn.Module], ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_BATCHNORMS: tuple[type[nn.Module], ...] = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 class UnfoldableError(Exception):
@@ -46,11 +50,14 @@ class FoldedNetwork:
         except Exception as error:  # tracing runs the user's forward, which may raise anything
             raise UnfoldableError(f"torch.fx cannot trace the model: {error}") from error
         modules = dict(copied.named_modules(remove_duplicate=False))
-        pairs, folded = [], []
+        pairs: list[tuple[Convolution, BatchNorm]] = []
+        folded: list[Convolution] = []
         for convolution, norm in _foldable(graph, modules):
             name = f"folded_{len(pairs)}"
-            pairs.append(tuple(model.get_submodule(node.target) for node in (convolution, norm)))
-            folded.append(_with_bias(modules[convolution.target]))
+            # _foldable has looked at their types.
+            own = cast(Convolution, model.get_submodule(_called(convolution)))
+            pairs.append((own, cast(BatchNorm, model.get_submodule(_called(norm)))))
+            folded.append(_with_bias(cast(Convolution, modules[_called(convolution)])))
             copied.add_module(name, folded[-1])
             convolution.target = name
             norm.replace_all_uses_with(convolution)
@@ -145,7 +152,7 @@ class Folds:
         order: Positions of the pairs in the order of their values, weight and bias of each.
     """
 
-    def __init__(self, pairs: list[tuple[nn.Module, nn.Module]]) -> None:
+    def __init__(self, pairs: list[tuple[Convolution, BatchNorm]]) -> None:
         def form(i: int) -> tuple:
             weight = pairs[i][0].weight
             return (tuple(weight.shape), str(weight.dtype), str(weight.device))
@@ -155,18 +162,22 @@ class Folds:
         self._groups = [list(group) for _, group in groupby(range(len(pairs)), key=lambda i: form(self.order[i]))]
         self._weights = [convolution.weight for convolution, _ in pairs]
 
-        def vectors(each, default: float) -> list[Tensor]:
+        def vectors(each: Iterable[Tensor | None], default: float) -> list[Tensor]:
             return [
                 weight.new_full((weight.shape[0],), default) if value is None else value
                 for weight, value in zip(self._weights, each, strict=True)
             ]
 
-        self._means = [norm.running_mean for _, norm in pairs]
-        self._variances = [norm.running_var for _, norm in pairs]
+        # A norm without statistics is not folded: none is left out here.
+        self._means = [norm.running_mean for _, norm in pairs if norm.running_mean is not None]
+        self._variances = [norm.running_var for _, norm in pairs if norm.running_var is not None]
         self._gains = vectors((norm.weight for _, norm in pairs), 1.0)
         self._shifts = vectors((norm.bias for _, norm in pairs), 0.0)
         self._biases = vectors((convolution.bias for convolution, _ in pairs), 0.0)
-        self._eps = torch.cat([torch.full_like(norm.running_var, norm.eps, dtype=torch.float64) for _, norm in pairs])
+        eps = (norm.eps for _, norm in pairs)
+        self._eps = torch.cat(
+            [torch.full_like(x, each, dtype=torch.float64) for x, each in zip(self._variances, eps, strict=True)]
+        )
         self._every = [*self._weights, *self._means, *self._variances, *self._gains, *self._shifts, *self._biases]
         self._kinds = _kinds(self._every)
         self.convert(None, False)
@@ -187,7 +198,8 @@ class Folds:
         )
         scale = (variance + self._eps).rsqrt_().mul_(gain)
         shift += (bias - mean) * scale
-        values, start = [], 0
+        values: list[Tensor] = []
+        start = 0
         for group in self._groups:
             weights = torch.stack([self._weights[i] for i in group])  # [n, O, I, ...]
             count, channels = weights.shape[:2]
@@ -235,15 +247,15 @@ def _sources(model: nn.Module, copied: nn.Module, guards: Guards) -> dict[int, t
     Tensors that are mere attributes become buffers of the copy, which the trace follows.
     """
     own, others = _slots(model), _slots(copied)
-    for module, other in zip(model.modules(), copied.modules(), strict=True):
+    for module, twin in zip(model.modules(), copied.modules(), strict=True):
         steady = [
             name for name, part in vars(module).items() if isinstance(part, Tensor) and guards.steady(module, name)
         ]
         own += [(vars(module), name) for name in steady]
         for name in steady:
-            value = vars(other).pop(name)
-            other.register_buffer(name, value)
-            others.append((other._buffers, name))
+            value = vars(twin).pop(name)
+            twin.register_buffer(name, value)
+            others.append((twin._buffers, name))
     found = {}
     for (store, name), (other, other_name) in zip(own, others, strict=True):
         if name != other_name or store[name].shape != other[name].shape:
@@ -252,22 +264,27 @@ def _sources(model: nn.Module, copied: nn.Module, guards: Guards) -> dict[int, t
     return found
 
 
+def _called(node: fx.Node) -> str:
+    """The name of the module that a node calls."""
+    return str(node.target)
+
+
 def _foldable(graph: fx.Graph, modules: dict[str, nn.Module]) -> list[tuple[fx.Node, fx.Node]]:
     calls = [node for node in graph.nodes if node.op == "call_module"]
-    times = Counter(id(modules[node.target]) for node in calls)
-    read = tuple(node.target for node in graph.nodes if node.op == "get_attr")  # weights used outside their module
+    times = Counter(id(modules[_called(node)]) for node in calls)
+    read = tuple(str(node.target) for node in graph.nodes if node.op == "get_attr")  # weights used outside their module
     pairs = []
     for norm in calls:
-        if type(modules[norm.target]) not in _BATCHNORMS or len(norm.args) != 1 or norm.kwargs:
+        if type(modules[_called(norm)]) not in _BATCHNORMS or len(norm.args) != 1 or norm.kwargs:
             continue
         convolution = norm.args[0]
         if (
             isinstance(convolution, fx.Node)
             and convolution.op == "call_module"
-            and type(modules[convolution.target]) in _CONVOLUTIONS
+            and type(modules[_called(convolution)]) in _CONVOLUTIONS
             and len(convolution.users) == 1
-            and times[id(modules[convolution.target])] == times[id(modules[norm.target])] == 1
-            and modules[norm.target].running_mean is not None
+            and times[id(modules[_called(convolution)])] == times[id(modules[_called(norm)])] == 1
+            and modules[_called(norm)].running_mean is not None
             and not any(name.startswith(f"{convolution.target}.") for name in read)
         ):
             pairs.append((convolution, norm))
@@ -291,7 +308,7 @@ def _relu_in_place(graph: fx.Graph, modules: dict[str, nn.Module]) -> None:
             graph.erase_node(node)
 
 
-def _with_bias(convolution: nn.Module) -> nn.Module:
+def _with_bias(convolution: Convolution) -> Convolution:
     folded = copy.deepcopy(convolution)
     weight = folded.weight
     folded.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from amkd_fast.attacks.folding import Copies, FoldedNetwork, UnfoldableError, te
 from amkd_fast.attacks.guards import Guards, has_hooks
 from amkd_fast.attacks.parallel import refuse_replicas, unwrapped
 
+Network = TypeVar("Network", FoldedNetwork, "_PlainNetwork")
 # How far a folded network may be from the original on the batch it is first tried on, relative to the largest output.
 _AGREEMENT = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 2e-1}
 
@@ -56,17 +58,19 @@ class FrozenModel:
             x: Images of the kind that it will see.
             recorded: Run on the tensors that recordings of it read; they get the new numbers.
         """
-        guards = self._guards
+        guards, run = self._guards, self._run
         if self._held and not recorded and guards is not None:
             return self._evaluate
-        if guards is None or self._hooked != has_hooks(self.model) or guards.changed() or not self._run.fits():
+        stale = guards is None or self._hooked != has_hooks(self.model) or guards.changed()
+        if stale or run is None or not run.fits():
             self._guards = None  # should the building fail
             with forked_rng(x.device), torch.no_grad():
-                guards = self._build(x)
+                guards, run = self._build(x)
+            self._run = run
             self._guards = guards if x.shape[0] else None  # an empty batch proves nothing: build again next time
         with torch.inference_mode(False), torch.no_grad():
-            values = self._run.values()
-            self._run.use(self._for_recordings(values) if recorded else values)
+            values = run.values()
+            run.use(self._for_recordings(values, run.shared()) if recorded else values)
         if self._held is not None:
             self._held = True
         return self._evaluate
@@ -85,24 +89,24 @@ class FrozenModel:
         last = self._run_channels_last and images.dim() == 4
         return torch.channels_last if last else torch.contiguous_format
 
-    def _for_recordings(self, values: list[Tensor]) -> list[Tensor]:
+    def _for_recordings(self, values: list[Tensor], shared: list[bool]) -> list[Tensor]:
         """The tensors that recordings read, with these values in them."""
-        kept, shared = self._kept, self._run.shared()
-        moved = kept is None or any(
+        kept = self._kept
+        if kept is None or any(
             same and one.data_ptr() != other.data_ptr() for same, one, other in zip(shared, kept, values, strict=True)
-        )
-        if moved:
+        ):
             self.generation += 1
             self._kept = values
-        else:
-            pairs = [pair for same, *pair in zip(shared, kept, values, strict=True) if not same]
-            torch._foreach_copy_(*(list(side) for side in zip(*pairs, strict=True)))
-        return self._kept
+            return values
+        own = [i for i, same in enumerate(shared) if not same]
+        if own:
+            torch._foreach_copy_([kept[i] for i in own], [values[i] for i in own])
+        return kept
 
     def _evaluate(self, x: Tensor):
         return _evaluate(self._run, x, self._run_channels_last, self._native, self._dtype)
 
-    def _build(self, x: Tensor) -> Guards:
+    def _build(self, x: Tensor) -> tuple[Guards, FoldedNetwork | _PlainNetwork]:
         self.folded, self.reason, self._kept = False, "", None
         self._hooked, guards = has_hooks(self.model), Guards(self.model)
         self._native = next((value.dtype for value in tensors(self.model).values() if value.is_floating_point()), None)
@@ -112,23 +116,24 @@ class FrozenModel:
         guards.forgive()
         try:
             if self._fold_batchnorm and expected is not None:
-                self._run = self._verified(FoldedNetwork(self.model, guards), x, expected)
+                folded = self._verified(FoldedNetwork(self.model, guards), x, expected)
                 self.folded = True
                 guards.forgive()
-                return guards
+                return guards, folded
         except UnfoldableError as error:
             self.reason = str(error)
         try:
-            self._run = plain if expected is None else self._verified(plain, x, expected)
+            if expected is not None:
+                self._verified(plain, x, expected)
         except UnfoldableError:  # a model with random outputs differs from itself
-            self._run, self._run_channels_last = plain, False
+            self._run_channels_last = False
         if expected is None:
             self._run_channels_last = False
-        self._run.convert(dtype=self._dtype, channels_last=self._run_channels_last)
+        plain.convert(dtype=self._dtype, channels_last=self._run_channels_last)
         guards.forgive()
-        return guards
+        return guards, plain
 
-    def _verified(self, run: FoldedNetwork | _PlainNetwork, x: Tensor, expected: object):
+    def _verified(self, run: Network, x: Tensor, expected: object) -> Network:
         """Accept ``run`` in the memory format in which it gives the expected outputs on ``x``."""
         reason = ""
         for channels_last in (True, False) if self._channels_last else (False,):

@@ -7,7 +7,7 @@ import functools
 import sys
 import types
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -141,7 +141,7 @@ class Guards:
 
     def _enter(self, container: Any, follow: bool = True) -> None:
         """Remember what a container holds, and go on to that."""
-        pairs = ()
+        pairs: Iterable[tuple[Any, Any]] = ()
         if hasattr(container, "keys"):
             kept = dict(container)
             pairs = kept.items()

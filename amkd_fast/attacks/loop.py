@@ -5,19 +5,35 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from amkd_fast import philox
-from amkd_fast.attacks.capture import Graphs
+from amkd_fast.attacks.capture import Fields, Graphs, each
 from amkd_fast.attacks.frozen import FrozenModel
 from amkd_fast.ops.attack.reference import rounded_inside
+from amkd_fast.typing import AttackNorm, Switch
 
 LogitsOf = Callable[[object], Tensor]
 Evaluate = Callable[..., tuple[Tensor, Tensor]]  # `evaluate` below with its network and logits_of
-State = TypeVar("State", bound=tuple)  # a NamedTuple of tensors [m, ...]
+Part = TypeVar("Part", bound=Fields)
+Seen = TypeVar("Seen", bound=Fields)  # what was found at the samples
+
+
+class Samples(Fields, Protocol):
+    """The tensors of m rows that a step's samples have among theirs."""
+
+    @property
+    def x(self) -> Tensor: ...
+    @property
+    def rows(self) -> Tensor: ...
+    @property
+    def active(self) -> Tensor: ...
+
+
+State = TypeVar("State", bound=Samples)
 
 
 class Attack(Protocol):
@@ -25,12 +41,12 @@ class Attack(Protocol):
 
     model: FrozenModel
     logits_of: LogitsOf | None
-    capture: str | bool
-    compact: str | bool
+    capture: Switch
+    compact: Switch
     graphs: Graphs
 
 
-class StepContext:
+class StepContext(Generic[State, Seen]):
     """What a step depends on besides the samples, and the two halves of a step.
 
     The samples are a tuple of tensors of m rows, among them ``x``, ``rows`` (int64, where in the batch they are),
@@ -40,11 +56,11 @@ class StepContext:
 
     evaluate: Evaluate
 
-    def judge(self, s: State, logits: Tensor) -> tuple[State, Tensor, State]:
+    def judge(self, s: State, logits: Tensor) -> tuple[State, Tensor, Seen]:
         """The samples with what the logits say of them, the objective's gradient [m, K], and what is to be kept."""
         raise NotImplementedError
 
-    def move(self, s: State, seen: State, grad: Tensor) -> State:
+    def move(self, s: State, seen: Seen, grad: Tensor) -> State:
         """The active samples one step on, by the gradient at each of them."""
         raise NotImplementedError
 
@@ -81,7 +97,7 @@ class Loop:
         return torch.arange(self.clean.shape[0], device=self.clean.device)
 
     def take_steps(
-        self, context: StepContext, s: State, steps: int, store: Callable[[State, State], None], *,
+        self, context: StepContext[State, Seen], s: State, steps: int, store: Callable[[State, Seen], None], *,
         until_done: bool, judge_first: bool = False,
     ) -> None:  # fmt: skip
         """Step until the steps run out, and with ``until_done`` until nobody is active.
@@ -115,7 +131,7 @@ class Loop:
                 s, seen, grad = take(s, keep), take(seen, keep), grad[keep]
             s = context.move(s, seen, grad)
 
-    def repeat(self, function: Callable[[State], State], s: State, times: int, flags: str | None = None) -> State:
+    def repeat(self, function: Callable[[Part], Part], s: Part, times: int, flags: str | None = None) -> Part:
         """Apply ``function`` again and again, recorded or not: see :meth:`amkd_fast.attacks.capture.Graphs.repeat`."""
         if self._graphs is not None:
             return self._graphs.repeat(function, s, times, flags)
@@ -152,9 +168,9 @@ def count_classes(evaluate: Evaluate, images: Tensor) -> int:
     return evaluate(images.new_zeros((1, *images.shape[1:])), grad=False)[0].shape[1]
 
 
-def take(samples: State, index: Tensor) -> State:
+def take(samples: Part, index: Tensor) -> Part:
     """Some rows of every tensor of a tuple."""
-    return type(samples)(*(part if part is None else part[index] for part in samples))
+    return each(samples, lambda part: part[index])
 
 
 def where_rows(flags: Tensor, one: Tensor, other: Tensor) -> Tensor:
@@ -170,7 +186,9 @@ def clipped(x: Tensor, lower: float | Tensor | None, upper: float | Tensor | Non
     return x
 
 
-def random_start(x0: Tensor, eps: float | Tensor, norm: str, rows: Tensor, seed: int | Tensor, restart: int) -> Tensor:
+def random_start(
+    x0: Tensor, eps: float | Tensor, norm: AttackNorm, rows: Tensor, seed: int | Tensor, restart: int
+) -> Tensor:
     """Points drawn evenly from the ``eps``-balls around ``x0`` [m, ...]; row i of the batch has draws of its own.
 
     linf: every coordinate evenly in ±ε. l2: a normal direction (Box and Muller) of length ε u^(1/n). l1: a Laplace

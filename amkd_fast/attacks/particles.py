@@ -15,6 +15,7 @@ from amkd_fast.ops.attack.arguments import check_objective
 from amkd_fast.ops.attack.objective import objective
 from amkd_fast.ops.attack.operators import LOSSES
 from amkd_fast.ops.attack.particles import MOST, particle_step
+from amkd_fast.typing import AttackLoss
 
 
 class ParticleSamples(NamedTuple):
@@ -77,7 +78,7 @@ class ParticleAttack:
         step_size: float | Tensor | None = None,
         lower: float | Tensor | None = None,
         upper: float | Tensor | None = None,
-        loss: str = "ce",
+        loss: AttackLoss = "ce",
         logits_of: loop.LogitsOf | None = None,
     ) -> None:
         arguments.check_count("particles", particles, 1)

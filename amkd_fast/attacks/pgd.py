@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +16,10 @@ from amkd_fast.ops.attack.arguments import check_objective, check_top
 from amkd_fast.ops.attack.objective import objective
 from amkd_fast.ops.attack.operators import LOSSES
 from amkd_fast.ops.attack.step import step
+from amkd_fast.typing import AttackLoss, AttackNorm, Keep, Switch
 
-KEEPS = ("last", "best", "first")
+NORMS: tuple[AttackNorm, ...] = get_args(AttackNorm)
+KEEPS: tuple[Keep, ...] = get_args(Keep)
 
 
 class PGDSamples(NamedTuple):
@@ -95,19 +97,19 @@ class PGD:
         eps: float | Tensor,
         step_size: float | Tensor | None = None,
         steps: int = 10,
-        norm: str = "linf",
+        norm: AttackNorm = "linf",
         random_start: bool = False,
         targeted: bool = False,
         momentum: float | None = None,
         restarts: int = 1,
         lower: float | Tensor | None = None,
         upper: float | Tensor | None = None,
-        loss: str = "ce",
-        keep: str = "last",
+        loss: AttackLoss = "ce",
+        keep: Keep = "last",
         project: bool = False,
         top: float = 0.01,
-        capture: str | bool = "auto",
-        compact: str | bool = "auto",
+        capture: Switch = "auto",
+        compact: Switch = "auto",
         logits_of: loop.LogitsOf | None = None,
     ) -> None:
         arguments.check_count("steps", steps, 1)
@@ -116,7 +118,7 @@ class PGD:
         arguments.check_switch("compact", compact, "auto")
         for name, value in (("random_start", random_start), ("targeted", targeted), ("project", project)):
             arguments.check_switch(name, value)
-        checks.choice("norm", norm, ("linf", "l2", "l1"))
+        checks.choice("norm", norm, NORMS)
         checks.choice("loss", loss, LOSSES)
         checks.choice("keep", keep, KEEPS)
         check_top(top)
@@ -134,8 +136,9 @@ class PGD:
         self.eps, self.step_size, self.steps, self.restarts = eps, step_size, steps, restarts
         self.random_start, self.momentum, self.keep = random_start, momentum, keep
         self.lower, self.upper, self.inside = lower, upper, arguments.BoundsCheck()
-        self.objective = {"loss": loss, "targeted": targeted}
-        self.step = {"norm": norm, "project": project, "top": top}
+        # Keywords, each of its own type.
+        self.objective: dict[str, Any] = {"loss": loss, "targeted": targeted}
+        self.step: dict[str, Any] = {"norm": norm, "project": project, "top": top}
         self.compact, self.capture, self.graphs = compact, capture, Graphs()
         arguments.check_logits_of(logits_of)
         self.logits_of = logits_of
@@ -195,7 +198,7 @@ class PGD:
                     labels = torch.zeros_like(results.steps).index_copy_(0, rows, logits.argmax(1))
                 of_rows = {name: size[rows] if isinstance(size, Tensor) else None for name, size in sizes.items()}
                 x = x0
-                if self.random_start:
+                if self.random_start and seed is not None:
                     radius = sizes["eps"] if of_rows["eps"] is None else of_rows["eps"]
                     x = loop.random_start(x0, radius, self.step["norm"], rows, seed, restart)
                     x = loop.where_rows(active, loop.clipped(x, lower, upper), x0)
@@ -207,6 +210,14 @@ class PGD:
                 until_done, judge_first = self.keep == "first", self.keep == "best"
                 run.take_steps(context, s, self.steps, results.store, until_done=until_done, judge_first=judge_first)
             return results.samples(images, run)
+
+
+class _Seen(NamedTuple):
+    """What was found at the samples."""
+
+    logits: Tensor
+    value: Tensor
+    adversarial: Tensor
 
 
 class _State(NamedTuple):
@@ -227,21 +238,21 @@ class _State(NamedTuple):
     best_value: Tensor | None = None
     best_adversarial: Tensor | None = None
 
-
-class _Seen(NamedTuple):
-    """What was found at the samples."""
-
-    logits: Tensor
-    value: Tensor
-    adversarial: Tensor
+    @property
+    def best(self) -> tuple[Tensor, _Seen] | None:
+        """The best iterate and what was found at it, where one is kept."""
+        x, logits, value, adversarial = self.best_x, self.best_logits, self.best_value, self.best_adversarial
+        if x is None or logits is None or value is None or adversarial is None:
+            return None
+        return x, _Seen(logits, value, adversarial)
 
 
 @dataclass(frozen=True)
-class _Step(loop.StepContext):
+class _Step(loop.StepContext[_State, _Seen]):
     evaluate: loop.Evaluate
-    objective: dict  # loss and targeted
-    options: dict  # of the attack step
-    keep: str
+    objective: dict[str, Any]  # loss and targeted
+    options: dict[str, Any]  # of the attack step
+    keep: Keep
 
     def judge(self, s: _State, logits: Tensor) -> tuple[_State, Tensor, _Seen]:
         check_objective(logits, **self.objective)
@@ -251,11 +262,14 @@ class _Step(loop.StepContext):
         if self.keep == "first":
             s = s._replace(active=s.active & unfinished)
         elif self.keep == "best":
-            new, old = (s.x, *seen), s[-4:]
-            if s.best_x is not None:
-                better = (s.steps == 0) | _surpasses(seen.adversarial, value, s.best_adversarial, s.best_value)
-                new = (loop.where_rows(better, *pair) for pair in zip(new, old, strict=True))
-            s = _State(*s[:-4], *new)
+            new: tuple[Tensor, ...] = (s.x, *seen)
+            if s.best is not None:
+                x, before = s.best
+                better = (s.steps == 0) | _surpasses(seen.adversarial, value, before.adversarial, before.value)
+                pairs = zip(new, (x, *before), strict=True)
+                new = tuple(loop.where_rows(better, now, then) for now, then in pairs)
+            x, logits, value, adversarial = new
+            s = s._replace(best_x=x, best_logits=logits, best_value=value, best_adversarial=adversarial)
         return s, grad_logits, seen
 
     def move(self, s: _State, seen: _Seen, grad: Tensor) -> _State:
@@ -268,23 +282,22 @@ class _Step(loop.StepContext):
 class _Results:
     """The results of a batch of M images, full length, over all restarts."""
 
-    def __init__(self, images: Tensor, valid: Tensor | None, keep: str) -> None:
+    def __init__(self, images: Tensor, valid: Tensor | None, keep: Keep) -> None:
         count, device = images.shape[0], images.device
         self.images, self.keep = images, keep
         self.valid = torch.ones(count, dtype=torch.bool, device=device) if valid is None else valid
         self.steps = torch.zeros(count, dtype=torch.int64, device=device)
         self.known = torch.zeros(count, dtype=torch.bool, device=device)  # an iterate has been recorded
         self.adversarial = self.known.clone()
-        self.logits = self.value = None
+        self.logits: Tensor | None = None
+        self.value: Tensor | None = None
 
     def store(self, s: _State, seen: _Seen) -> None:
         """Write what a run found to its rows, where it is better than what an earlier run left there."""
-        if self.logits is None:
-            self._allocate(seen.logits, seen.value)
+        if self.logits is None or self.value is None:
+            self.logits, self.value = self._blank(seen.logits, seen.value)
         self.steps.index_add_(0, s.rows, s.steps)
-        x = s.x
-        if s.best_x is not None:
-            x, seen = s.best_x, _Seen(*s[-3:])
+        x, seen = s.best or (s.x, seen)
         before = self.adversarial[s.rows]
         better = seen.adversarial & ~before
         if self.keep == "best":
@@ -296,15 +309,15 @@ class _Results:
 
     def samples(self, images: Tensor, run: loop.Loop) -> PGDSamples:
         """What was found, in the memory format of ``images``."""
-        if self.logits is None:
+        if self.logits is None or self.value is None:
             blank = images.new_zeros((0, loop.count_classes(run.evaluate, images)), dtype=torch.float32)
-            self._allocate(blank, blank)
+            self.logits, self.value = self._blank(blank, blank)
         images = torch.empty_like(images).copy_(self.images)
         return PGDSamples(images, self.logits, self.adversarial, self.steps, self.value)
 
-    def _allocate(self, logits: Tensor, value: Tensor) -> None:
+    def _blank(self, logits: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         count = self.valid.numel()
-        self.logits, self.value = logits.new_zeros((count, logits.shape[1])), value.new_zeros(count)
+        return logits.new_zeros((count, logits.shape[1])), value.new_zeros(count)
 
 
 def _surpasses(success: Tensor, value: Tensor, success_before: Tensor, value_before: Tensor) -> Tensor:

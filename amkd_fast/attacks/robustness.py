@@ -34,7 +34,7 @@ class RobustAccuracy(NamedTuple):
 
     clean: float
     robust: float
-    count: int
+    count: int  # type: ignore[assignment]  # hides tuple.count, and is public
     correct: Tensor
     survived: Tensor
     broken_by: Tensor

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +18,9 @@ from amkd_fast.attacks.frozen import FrozenModel
 from amkd_fast.attacks.loop import LogitsOf
 from amkd_fast.ops.attack import draw_targets
 from amkd_fast.ops.attack.reference import best_other
+from amkd_fast.typing import PairTargets, PresetName, Switch
 
-TARGETS = ("every", "drawn", "runner_up")
+TARGETS: tuple[PairTargets, ...] = get_args(PairTargets)
 
 
 class BoundaryPairs(NamedTuple):
@@ -75,7 +76,7 @@ class BoundarySimilarity(NamedTuple):
     angle: float
     magnitude_error: float
     angle_error: float
-    count: int
+    count: int  # type: ignore[assignment]  # hides tuple.count, and is public
     attempted: int
     bases: int
     images: int
@@ -89,17 +90,17 @@ def boundary_similarity(
     teacher: nn.Module | FrozenModel,
     batches: Tensor | Iterable,
     *,
-    preset: str = "near_boundary",
+    preset: PresetName = "near_boundary",
     steps: int = 10,
     step_size: float | None = None,
     project: bool | None = None,
     refine: int | None = None,
     lower: float | Tensor | None = None,
     upper: float | Tensor | None = None,
-    targets: str = "every",
+    targets: PairTargets = "every",
     seed: int = 0,
     pairs_at_once: int = 256,
-    compact: str | bool = "auto",
+    compact: Switch = "auto",
     logits_of: LogitsOf | None = None,
     progress: sets.Progress | None = None,
 ) -> BoundarySimilarity:
@@ -158,7 +159,7 @@ def boundary_similarity(
     checks.choice("targets", targets, TARGETS)
     arguments.check_count("pairs_at_once", pairs_at_once, 1)
     seed = philox.check_seed(seed, torch.device("cpu"))
-    options = {
+    options: dict[str, Any] = {
         "preset": preset,
         "steps": steps,
         "step_size": step_size,
@@ -190,7 +191,9 @@ class _Comparison:
         self.left_out: Counter[str] = Counter()
         self.found: list[tuple[Tensor, ...]] = []
 
-    def bases(self, images: Tensor, labels: Tensor | None, targets: str, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    def bases(
+        self, images: Tensor, labels: Tensor | None, targets: PairTargets, seed: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Rows, base classes and target classes of the pairs of a batch, each int64 [P]."""
         teacher = sets.predict(self.teacher.model, self.teacher.logits_of, images)
         student = sets.predict(self.student.model, self.student.logits_of, images.to(self.student_device))

@@ -14,8 +14,9 @@ from amkd_fast.distill.data.subsets import evenly
 from amkd_fast.distill.settings import Settings
 from amkd_fast.distill.teacher import predict, rightly
 from amkd_fast.ops.attack import draw_targets
+from amkd_fast.typing import PresetName
 
-PRESETS = ("official", "near_boundary")
+PRESETS: tuple[PresetName, ...] = ("official", "near_boundary")
 IMAGES = 256
 
 
@@ -36,13 +37,14 @@ class AttackExamples(NamedTuple):
         if len(self.base) == 0:
             return {}
         levels = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
-        return {
-            preset: {
+        found = {}
+        for preset, samples in self.samples.items():
+            assert samples.gaps is not None, "attack_examples has them recorded"
+            found[preset] = {
                 "steps": torch.quantile(samples.gaps.double().cpu(), levels, dim=1).T.tolist(),
                 "final": torch.quantile(samples.gap.double().cpu(), levels).tolist(),
             }
-            for preset, samples in self.samples.items()
-        }
+        return found
 
 
 def attack_examples(teacher: nn.Module, data: Data, settings: Settings) -> AttackExamples:
@@ -52,7 +54,7 @@ def attack_examples(teacher: nn.Module, data: Data, settings: Settings) -> Attac
     right = right[evenly(len(right), IMAGES).to(right.device)]
     images, logits, base = data.test.take(right).images, logits[right], data.test.labels[right]
     target = draw_targets(logits, base, seed=settings.data_seed)
-    samples = {
+    samples: dict[str, BoundarySamples] = {
         preset: boundary_attack(settings, data, teacher, preset)(images, base, target, record_gaps=True)
         for preset in PRESETS
     }

@@ -38,7 +38,7 @@ def measure(
     base = data.test.labels[right]
     target = draw_targets(logits[right], base, seed=options.seed)
     images = data.test.take(right).images
-    summary = {}
+    summary: dict[str, dict[str, Any]] = {}
     for preset in PRESETS:
         attack = boundary_attack(settings, data, network, preset, steps=options.steps)
         with progress_bar(f"boundary, {preset}", progress) as report:
@@ -72,6 +72,8 @@ def compare(
     Raises:
         UserError: The other checkpoint cannot be read, or is not for these images.
     """
+    if options.compare is None:
+        raise ValueError("options.compare=None: must name a checkpoint")
     name = f"--compare {options.compare}"
     other, spec, about = load_network(options.compare, options.network or "")
     check_network(name, spec, data)
@@ -136,6 +138,8 @@ def _endings(
 
 class Renormalised(nn.Module):
     """A network behind a change from one data set's normalisation to the network's own."""
+
+    shift: Tensor
 
     def __init__(self, network: nn.Module, data: Data, mean: tuple[float, ...], std: float) -> None:
         super().__init__()

@@ -28,14 +28,14 @@ def put_aside() -> None:
         )
         for name in [name for name in sys.modules if name.partition(".")[0] == NAME]:
             del sys.modules[name]
-        sys.modules[NAME] = None  # what Python takes for not installed
+        sys.modules[NAME] = None  # type: ignore[assignment]  # what Python takes for not installed
 
         version = imports._version  # which looks for the files, not for what can be imported
 
-        def known(name: str) -> str:
-            if name == NAME:
-                raise importlib.metadata.PackageNotFoundError(name)
-            return version(name)
+        def known(distribution_name: str) -> str:
+            if distribution_name == NAME:
+                raise importlib.metadata.PackageNotFoundError(distribution_name)
+            return version(distribution_name)
 
         imports._version = known
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypedDict
 
 from torch import nn
 
@@ -33,8 +34,18 @@ from amkd_fast.methods import (
     StudentAlone,
     TripletKD,
 )
+from amkd_fast.typing import PresetName
 
 _ZOO_WAIT, _ZOO_UNTIL = 10, 0.8  # of the published schedule; its start is the settings'
+
+
+class _Place(TypedDict):
+    """Keywords of every method with a teacher."""
+
+    fold: bool
+    distributed: bool
+
+
 LISTENING = ("extended-kd", "rkd")  # methods that hook into the student's layers
 
 
@@ -63,8 +74,8 @@ def _method(name: str, settings: Settings, data: Data, width: int | None, **opti
     distributed = options.get("distributed", False)
     if name == "student":
         return StudentAlone(distributed=distributed)
-    place = {"fold": settings.fold, "distributed": distributed}
-    shared = {
+    place: _Place = {"fold": settings.fold, "distributed": distributed}
+    shared: dict[str, Any] = {
         "temperature": settings.temperature,
         "kl_weight": Linear(settings.kl_weight_start, settings.kl_weight_end),
         "scale_by_t2": settings.kl_t2,
@@ -91,11 +102,15 @@ def _method(name: str, settings: Settings, data: Data, width: int | None, **opti
     return AMKD(**shared, **_metric(settings), memory=_memory(settings, len(data.classes), width))
 
 
-def _neighbour(name: str, settings: Settings, data: Data, place: dict[str, bool]) -> Method:
+def _neighbour(name: str, settings: Settings, data: Data, place: _Place) -> Method:
     """A method that takes nothing of the settings that KD, BSS and AMKD share."""
     if name in ("triplet-ce", "triplet-kd"):
-        weights = {"triplet_weight": settings.triplet_kd_weight, "kl_weight": float(name == "triplet-kd")}
-        return TripletKD(**weights, margin=settings.triplet_kd_margin, **place)
+        return TripletKD(
+            triplet_weight=settings.triplet_kd_weight,
+            kl_weight=float(name == "triplet-kd"),
+            margin=settings.triplet_kd_margin,
+            **place,
+        )
     if name == "extended-kd":
         return ExtendedKD(
             logit_weight=settings.extended_logit_weight,
@@ -155,7 +170,7 @@ def attack_options(settings: Settings, data: Data) -> dict[str, Any]:
 
 
 def boundary_attack(
-    settings: Settings, data: Data, network: nn.Module, preset: str, **options: object
+    settings: Settings, data: Data, network: nn.Module, preset: PresetName, **options: Any
 ) -> BoundaryAttack:
     """The attack of a preset as the settings want it."""
     view = frozen(network, fold_batchnorm=settings.fold)
@@ -168,12 +183,14 @@ def check(settings: Settings, device: Any) -> None:
         checkpoint.read(settings.teacher)
     for role in ("teacher", "student"):
         networks.check(settings.network(role), f"--{role}-network")
-    names = settings.names() if isinstance(settings, CompareSettings) else []
+    names: Sequence[str] = ()
+    if isinstance(settings, CompareSettings):
+        names = settings.names()
     for name in names:
         if name not in METHODS:
             raise UserError(f"--methods: unknown method {short(name)}: choose from {', '.join(METHODS)}")
     if len(set(names)) < len(names):
-        raise UserError(f"--methods {settings.methods}: name each method once")
+        raise UserError(f"--methods {','.join(names)}: name each method once")
     try:
         AMKD(preset=settings.amkd_preset, **_metric(settings))
     except ValueError as error:
@@ -215,5 +232,8 @@ def _metric(settings: Settings) -> dict[str, Any]:
 def _memory(settings: Settings, classes: int, width: int | None) -> CrossBatchMemory | None:
     if settings.memory == 0:
         return None
+    dim = width if settings.space == "features" else classes
+    if dim is None:
+        raise TypeError("width=None: must be an int for a memory of features")
     with allocating(f"--memory {settings.memory}"):
-        return CrossBatchMemory(settings.memory, width if settings.space == "features" else classes)
+        return CrossBatchMemory(settings.memory, dim)

@@ -14,10 +14,10 @@ from amkd_fast.distill.errors import UserError, require_extra, short
 from amkd_fast.distill.evaluate_settings import EvaluateSettings
 from amkd_fast.distill.options import add as add_settings
 from amkd_fast.distill.options import given, resolve
-from amkd_fast.distill.settings import LARGEST, MOST, SEED, CompareSettings, TrainSettings
+from amkd_fast.distill.settings import LARGEST, MOST, SEED, CompareSettings, RunSettings, TrainSettings
 from amkd_fast.version import __version__
 
-SETTINGS = {"train": TrainSettings, "compare": CompareSettings}
+SETTINGS: dict[str, type[RunSettings]] = {"train": TrainSettings, "compare": CompareSettings}
 THREADS = 1024  # more than this many make no program faster
 
 
@@ -61,7 +61,7 @@ def _run(options: argparse.Namespace) -> int:
             raise UserError("--overwrite, --resume: give one of them")
         kind = SETTINGS[options.command]
         words = given(kind, values)
-        settings = resolve(kind, options.config, words)
+        settings: RunSettings = resolve(kind, options.config, words)
 
     # Only now, with the arguments known to be good: torch and lightning take seconds to import.
     import torch
@@ -80,9 +80,9 @@ def _run(options: argparse.Namespace) -> int:
 
     build.check(settings, device)
     stated = settings.as_dict() if options.config else words
-    common = {"output": options.output, "overwrite": options.overwrite, "resume": options.resume}
+    common: dict[str, Any] = {"output": options.output, "overwrite": options.overwrite, "resume": options.resume}
     common |= {"device": device, "progress": progress}
-    if options.command == "compare":
+    if isinstance(settings, CompareSettings):
         from amkd_fast.distill.compare import compare
 
         return compare(settings, stated, jobs=_jobs(options.jobs, device), **common)
@@ -108,17 +108,19 @@ def _jobs(count: int, device: Any) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    about = {"epilog": exit_codes.CODES}
-    parser = _Parser(prog="amkd-distill", description="Train small networks from large ones: KD, BSS, AMKD.", **about)
+    about = "Train small networks from large ones: KD, BSS, AMKD."
+    parser = _Parser(prog="amkd-distill", description=about, epilog=exit_codes.CODES)
     parser.add_argument("--version", action="version", version=f"amkd_fast {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="train|compare|evaluate")
 
     train = commands.add_parser(
-        "train", help="train one student (and its teacher), with checkpoints and resume", **about
+        "train", help="train one student (and its teacher), with checkpoints and resume", epilog=exit_codes.CODES
     )
-    compare = commands.add_parser("compare", help="train every method over several seeds; tables and plots", **about)
+    compare = commands.add_parser(
+        "compare", help="train every method over several seeds; tables and plots", epilog=exit_codes.CODES
+    )
     evaluate = commands.add_parser(
-        "evaluate", help="accuracy of a checkpoint, clean and attacked; its boundaries", **about
+        "evaluate", help="accuracy of a checkpoint, clean and attacked; its boundaries", epilog=exit_codes.CODES
     )
     _add_evaluation(evaluate)
     _add_machine(evaluate)
@@ -163,7 +165,6 @@ def _add_machine(parser: argparse.ArgumentParser) -> Any:
 
 def _add_evaluation(parser: argparse.ArgumentParser) -> None:
     from amkd_fast.distill import evaluate_settings as e
-    from amkd_fast.distill import settings as s
 
     def add(name: str, group: Any = parser, **more: Any) -> None:
         if "type" in more:
@@ -196,7 +197,7 @@ def _add_evaluation(parser: argparse.ArgumentParser) -> None:
 
     boundary = parser.add_argument_group("with --attack boundary")
     add("compare", boundary, metavar="OTHER.ckpt", help="MagSim and AngSim against this network as the teacher")
-    add("preset", boundary, choices=s.PRESETS, help=f"attack of --compare (default: {EvaluateSettings.preset})")
+    add("preset", boundary, choices=e.PRESETS, help=f"attack of --compare (default: {EvaluateSettings.preset})")
     add("targets", boundary, choices=e.TARGETS, help=f"classes of --compare (default: {EvaluateSettings.targets})")
 
 

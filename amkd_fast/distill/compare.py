@@ -151,7 +151,7 @@ def _write(folder: Path, runs: Runs, result: dict[str, Any], examples: AttackExa
         "samples": samples.samples(examples, data),
     }
     pictures = {name: content for name, content in pictures.items() if content}
-    contents = {
+    contents: dict[str, bytes | str] = {
         "report.html": page(result, pictures),
         "results.csv": tables.to_csv(runs),
         "summary.csv": tables.summary_csv(found),

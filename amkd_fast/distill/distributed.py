@@ -52,7 +52,7 @@ def torchrun_variables() -> schemas.Torchrun:
                 f"environment: WORLD_SIZE={found.WORLD_SIZE}, but {', '.join(missing)} not set: start with torchrun, "
                 "or unset WORLD_SIZE"
             )
-        if found.RANK >= found.WORLD_SIZE:
+        if found.RANK is not None and found.RANK >= found.WORLD_SIZE:
             raise UserError(f"environment: RANK={found.RANK}: must be below WORLD_SIZE={found.WORLD_SIZE}")
     return found
 

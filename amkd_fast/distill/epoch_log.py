@@ -81,7 +81,7 @@ class EpochLog(Callback):
         if math.isfinite(row["total"]) and _finite(module):
             return
         whats = [f"{name} is {row[name]}" for name in parts or ["total"] if not math.isfinite(row[name])]
-        raise Diverged(row["epoch"] + 1, ", ".join(whats) or "weights are not finite", self.rows)
+        raise Diverged(int(row["epoch"]) + 1, ", ".join(whats) or "weights are not finite", self.rows)
 
 
 def _finite(module: torch.nn.Module) -> bool:

@@ -49,7 +49,7 @@ def _evaluate(options: EvaluateSettings, device: Any, progress: bool) -> None:
     rehearse(network, f"checkpoint {options.checkpoint}", spec, data)
     clean = _clean(network, data.test, options.checkpoint)
     print(f"{about['method']}: {100.0 * clean['accuracy']:.2f} % on {clean['images']} clean test images", flush=True)
-    found = {"clean": clean}
+    found: dict[str, Any] = {"clean": clean}
     if options.attack == "pgd":
         found["pgd"] = robustness.measure(network, data, options, progress)
         robustness.show(found["pgd"], options)

@@ -5,16 +5,18 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from amkd_fast.distill.errors import UserError
+from amkd_fast.typing import AttackLoss, AttackNorm, Keep, PairTargets, PresetName
 
-# Choices that the command line offers before torch is imported; the attacks check them again.
-ATTACKS = ("none", "pgd", "boundary")
-NORMS = ("linf", "l2", "l1")
-LOSSES = ("ce", "boundary", "dlr")
-KEEPS = ("last", "best", "first")
-TARGETS = ("every", "drawn", "runner_up")
+Attack = Literal["none", "pgd", "boundary"]
+ATTACKS: tuple[Attack, ...] = get_args(Attack)
+NORMS: tuple[AttackNorm, ...] = get_args(AttackNorm)
+LOSSES: tuple[AttackLoss, ...] = get_args(AttackLoss)
+KEEPS: tuple[Keep, ...] = get_args(Keep)
+PRESETS: tuple[PresetName, ...] = get_args(PresetName)
+TARGETS: tuple[PairTargets, ...] = get_args(PairTargets)
 
 _PGD = ("eps", "step_size", "norm", "restarts", "loss", "keep")
 _BOUNDARY = ("compare", "preset", "targets")
@@ -27,7 +29,7 @@ class EvaluateSettings:
     checkpoint: str
     network: str | None = None  # the one of the user's own that a checkpoint may name
     data: str | None = None  # None: what the checkpoint was trained with
-    attack: str = "none"
+    attack: Attack = "none"
     steps: int = 10
     seed: int = 0
     batch_size: int = 256
@@ -35,14 +37,14 @@ class EvaluateSettings:
 
     eps: tuple[float, ...] = (0.1,)
     step_size: float | None = None  # None: 2.5 eps/steps, eps in a single step
-    norm: str = "linf"
+    norm: AttackNorm = "linf"
     restarts: int = 1
-    loss: str = "ce"
-    keep: str = "last"
+    loss: AttackLoss = "ce"
+    keep: Keep = "last"
 
     compare: str | None = None  # a checkpoint to take as the teacher of MagSim and AngSim
-    preset: str = "near_boundary"
-    targets: str = "every"
+    preset: PresetName = "near_boundary"
+    targets: PairTargets = "every"
 
     output: str | None = None
     overwrite: bool = False

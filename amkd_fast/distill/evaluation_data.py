@@ -24,8 +24,16 @@ def images_for(options: EvaluateSettings, spec: Spec, about: dict[str, Any]) -> 
     """
     settings = schemas.settings(Settings, about["settings"], f"checkpoint {options.checkpoint}")
     if options.data is not None:
-        whole = {"student_fraction": None, "student_shots": None, "classes": "", "image_size": None}
-        settings = replace(settings, data=options.data, teacher_images=0, student_images=0, **whole)
+        settings = replace(
+            settings,
+            data=options.data,
+            teacher_images=0,
+            student_images=0,
+            student_fraction=None,
+            student_shots=None,
+            classes="",
+            image_size=None,
+        )
     data = datasets.load(settings)
     name = f"checkpoint {options.checkpoint}"
     check_network(name, spec, data)
@@ -53,7 +61,10 @@ def normalisation(name: str, about: dict[str, Any], channels: int) -> tuple[tupl
     mean, std = about.get("mean"), about.get("std")
     if not isinstance(std, (int, float)) or not 0.0 < std < math.inf:
         raise UserError(f"{name}: std {short(std)} is not one number above 0 for all channels")
-    numbers = isinstance(mean, (list, tuple)) and all(isinstance(m, (int, float)) and math.isfinite(m) for m in mean)
-    if not numbers or len(mean) != channels:
+    if (
+        not isinstance(mean, (list, tuple))
+        or len(mean) != channels
+        or not all(isinstance(m, (int, float)) and math.isfinite(m) for m in mean)
+    ):
         raise UserError(f"{name}: mean {short(mean)} is not one number for each of {channels} channels")
     return tuple(mean), std

@@ -13,7 +13,7 @@ from typing import Any
 from amkd_fast.distill.errors import UserError
 
 
-def write_atomic(path: Path | str, content: bytes | str) -> None:
+def write_atomic(path: Path | str, content: bytes | memoryview | str) -> None:
     """Write a file so that a reader, a crash or a full disk sees the old content or the new, never half of one."""
     path = Path(path)
     if isinstance(content, str):

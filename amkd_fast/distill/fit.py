@@ -8,8 +8,9 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import lightning.pytorch as pl
 import torch
@@ -26,12 +27,17 @@ from amkd_fast.distill.epoch_log import EpochLog
 from amkd_fast.distill.errors import UserError, exhausted
 from amkd_fast.distill.lightning_module import Distillation
 from amkd_fast.distill.networks import Spec
-from amkd_fast.distill.settings import Settings
+from amkd_fast.distill.settings import Precision, Settings
 from amkd_fast.distill.teacher import Teacher
 from amkd_fast.methods import Method
 
 ALONE = World()
-PRECISIONS = {"64": "64-true", "32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+PRECISIONS: dict[Precision, Literal["64-true", "32-true", "bf16-mixed", "16-mixed"]] = {
+    "64": "64-true",
+    "32": "32-true",
+    "bf16": "bf16-mixed",
+    "fp16": "16-mixed",
+}
 
 
 class Run(NamedTuple):
@@ -119,18 +125,28 @@ def fit(
     log = EpochLog(None if folder is None or not world.first else folder / "log.csv")
     callbacks: list[pl.Callback] = [OwnSignals(), log]  # before the checkpoints, which are of good epochs alone
     if folder is not None:
-        always = {"enable_version_counter": False, "save_on_train_epoch_end": True}
-        callbacks.append(ModelCheckpoint(folder, "best", monitor="accuracy", mode="max", **always))
+        keep = partial(ModelCheckpoint, folder, enable_version_counter=False, save_on_train_epoch_end=True)
+        callbacks.append(keep("best", monitor="accuracy", mode="max"))
         # Of its own, as `save_last` skips epochs that are not the best so far. After "best", whose state it holds.
-        callbacks.append(ModelCheckpoint(folder, "last", **always))
+        callbacks.append(keep("last"))
     if progress and world.first:
         callbacks.append(RichProgressBar(leave=False))
     gpu = train.labels.device.type == "cuda"
     if settings.batch_size < world.size:
         raise UserError(f"--batch-size {settings.batch_size}: must be at least {world.size}, an image for each process")
     batches = Batches(train, settings.batch_size, seed, data.augment, rank=world.rank, world=world.size)
-    place = {"epochs": epochs, "batches": len(batches), "seed": seed, "about": about, "world": world}
-    module = Distillation(network, spec, method, teacher, settings, **place)
+    module = Distillation(
+        network,
+        spec,
+        method,
+        teacher,
+        settings,
+        epochs=epochs,
+        batches=len(batches),
+        seed=seed,
+        about=about,
+        world=world,
+    )
     last = None if folder is None else folder / "last.ckpt"
     resume_from = last if resume and last is not None and last.is_file() else None
     if resume_from is not None:

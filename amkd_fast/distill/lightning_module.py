@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from contextlib import nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import lightning.pytorch as pl
 import torch
@@ -19,6 +19,9 @@ from amkd_fast.distill.teacher import Teacher
 from amkd_fast.distill.whole_step import WholeStep
 from amkd_fast.methods import Method, StepContext, statistics_of
 from amkd_fast.methods.base import Batch
+
+if TYPE_CHECKING:
+    from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 
 
 class Distillation(pl.LightningModule):
@@ -54,8 +57,8 @@ class Distillation(pl.LightningModule):
         super().__init__()
         self.network, self.method = network, method
         self.accuracy = MulticlassAccuracy(spec.classes, average="micro", validate_args=False)
-        # In tuples, where no module's state dict looks.
-        self._student, self._teacher = (torch.compile(network) if settings.compile else network,), (teacher,)
+        student = cast(nn.Module, torch.compile(network)) if settings.compile else network
+        self._student, self._teacher = (student,), (teacher,)  # in tuples, where no module's state dict looks
         self.spec, self.settings, self.about, self.world = spec, settings, about, world
         self.epochs, self.batches, self.seed = epochs, batches, seed
         self._whole: WholeStep | None = None
@@ -69,7 +72,7 @@ class Distillation(pl.LightningModule):
         context = StepContext(self.current_epoch, self.epochs, draw)
         if self.settings.whole_step:
             if self._whole is None:
-                self._whole = WholeStep(self.method, network, student, self.optimizers().optimizer)
+                self._whole = WholeStep(self.method, network, student, self._optimizer())
             losses = self._whole(batch, context)
         else:
             with self._statistics():
@@ -80,7 +83,7 @@ class Distillation(pl.LightningModule):
 
     def on_train_start(self) -> None:
         if self.settings.whole_step:  # a checkpoint's rate comes on the CPU, where the recording would see a number
-            for group in self.optimizers().optimizer.param_groups:
+            for group in self._optimizer().param_groups:
                 group["lr"] = group["lr"].to(self.device)
 
     def validation_step(self, batch: tuple, batch_idx: int) -> None:
@@ -105,7 +108,7 @@ class Distillation(pl.LightningModule):
         if not self.settings.whole_step:
             super().optimizer_zero_grad(epoch, batch_idx, optimizer)
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         whole, lr = self.settings.whole_step, self.settings.lr
         optimizer = torch.optim.SGD(
             [*self.network.parameters(), *self.method.parameters()],
@@ -117,6 +120,11 @@ class Distillation(pl.LightningModule):
         steps = self.epochs * -(-self.batches // self.settings.accumulate)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: cosine(step / steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        assert isinstance(optimizer, torch.optim.Optimizer), "configure_optimizers makes one"
+        return optimizer
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[KEY] = {**self.about, "format": FORMAT, "network": self.spec._asdict()}

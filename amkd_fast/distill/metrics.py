@@ -17,10 +17,12 @@ from amkd_fast.distill.data.subsets import evenly
 from amkd_fast.distill.evaluate_settings import EvaluateSettings
 from amkd_fast.distill.settings import Settings
 from amkd_fast.distill.teacher import predict
+from amkd_fast.typing import PairTargets, PresetName
 
 BINS = 15
 STEPS = 10  # of either attack
-PRESET, TARGETS = "near_boundary", "runner_up"
+PRESET: PresetName = "near_boundary"
+TARGETS: PairTargets = "runner_up"
 
 
 class Metric(NamedTuple):
@@ -152,8 +154,16 @@ def pgd_accuracy(network: nn.Module, data: Data, settings: Settings) -> float:
 
 def _similarity(network: nn.Module, teacher: nn.Module, data: Data) -> dict[str, float]:
     lower, upper = data.bounds()
-    options = {"preset": PRESET, "targets": TARGETS, "steps": STEPS, "lower": lower, "upper": upper}
-    result = boundary_similarity(network, teacher, InOrder(data.test), **options)
+    result = boundary_similarity(
+        network,
+        teacher,
+        InOrder(data.test),
+        preset=PRESET,
+        targets=TARGETS,
+        steps=STEPS,
+        lower=lower,
+        upper=upper,
+    )
     return {"magsim": result.magnitude, "angsim": result.angle}
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
 from amkd_fast.distill.errors import UserError, short
-from amkd_fast.distill.settings import Settings
+from amkd_fast.distill.settings import Settings, choices
 
 S = TypeVar("S", bound=Settings)
 _LARGEST = 1 << 20  # bytes of a YAML file
@@ -22,7 +22,8 @@ _FLOAT = re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
 
 def add(parser: argparse.ArgumentParser, kind: type[Settings]) -> None:
     """Give the parser one option for every field, and ``--config``. What is not given stays absent."""
-    hints, groups, heading = get_type_hints(kind), {}, ""
+    hints, heading = get_type_hints(kind), ""
+    groups: dict[str, list[Field]] = {}
     for field in fields(kind):
         heading = field.metadata["group"] or heading
         groups.setdefault(heading, []).append(field)
@@ -36,7 +37,8 @@ def add(parser: argparse.ArgumentParser, kind: type[Settings]) -> None:
                 words["action"] = argparse.BooleanOptionalAction
             else:
                 words["type"] = _converter(kind, field.name, _base(hints[field.name]))
-                words["metavar"] = "{" + ",".join(field.metadata["choices"]) + "}" if field.metadata["choices"] else "X"
+                only = choices(hints[field.name])
+                words["metavar"] = "{" + ",".join(only) + "}" if only else "X"
             group.add_argument(_word(field.name), **words)
 
 
@@ -144,7 +146,9 @@ def _converter(kind: type[Settings], name: str, base: type) -> Any:
 
 
 def _base(hint: Any) -> type:
-    """``int`` of ``int | None``."""
+    """``int`` of ``int | None``; ``str`` of words."""
+    if choices(hint):
+        return str
     return next((part for part in get_args(hint) if part is not type(None)), hint)
 
 

@@ -179,5 +179,6 @@ def _one(task: Task, settings: Settings, data: Data, teacher: Teacher, progress:
     except Diverged as error:
         diverged = {"epoch": error.epoch, "what": error.what}
         return Run(None, error.rows, None, diverged), time.perf_counter() - start
+    assert run.network is not None, "fit returns it"
     found = metrics.measure(run.network, teacher.network, data, settings)
     return run._replace(network=None, qualities=found), time.perf_counter() - start

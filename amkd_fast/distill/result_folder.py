@@ -80,7 +80,7 @@ def result_folder(
                 if discarded.exists():
                     os.rename(discarded, work)
             else:
-                error.resumable = True
+                error.resumable = True  # type: ignore[attr-defined]  # whatever it is: see exit_codes
                 shutil.rmtree(discarded, ignore_errors=True)
             raise
 

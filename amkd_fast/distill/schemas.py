@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
@@ -19,12 +18,14 @@ from pydantic import (
 )
 
 from amkd_fast.distill.errors import UserError, short
-from amkd_fast.distill.settings import LARGEST, MOST, Settings
+from amkd_fast.distill.settings import LARGEST, MOST, Settings, choices
 
-FORMAT = 2  # of checkpoints
+Format = Literal[2]  # of checkpoints
+FORMAT: int = get_args(Format)[0]
 M = TypeVar("M", bound=BaseModel)
 S = TypeVar("S", bound=Settings)
 
+_known: dict[type[Settings], type[BaseModel]] = {}  # the models of settings
 _TYPES = {
     "int": "a whole number",
     "float": "a number",
@@ -53,7 +54,7 @@ class Network(Stored):
 class About(Stored):
     """What every checkpoint says about itself."""
 
-    format: Literal[FORMAT]
+    format: Format
     network: Network
 
 
@@ -109,7 +110,7 @@ class Callbacks(Stored):
 
     @model_validator(mode="after")
     def _knows_the_best(self) -> Callbacks:
-        if sum(name.startswith("ModelCheckpoint") for name in self.model_extra) != 2:
+        if sum(name.startswith("ModelCheckpoint") for name in self.model_extra or ()) != 2:
             raise ValueError("must hold the state of the best and of the last checkpoint")
         return self
 
@@ -179,12 +180,15 @@ def settings(kind: type[S], values: object, where: str) -> S:
     return kind(**found.model_dump(exclude_unset=True))
 
 
-@functools.cache
 def of_settings(kind: type[Settings]) -> type[BaseModel]:
     """The model of a settings dataclass: every field with its type, choices and limits."""
-    hints = get_type_hints(kind)
-    members = {field.name: (_member(hints[field.name], field.metadata), field.default) for field in fields(kind)}
-    return create_model(kind.__name__, __config__=ConfigDict(strict=True, extra="forbid"), **members)
+    if kind not in _known:
+        hints = get_type_hints(kind)
+        members: dict[str, Any] = {
+            field.name: (_member(hints[field.name], field.metadata), field.default) for field in fields(kind)
+        }
+        _known[kind] = create_model(kind.__name__, __config__=ConfigDict(strict=True, extra="forbid"), **members)
+    return _known[kind]
 
 
 def checked(kind: type[Settings], name: str, value: object) -> Any:
@@ -235,9 +239,10 @@ def rule(found: Mapping[str, Any]) -> str:
 
 def _member(hint: Any, rules: Mapping[str, Any]) -> Any:
     kind = next((part for part in get_args(hint) if part is not type(None)), hint)
-    if rules["choices"]:
-        inner: Any = Annotated[Literal[tuple(rules["choices"])], BeforeValidator(_text)]
-    elif kind is str:
+    if choices(hint):
+        return Annotated[hint, BeforeValidator(_text)]
+    inner: Any
+    if kind is str:
         inner = Annotated[
             str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]*$", max_length=4096), BeforeValidator(_text)
         ]

@@ -5,26 +5,22 @@ The defaults of sizes and loss scales are a pilot's on the digits.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
-USUAL = ("student", "kd", "bss-official", "bss-paper", "bss-zoo", "bss-near_boundary", "amkd")
-NEIGHBOURS = ("triplet-ce", "triplet-kd", "extended-kd", "jda-ccd", "tald", "mkd", "dkd", "rkd")
+from amkd_fast.typing import BNPolicy, Negatives, PresetName, Selector, Space, Variant
+
+Usual = Literal["student", "kd", "bss-official", "bss-paper", "bss-zoo", "bss-near_boundary", "amkd"]
+Neighbour = Literal["triplet-ce", "triplet-kd", "extended-kd", "jda-ccd", "tald", "mkd", "dkd", "rkd"]
+USUAL: tuple[str, ...] = get_args(Usual)
+NEIGHBOURS: tuple[str, ...] = get_args(Neighbour)
 METHODS = (*USUAL, *NEIGHBOURS)
 ALL = "all"  # of METHODS, as a word
 
-# Choices that the command line offers before torch is imported; the modules that implement them check them again.
-AUGMENTS = ("auto", "none", "crop", "crop+flip")
-BOUNDS = ("pixel", "preset")
-BN_POLICIES = ("separate", "concatenated", "frozen_stats")
-PRESETS = ("official", "paper", "zoo", "near_boundary")
-VARIANTS = ("teacher_anchor", "student_space", "batch_hard")
-NEGATIVES = ("other", "not_base", "target")
-SELECTORS = ("hardest", "semihard", "uniform")
-SPACES = ("logits", "probabilities", "features")
-SCHEDULES = ("auto", "falling", "zoo", "constant")
-PRECISIONS = ("64", "32", "bf16", "fp16")
+Augment = Literal["auto", "none", "crop", "crop+flip"]
+Bounds = Literal["pixel", "preset"]
+BoundarySchedule = Literal["auto", "falling", "zoo", "constant"]
+Precision = Literal["64", "32", "bf16", "fp16"]
 
 MOST = 2**31 - 1  # of a whole number
 LARGEST = 1e18  # of a number; its square still is one in single precision
@@ -36,7 +32,6 @@ def option(
     help: str,
     *,
     group: str | None = None,
-    choices: Sequence[str] = (),
     least: float | None = None,
     above: float | None = None,
     most: float | None = None,
@@ -47,13 +42,17 @@ def option(
         default: Where nothing else is said.
         help: What it is; beside it ``--help`` shows the default.
         group: Heading of ``--help`` from this field on.
-        choices: The only values of a text.
         least: The smallest number.
         above: What a number must be larger than.
         most: The largest number; None: :data:`MOST` or :data:`LARGEST`.
     """
-    rules = {"help": help, "group": group, "choices": choices, "least": least, "above": above, "most": most}
+    rules = {"help": help, "group": group, "least": least, "above": above, "most": most}
     return field(default=default, metadata=rules)
+
+
+def choices(hint: Any) -> tuple[str, ...]:
+    """The only values of a setting whose type is ``hint``; none where it may have any."""
+    return get_args(hint) if get_origin(hint) is Literal else ()
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ class Settings:
     student_fraction: float | None = option(None, "instead: share of the teacher's images", above=0.0)
     student_shots: int | None = option(None, "instead: images of each class", least=1)
     drop_labels: str = option("", "labels of which the student gets no image; written as --classes")
-    augment: str = option("auto", "of training images; auto: none for digits, else crop+flip", choices=AUGMENTS)
+    augment: Augment = option("auto", "of training images; auto: none for digits, else crop+flip")
 
     teacher_network: str = option(
         "auto",
@@ -91,7 +90,7 @@ class Settings:
     lr: float = option(0.1, "learning rate of SGD at the start; it falls as a cosine to 0", above=0.0, most=1e38)
     momentum: float = option(0.9, "of SGD", least=0.0)
     weight_decay: float = option(1e-4, "of SGD", least=0.0)
-    precision: str = option("32", "of networks and losses; bf16 and fp16 (needs a GPU) by autocast", choices=PRECISIONS)
+    precision: Precision = option("32", "of networks and losses; bf16 and fp16 (needs a GPU) by autocast")
     compile: bool = option(False, "torch.compile the student")
     fold: bool = option(True, "fold BatchNorm into the teacher's convolutions")
     whole_step: bool = option(False, "record a training step as one CUDA graph (GPU; not run on one yet)")
@@ -102,23 +101,21 @@ class Settings:
     kl_t2: bool = option(False, "multiply the clean KL by T²")
 
     boundary_weight: float = option(2.0, "β of the first epoch", group="boundary samples: bss-*, amkd", least=0.0)
-    boundary_schedule: str = option("auto", "of β; auto: zoo for bss-zoo, else falling", choices=SCHEDULES)
+    boundary_schedule: BoundarySchedule = option("auto", "of β; auto: zoo for bss-zoo, else falling")
     boundary_until: float = option(0.75, "share of the epochs after which a falling β is 0", above=0.0)
     boundary_t2: bool = option(False, "multiply the boundary KL by T² (destroyed the pilot)")
     boundary_samples: int = option(16, "most attacked images in a batch", least=1)
     attack_steps: int = option(10, "of the attack", least=1)
-    bounds: str = option(
-        "pixel", "of attacked pixels, tald's too: the pixels' own range, or the preset's", choices=BOUNDS
-    )
-    bn: str = option("separate", "BatchNorm of attacked batches", choices=BN_POLICIES)
+    bounds: Bounds = option("pixel", "of attacked pixels, tald's too: the pixels' own range, or the preset's")
+    bn: BNPolicy = option("separate", "BatchNorm of attacked batches")
 
-    amkd_preset: str = option("near_boundary", "attack of amkd", group="amkd", choices=PRESETS)
+    amkd_preset: PresetName = option("near_boundary", "attack of amkd", group="amkd")
     triplet_weight: float = option(0.3, "γ, of the triplets", above=0.0)
     margin: float = option(1.0, "of the triplets", least=0.0)
-    variant: str = option("student_space", "which rows are anchors, positives and negatives", choices=VARIANTS)
-    negatives: str = option("other", "classes that negatives are taken from", choices=NEGATIVES)
-    selector: str = option("hardest", "which of the possible negatives", choices=SELECTORS)
-    space: str = option("logits", "where distances are taken", choices=SPACES)
+    variant: Variant = option("student_space", "which rows are anchors, positives and negatives")
+    negatives: Negatives = option("other", "classes that negatives are taken from")
+    selector: Selector = option("hardest", "which of the possible negatives")
+    space: Space = option("logits", "where distances are taken")
     memory: int = option(0, "past rows that are negatives, too", least=0)
     force: bool = option(False, "allow negatives=target with an overshooting step")
 
@@ -172,7 +169,7 @@ class Settings:
 class TrainSettings(Settings):
     """One student."""
 
-    method: str = option("amkd", "what the student learns by", group="run", choices=METHODS)
+    method: Literal[Usual, Neighbour] = option("amkd", "what the student learns by", group="run")
     seed: int = option(0, "of initial weights, batches and draws", least=0, most=SEED)
     teacher: str | None = option(None, "checkpoint of a teacher; default: train one")
 
@@ -190,3 +187,6 @@ class CompareSettings(Settings):
     def names(self) -> tuple[str, ...]:
         """The methods, one by one."""
         return METHODS if self.methods == ALL else tuple(self.methods.split(","))
+
+
+RunSettings = TrainSettings | CompareSettings

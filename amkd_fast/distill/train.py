@@ -53,8 +53,9 @@ def train(
         build.check(settings, device)
         data = datasets.load(settings).to(device)
         training_runs.prepare([settings.method], data, settings, world.size > 1)
-        teacher, accuracy = None, None
-        common = {"progress": progress, "resume": resume, "world": world}
+        teacher: Teacher | None = None
+        accuracy: float | None = None
+        common: dict[str, Any] = {"progress": progress, "resume": resume, "world": world}
         if settings.method != "student":
             network, accuracy = training_runs.obtain_teacher(settings, data, folder, **common)
             teacher = Teacher(network, data, settings.precision)

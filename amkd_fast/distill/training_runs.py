@@ -19,7 +19,7 @@ from amkd_fast.distill.distributed import World
 from amkd_fast.distill.errors import Diverged, UserError, allocating
 from amkd_fast.distill.fit import ALONE, Run, fit
 from amkd_fast.distill.networks import Spec
-from amkd_fast.distill.settings import Settings
+from amkd_fast.distill.settings import RunSettings, Settings
 from amkd_fast.distill.teacher import Teacher, accuracy, predict
 from amkd_fast.methods.outputs import with_features
 
@@ -35,7 +35,7 @@ def train_teacher(data: Data, settings: Settings, **options: Any) -> tuple[Run, 
 
 
 def obtain_teacher(
-    settings: Settings,
+    settings: RunSettings,
     data: Data,
     folder: Path,
     *,
@@ -60,11 +60,11 @@ def obtain_teacher(
         how = f"teacher from {path}"
     else:
         start = time.perf_counter()
-        options = {"folder": growing, "progress": progress, "resume": resume, "world": world}
         try:
-            run, spec = train_teacher(data, settings, **options)
+            run, spec = train_teacher(data, settings, folder=growing, progress=progress, resume=resume, world=world)
         except Diverged as error:
             raise told("teacher", error, growing, settings.teacher_epochs) from error
+        assert run.network is not None, "fit returns it"
         network, how = run.network, f"teacher trained in {time.perf_counter() - start:.0f} s"
     correct = accuracy(network, data.test)
     if not math.isfinite(float(predict(network, data.test.take(slice(0, 64))).sum())):
@@ -88,7 +88,7 @@ def load_teacher(path: str | Path, data: Data, settings: Settings) -> tuple[nn.M
     return network, spec
 
 
-def prepare(names: Iterable[str], data: Data, settings: Settings, distributed: bool = False) -> None:
+def prepare(names: Iterable[str], data: Data, settings: RunSettings, distributed: bool = False) -> None:
     """Build once what the trainings will build, so that what cannot be built is known before hours of training.
 
     Raises:

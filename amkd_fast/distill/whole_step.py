@@ -22,7 +22,8 @@ class _Recorded(NamedTuple):
 
     graph: CudaGraph
     batch: Batch
-    moment: StepContext
+    draw: Tensor
+    weights: dict[str, Tensor | float]
     losses: list[Losses]  # of one, put there when the graph was recorded
 
 
@@ -87,10 +88,10 @@ class WholeStep:
             self._recorded[key] = self._record(batch, weights, attacks)
         step = self._recorded[key]
         for own, part in zip(step.batch, batch, strict=True):
-            if own is not None:
+            if own is not None and part is not None:
                 own.copy_(part)
-        step.moment.draw.fill_(moment.draw)
-        for name, value in step.moment.weights.items():
+        step.draw.fill_(moment.draw)
+        for name, value in step.weights.items():
             if isinstance(value, Tensor):
                 value.fill_(weights[name])
         step.graph.replay()
@@ -104,12 +105,16 @@ class WholeStep:
 
     def _record(self, batch: Batch, weights: dict[str, float], attacks: bool) -> _Recorded:
         device = batch.images.device
-        own = Batch(*(None if part is None else part.clone() for part in batch._replace(index=None)))
-        numbers = {
+        logits = batch.teacher_logits
+        own = Batch(
+            batch.images.clone(), batch.labels.clone(), teacher_logits=None if logits is None else logits.clone()
+        )
+        numbers: dict[str, Tensor | float] = {
             name: torch.full((), value, dtype=torch.float64, device=device) if attacks or name != "boundary" else 0.0
             for name, value in weights.items()
         }
-        moment = StepContext(0, 1, torch.zeros((), dtype=torch.int64, device=device), numbers)
+        draw = torch.zeros((), dtype=torch.int64, device=device)
+        moment = StepContext(0, 1, draw, numbers)
         written: list[Losses] = []
 
         def step() -> None:
@@ -123,7 +128,7 @@ class WholeStep:
 
         with self._unchanged():
             graph = self._graph(step)
-        return _Recorded(graph, own, moment, written)
+        return _Recorded(graph, own, draw, numbers, written)
 
     @contextmanager
     def _unchanged(self) -> Iterator[None]:

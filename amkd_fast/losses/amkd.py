@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import torch
 import torch.distributed as dist
@@ -13,11 +13,12 @@ from amkd_fast import checks, philox, ranks
 from amkd_fast.memory import EMPTY, CrossBatchMemory
 from amkd_fast.ops.kl import distillation_loss, kl_div
 from amkd_fast.ops.triplet import triplet_margin_loss
+from amkd_fast.typing import Distance, Negatives, Selector, Space, Variant
 
-VARIANTS = ("teacher_anchor", "student_space", "batch_hard")
-NEGATIVES = ("other", "not_base", "target")
-SELECTORS = ("hardest", "semihard", "uniform")
-SPACES = ("logits", "probabilities", "features")
+VARIANTS: tuple[Variant, ...] = get_args(Variant)
+NEGATIVES: tuple[Negatives, ...] = get_args(Negatives)
+SELECTORS: tuple[Selector, ...] = get_args(Selector)
+SPACES: tuple[Space, ...] = get_args(Space)
 _STREAM = 0x7269  # of the draws of selector="uniform", apart from those of the attack
 
 
@@ -111,11 +112,11 @@ class AMKDLoss(nn.Module):
         boundary_weight: float = 1.0,
         triplet_weight: float = 0.3,
         margin: float = 1.0,
-        variant: str = "student_space",
-        negatives: str = "other",
-        selector: str = "hardest",
-        space: str = "logits",
-        distance: str = "euclidean",
+        variant: Variant = "student_space",
+        negatives: Negatives = "other",
+        selector: Selector = "hardest",
+        space: Space = "logits",
+        distance: Distance = "euclidean",
         scale_by_t2: bool = False,
         boundary_scale_by_t2: bool = False,
         memory: CrossBatchMemory | None = None,
@@ -126,7 +127,7 @@ class AMKDLoss(nn.Module):
         checks.choice("negatives", negatives, NEGATIVES)
         checks.choice("selector", selector, SELECTORS)
         checks.choice("space", space, SPACES)
-        checks.choice("distance", distance, ("euclidean", "sqeuclidean", "cosine"))
+        checks.choice("distance", distance, get_args(Distance))
         if space == "features" and variant == "teacher_anchor":
             raise ValueError(
                 f"space={space!r}: must not be used with variant='teacher_anchor', whose anchor has the teacher's width"
@@ -185,7 +186,7 @@ class AMKDLoss(nn.Module):
             return AMKDTerms(clean.total, clean.ce, clean.kl, zero, zero)
         if _none(adversarial.base, spread):
             if self.memory is not None:
-                self._remember(self._space(student, student_features), labels, spread)
+                _remember(self.memory, self._space(student, student_features), labels, spread)
             return AMKDTerms(clean.total, clean.ce, clean.kl, zero, zero)
         adversarial = _without_hidden_rows(adversarial)
         boundary = self._boundary(adversarial, spread)
@@ -247,16 +248,8 @@ class AMKDLoss(nn.Module):
         rule = self._chosen if choose else self._mined
         loss = rule(anchor, positive, clean, labels, rows._replace(weight=weight), seed, spread)
         if self.memory is not None:
-            self._remember(clean, labels, spread)
+            _remember(self.memory, clean, labels, spread)
         return loss
-
-    def _remember(self, clean: Tensor, labels: Tensor, spread: bool) -> None:
-        """Put the clean rows of all ranks into the memory."""
-        seen = (clean.detach(), labels.long())
-        if spread:
-            counts = ranks.counts_of(clean)
-            seen = tuple(ranks.gather(part, counts) for part in seen)
-        self.memory.update(*seen)
 
     def _mined(self, anchor, positive, clean, labels, rows: Adversarial, seed, spread: bool) -> Tensor:
         """By the fused selection."""
@@ -266,7 +259,7 @@ class AMKDLoss(nn.Module):
             exclude = empty if exclude is None else torch.cat([empty, exclude], 1)
             # The ring is the same on all ranks, and one copy of it is enough.
             if not spread or dist.get_rank() == 0:
-                clean, labels = self._with_past(clean, labels)
+                clean, labels = _with_past(self.memory, clean, labels)
         return triplet_margin_loss(
             anchor,
             rows.base,
@@ -296,7 +289,7 @@ class AMKDLoss(nn.Module):
                 farthest = self._distance(anchor[:, None], clean).masked_fill(~same_base, -torch.inf).argmax(1)
             positive, found = clean[farthest], same_base.any(1)
         if self.memory is not None:
-            clean, labels = self._with_past(clean, labels)
+            clean, labels = _with_past(self.memory, clean, labels)
             same_base = labels == rows.base[:, None]
         same_target = labels == rows.target[:, None]
         mask = same_target if self.negatives == "target" else ~same_base & (labels != EMPTY)
@@ -320,11 +313,6 @@ class AMKDLoss(nn.Module):
         cost = F.relu(d_ap - self._distance(anchor, clean[chosen]) + self.margin)
         return _mean((weight * cost).sum(), weight.sum(), spread)
 
-    def _with_past(self, clean: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """The clean rows followed by the memory's, whose empty places have the label EMPTY."""
-        found = self.memory.reference(clean, labels)
-        return found["reference"], found["reference_labels"]
-
     def _distance(self, a: Tensor, b: Tensor) -> Tensor:
         """Between the rows of two tensors, over the last dimension; the gradient at distance 0 is 0."""
         if self.distance == "cosine":
@@ -337,11 +325,14 @@ class AMKDLoss(nn.Module):
 
     def _space(self, logits: Tensor, features: Tensor | None) -> Tensor:
         """Rows of the space that distances are taken in, fp32 at least."""
-        if self.space == "features" and features is None:
+        if self.space != "features":
+            rows = self._embed(logits)
+        elif features is None:
             raise ValueError(
                 "space='features': needs student_features here and in adversarial, but one of them is None"
             )
-        rows = features if self.space == "features" else self._embed(logits)
+        else:
+            rows = features
         return rows.to(torch.promote_types(rows.dtype, torch.float32))
 
     def _embed(self, logits: Tensor) -> Tensor:
@@ -352,6 +343,21 @@ class AMKDLoss(nn.Module):
             f"variant={self.variant!r}, negatives={self.negatives!r}, selector={self.selector!r}, "
             f"space={self.space!r}, triplet_weight={self.triplet_weight}, margin={self.margin}"
         )
+
+
+def _remember(memory: CrossBatchMemory, clean: Tensor, labels: Tensor, spread: bool) -> None:
+    """Put the clean rows of all ranks into the memory."""
+    clean, labels = clean.detach(), labels.long()
+    if spread:
+        counts = ranks.counts_of(clean)
+        clean, labels = ranks.gather(clean, counts), ranks.gather(labels, counts)
+    memory.update(clean, labels)
+
+
+def _with_past(memory: CrossBatchMemory, clean: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The clean rows followed by the memory's, whose empty places have the label EMPTY."""
+    found = memory.reference(clean, labels)
+    return found["reference"], found["reference_labels"]
 
 
 def _without_hidden_rows(rows: Adversarial) -> Adversarial:

@@ -8,8 +8,10 @@ from amkd_fast import checks
 from amkd_fast.ops.kl import DistillationTerms, distillation_loss, kl_div
 from amkd_fast.ops.kl.consistency import ConsistencyKL, consistency_kl
 from amkd_fast.ops.kl.decoupled import dkd_loss
-from amkd_fast.ops.kl.scalars import checked_temperature
+from amkd_fast.ops.kl.op import IGNORED_ROWS
+from amkd_fast.ops.kl.scalars import CHOICES, DIVERGENCES, checked_temperature
 from amkd_fast.ops.kl.standardised import standardised_kl_div
+from amkd_fast.typing import Divergence, IgnoredRows, Reduction
 
 
 class KLDivLoss(nn.Module):
@@ -39,17 +41,17 @@ class KLDivLoss(nn.Module):
         self,
         temperature: float | Tensor = 1.0,
         *,
-        divergence: str = "forward",
+        divergence: Divergence = "forward",
         beta: float = 0.5,
         scale_by_t2: bool = True,
-        reduction: str = "batchmean",
+        reduction: Reduction = "batchmean",
         dim: int = -1,
     ) -> None:
         super().__init__()
         checked_temperature(temperature)
-        checks.choice("divergence", divergence, ("forward", "reverse", "js"))
+        checks.choice("divergence", divergence, DIVERGENCES[:3])
         checks.open_unit("beta", beta)
-        checks.choice("reduction", reduction, ("none", "sum", "mean", "batchmean"))
+        checks.choice("reduction", reduction, CHOICES)
         self.temperature, self.divergence, self.beta = temperature, divergence, beta
         self.scale_by_t2, self.reduction, self.dim = scale_by_t2, reduction, dim
 
@@ -109,16 +111,16 @@ class DistillationLoss(nn.Module):
         *,
         ce_weight: float = 0.1,
         kl_weight: float = 0.9,
-        divergence: str = "forward",
+        divergence: Divergence = "forward",
         scale_by_t2: bool = True,
         ignore_index: int = -100,
-        ignored_rows: str = "keep",
+        ignored_rows: IgnoredRows = "keep",
         dim: int = -1,
     ) -> None:
         super().__init__()
         checked_temperature(temperature)
-        checks.choice("divergence", divergence, ("forward", "reverse", "js"))
-        checks.choice("ignored_rows", ignored_rows, ("keep", "drop"))
+        checks.choice("divergence", divergence, DIVERGENCES[:3])
+        checks.choice("ignored_rows", ignored_rows, IGNORED_ROWS)
         self.temperature, self.divergence = temperature, divergence
         self.ce_weight, self.kl_weight = checks.finite("ce_weight", ce_weight), checks.finite("kl_weight", kl_weight)
         self.scale_by_t2, self.ignore_index = scale_by_t2, ignore_index
@@ -172,12 +174,12 @@ class StandardisedKLLoss(nn.Module):
         temperature: float | Tensor = 1.0,
         *,
         scale_by_t2: bool = True,
-        reduction: str = "batchmean",
+        reduction: Reduction = "batchmean",
         dim: int = -1,
     ) -> None:
         super().__init__()
         checked_temperature(temperature)
-        checks.choice("reduction", reduction, ("none", "sum", "mean", "batchmean"))
+        checks.choice("reduction", reduction, CHOICES)
         self.temperature, self.scale_by_t2, self.reduction, self.dim = temperature, scale_by_t2, reduction, dim
 
     def forward(
@@ -229,14 +231,14 @@ class DKDLoss(nn.Module):
         target_weight: float = 1.0,
         other_weight: float = 8.0,
         scale_by_t2: bool = True,
-        reduction: str = "mean",
+        reduction: Reduction = "mean",
         dim: int = -1,
     ) -> None:
         super().__init__()
         checked_temperature(temperature)
         checks.finite("target_weight", target_weight)
         checks.finite("other_weight", other_weight)
-        checks.choice("reduction", reduction, ("none", "sum", "mean", "batchmean"))
+        checks.choice("reduction", reduction, CHOICES)
         self.temperature, self.target_weight, self.other_weight = temperature, target_weight, other_weight
         self.scale_by_t2, self.reduction, self.dim = scale_by_t2, reduction, dim
 

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from amkd_fast import checks
 from amkd_fast.ops.triplet import triplet_margin_loss
+from amkd_fast.typing import Distance, Mining, TripletOptions, TripletReduction, TripletTensors, Unpack
 
 
 class TripletMarginLoss(nn.Module):
@@ -35,17 +36,17 @@ class TripletMarginLoss(nn.Module):
         self,
         margin: float = 1.0,
         *,
-        mining: str = "hard",
-        distance: str = "euclidean",
-        reduction: str = "mean",
-        **options: object,
+        mining: Mining = "hard",
+        distance: Distance = "euclidean",
+        reduction: TripletReduction = "mean",
+        **options: Unpack[TripletOptions],
     ) -> None:
         super().__init__()
         checks.non_negative("margin", margin)
         self.margin, self.mining, self.distance, self.reduction = margin, mining, distance, reduction
         self.options = options
 
-    def forward(self, anchor: Tensor, labels: Tensor | None = None, **tensors: Tensor | None) -> Tensor:
+    def forward(self, anchor: Tensor, labels: Tensor | None = None, **tensors: Unpack[TripletTensors]) -> Tensor:
         return triplet_margin_loss(
             anchor,
             labels,

@@ -5,7 +5,8 @@ from __future__ import annotations
 from amkd_fast import checks
 from amkd_fast.attacks import PRESETS
 from amkd_fast.memory import CrossBatchMemory
-from amkd_fast.methods.bss import BSS
+from amkd_fast.methods.bss import BSS, BSSOptions
+from amkd_fast.typing import Distance, Negatives, Selector, Space, Unpack, Variant
 
 
 class AMKD(BSS):
@@ -40,14 +41,14 @@ class AMKD(BSS):
         *,
         triplet_weight: float = 0.3,
         margin: float = 1.0,
-        variant: str = "student_space",
-        negatives: str = "other",
-        selector: str = "hardest",
-        space: str = "logits",
-        distance: str = "euclidean",
+        variant: Variant = "student_space",
+        negatives: Negatives = "other",
+        selector: Selector = "hardest",
+        space: Space = "logits",
+        distance: Distance = "euclidean",
         memory: CrossBatchMemory | None = None,
         force: bool = False,
-        **options: object,
+        **options: Unpack[BSSOptions],
     ) -> None:
         super().__init__(
             triplet_weight=checks.positive("triplet_weight", triplet_weight),

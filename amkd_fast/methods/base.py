@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
@@ -18,7 +19,7 @@ class Batch(NamedTuple):
 
     images: Tensor  # [B, C, H, W], normalised
     labels: Tensor  # [B], int64
-    index: Tensor | None = None  # [B], rows of the training set
+    index: Tensor | None = None  # type: ignore[assignment]  # hides tuple.index, and is public: [B], rows of the training set
     teacher_logits: Tensor | None = None  # [B, K], where they are known already
 
 
@@ -36,7 +37,7 @@ class StepContext(NamedTuple):
     epoch: int
     epochs: int
     draw: int | Tensor | None = None
-    weights: dict[str, Tensor] | None = None
+    weights: Mapping[str, float | Tensor] | None = None
 
 
 class Losses(NamedTuple):
@@ -54,6 +55,13 @@ class Losses(NamedTuple):
 
 
 COUNTS = ("attacked", "accepted", "crossed", "third")
+
+
+def required(teacher: nn.Module | None) -> nn.Module:
+    """The teacher of a method that needs one."""
+    if teacher is None:
+        raise ValueError("teacher=None: must be a network, as this method learns from one")
+    return teacher
 
 
 class Method(nn.Module):
@@ -101,16 +109,16 @@ class Method(nn.Module):
         return {}
 
     @torch.no_grad()
-    def taught(self, batch: Batch, teacher: nn.Module) -> Tensor:
+    def taught(self, batch: Batch, teacher: nn.Module | None) -> Tensor:
         """The teacher's logits on a clean batch: those that came along, else a forward pass without a graph.
 
         Raises:
-            ValueError: The teacher is in train mode, in which its logits would depend on their neighbours.
+            ValueError: There is no teacher, or it is in train mode, in which its logits would depend on their
+                neighbours.
         """
         if batch.teacher_logits is not None:
             return batch.teacher_logits
-        self.must_be_in_eval_mode(teacher)
-        return self.view_of(teacher)(batch.images)
+        return self.view_of(self.must_be_in_eval_mode(teacher))(batch.images)
 
     def draw_of(self, moment: StepContext, device: torch.device) -> int | Tensor:
         """The seed of the step's draws, which all ranks have to know."""
@@ -119,10 +127,12 @@ class Method(nn.Module):
         return philox.chosen_seed(moment.draw, device)
 
     @staticmethod
-    def must_be_in_eval_mode(teacher: nn.Module) -> None:
-        """Its answers would depend on their neighbours else."""
-        if teacher.training:
+    def must_be_in_eval_mode(teacher: nn.Module | None) -> nn.Module:
+        """The teacher itself; its answers would depend on their neighbours else."""
+        if teacher is None or teacher.training:
+            required(teacher)
             raise ValueError("teacher.training=True: must be in eval mode (teacher.eval())")
+        return teacher
 
     def teaching(self, teacher: nn.Module | None) -> AbstractContextManager:
         """For the length of the block the teacher is what it is at the first look, and so is looked at once."""

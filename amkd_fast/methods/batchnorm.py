@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +13,9 @@ from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
 from amkd_fast import ranks
 from amkd_fast.attacks.parallel import refuse_replicas
+from amkd_fast.typing import BNPolicy
 
-BN_POLICIES = ("separate", "concatenated", "frozen_stats")
+BN_POLICIES: tuple[BNPolicy, ...] = get_args(BNPolicy)
 
 
 def _training_layers(network: nn.Module) -> list[BatchNorm]:
@@ -60,14 +62,15 @@ def statistics_of(network: nn.Module, rows: Tensor | None = None, *, distributed
     layers = _training_layers(network)
     before = [vars(layer).get("forward") for layer in layers]
     for layer in layers:
-        layer.forward = partial(_normalised, layer, rows, distributed)
+        # An attribute of the layer, which hides its class's method until it is deleted.
+        layer.forward = partial(_normalised, layer, rows, distributed)  # type: ignore[method-assign]
     try:
         yield
     finally:
         for layer, forward in zip(layers, before, strict=True):
             del layer.forward
             if forward is not None:
-                layer.forward = forward
+                layer.forward = forward  # type: ignore[method-assign]
 
 
 def _normalised(layer: BatchNorm, rows: Tensor | None, distributed: bool, x: Tensor) -> Tensor:
@@ -101,8 +104,8 @@ def _normalised(layer: BatchNorm, rows: Tensor | None, distributed: bool, x: Ten
 @torch.no_grad()
 def _learn(layer: BatchNorm, mean: Tensor, variance: Tensor, count: Tensor) -> None:
     """Move the running statistics, where there are any and a variance was to be had."""
-    if layer.running_mean is None:
-        return
+    if layer.running_mean is None or layer.running_var is None or layer.num_batches_tracked is None:
+        return  # a layer has all three or none
     known = (count > 1.0).to(mean.dtype)
     layer.num_batches_tracked.add_(known.to(layer.num_batches_tracked.dtype))
     share = layer.momentum if layer.momentum is not None else 1.0 / layer.num_batches_tracked.clamp(min=1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import torch
 import torch.distributed as dist
@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from amkd_fast import checks, ranks
 from amkd_fast.attacks import PRESETS, BoundaryAttack, BoundarySamples, Status
 from amkd_fast.losses import Adversarial, AMKDLoss
-from amkd_fast.methods.base import Batch, Losses, Method, StepContext
+from amkd_fast.memory import CrossBatchMemory
+from amkd_fast.methods.base import Batch, Losses, Method, StepContext, required
 from amkd_fast.methods.batchnorm import (
     BN_POLICIES,
     frozen_statistics,
@@ -22,6 +23,38 @@ from amkd_fast.methods.batchnorm import (
 from amkd_fast.methods.outputs import with_features
 from amkd_fast.methods.schedules import OFFICIAL_BOUNDARY, OFFICIAL_KL, Schedule, as_schedule
 from amkd_fast.ops.attack import select_boundary_bases
+from amkd_fast.typing import BNPolicy, Distance, Negatives, PresetName, Selector, Space, Unpack, Variant
+
+
+class BSSOptions(TypedDict, total=False):
+    """Keywords of :class:`BSS`, all of which :class:`amkd_fast.methods.AMKD` takes too."""
+
+    preset: PresetName
+    attack: dict[str, Any] | None
+    fold: bool
+    limit: int
+    temperature: float
+    ce_weight: float
+    kl_weight: float | Schedule
+    boundary_weight: float | Schedule
+    scale_by_t2: bool
+    boundary_scale_by_t2: bool
+    bn: BNPolicy
+    fixed_shape: bool
+    distributed: bool
+
+
+class MetricOptions(TypedDict, total=False):
+    """Keywords of :class:`amkd_fast.AMKDLoss` for a method with triplets."""
+
+    triplet_weight: float
+    margin: float
+    variant: Variant
+    negatives: Negatives
+    selector: Selector
+    space: Space
+    distance: Distance
+    memory: CrossBatchMemory | None
 
 
 class Chosen(NamedTuple):
@@ -80,8 +113,8 @@ class BSS(Method):
     def __init__(
         self,
         *,
-        preset: str = "near_boundary",
-        attack: dict[str, object] | None = None,
+        preset: PresetName = "near_boundary",
+        attack: dict[str, Any] | None = None,
         fold: bool = True,
         limit: int = 64,
         temperature: float = 3.0,
@@ -90,10 +123,10 @@ class BSS(Method):
         boundary_weight: float | Schedule = OFFICIAL_BOUNDARY,
         scale_by_t2: bool = False,
         boundary_scale_by_t2: bool = False,
-        bn: str = "separate",
+        bn: BNPolicy = "separate",
         fixed_shape: bool = False,
         distributed: bool = False,
-        **metric: object,
+        **metric: Unpack[MetricOptions],
     ) -> None:
         super().__init__(fold=fold, distributed=distributed)
         checks.choice("preset", preset, PRESETS)
@@ -102,16 +135,17 @@ class BSS(Method):
         if fixed_shape and distributed:
             raise ValueError("fixed_shape=True: must not be used with distributed=True, whose shares differ in size")
         self.preset, self.limit, self.bn, self.fixed_shape = preset, limit, bn, fixed_shape
-        self.attack_options = dict(attack or {})
+        self.attack_options: dict[str, Any] = dict(attack or {})
         self.kl_weight = as_schedule("kl_weight", kl_weight)
         self.boundary_weight = as_schedule("boundary_weight", boundary_weight)
+        metric.setdefault("triplet_weight", 0.0)
         self.criterion = AMKDLoss(
             temperature=temperature,
             ce_weight=ce_weight,
             scale_by_t2=scale_by_t2,
             boundary_scale_by_t2=boundary_scale_by_t2,
             distributed=distributed,
-            **{"triplet_weight": 0.0, **metric},
+            **metric,
         )
         self._attack: tuple[nn.Module, BoundaryAttack] | None = None
 
@@ -190,10 +224,11 @@ class BSS(Method):
         keep = valid & (bases.index >= first) & (bases.index < first + count)
         return Chosen(bases.index[keep] - first, bases.base[keep], bases.target[keep], None)
 
-    def _attack_of(self, teacher: nn.Module) -> BoundaryAttack:
+    def _attack_of(self, teacher: nn.Module | None) -> BoundaryAttack:
         """The attack on this teacher, kept from call to call with what it has prepared."""
         if self._attack is None or self._attack[0] is not teacher:
-            options = {"early_exit": not self.fixed_shape, **self.attack_options}
+            teacher = required(teacher)
+            options: dict[str, Any] = {"early_exit": not self.fixed_shape, **self.attack_options}
             self._attack = (teacher, BoundaryAttack(self.view_of(teacher), preset=self.preset, **options))
         return self._attack[1]
 

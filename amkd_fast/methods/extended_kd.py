@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from amkd_fast import checks, ranks
-from amkd_fast.methods.base import Batch, Losses, Method, StepContext
+from amkd_fast.methods.base import Batch, Losses, Method, StepContext, required
 from amkd_fast.ops.segments import segment_mse
 
 # A network that is wrapped has its stages one level down: whose they are comes first in the name.
@@ -79,9 +79,12 @@ class ExtendedKD(Method):
         self._paired: tuple[list[str], list[str]] | None = None
         self.projections = nn.ModuleList()
 
-    def prepare(self, images: Tensor, teacher: nn.Module, student: nn.Module) -> None:
-        if self._paired is not None:
-            return
+    def prepare(self, images: Tensor, teacher: nn.Module | None, student: nn.Module) -> None:
+        if self._paired is None:
+            self._paired = self._pair(images, required(teacher), student)
+
+    def _pair(self, images: Tensor, teacher: nn.Module, student: nn.Module) -> tuple[list[str], list[str]]:
+        """Make the projections; the names of the stages that they lie between."""
         given, taught = self._wished
         given, taught = given or find_stages(student, images), taught or find_stages(teacher, images)
         if len(given) != len(taught):
@@ -91,12 +94,12 @@ class ExtendedKD(Method):
         mine, theirs = (_shapes(network, names, images) for network, names in ((student, given), (teacher, taught)))
         self.projections.extend(_projection(a, b) for a, b in zip(mine, theirs, strict=True))
         self.projections.to(images.device, images.dtype)
-        self._paired = (list(given), list(taught))
+        return list(given), list(taught)
 
     def forward(self, batch: Batch, teacher: nn.Module | None, student: nn.Module, moment: StepContext) -> Losses:
-        self.must_be_in_eval_mode(teacher)
+        teacher = self.must_be_in_eval_mode(teacher)
         if self._paired is None:
-            self.prepare(batch.images, teacher, student)
+            self._paired = self._pair(batch.images, teacher, student)
             warnings.warn(
                 "ExtendedKD made its projections in its first call: an optimizer that was there before does not train "
                 "them (call method.prepare first)",
@@ -196,4 +199,7 @@ def _projection(mine: torch.Size, theirs: torch.Size) -> nn.Module:
 
 def _of_size(output: Tensor, wanted: Tensor) -> Tensor:
     """``output`` [B, C, H, W] at the height and width of ``wanted``."""
-    return output if output.shape == wanted.shape else F.adaptive_avg_pool2d(output, wanted.shape[2:])
+    if output.shape == wanted.shape:
+        return output
+    height, width = wanted.shape[2:]
+    return F.adaptive_avg_pool2d(output, (height, width))

@@ -37,8 +37,10 @@ class LogitsOf(nn.Module):
         outputs = self.network(images)
         if isinstance(outputs, (tuple, list)):
             return outputs[0]
-        if isinstance(outputs, (Tensor, fx.Proxy)):  # a proxy: when the attack traces the network to fold it
+        if isinstance(outputs, Tensor):
             return outputs
+        if isinstance(outputs, fx.Proxy):  # when the attack traces the network to fold it
+            return outputs  # type: ignore[return-value]  # it stands for the tensor
         if not hasattr(outputs, "logits"):
             raise TypeError(
                 f"{type(self.network).__name__} returned a {type(outputs).__name__}: must be a tensor, a tuple that "

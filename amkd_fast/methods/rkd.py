@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -10,8 +12,9 @@ from amkd_fast import checks, ranks
 from amkd_fast.methods.base import Batch, Losses, Method, StepContext
 from amkd_fast.methods.outputs import with_features
 from amkd_fast.ops.relations import rkd_angle_loss, rkd_distance_loss
+from amkd_fast.typing import RelationSpace
 
-SPACES = ("features", "logits")
+SPACES: tuple[RelationSpace, ...] = get_args(RelationSpace)
 
 
 class RKD(Method):
@@ -49,7 +52,7 @@ class RKD(Method):
         ce_weight: float = 1.0,
         distance_weight: float = 25.0,
         angle_weight: float = 50.0,
-        space: str = "features",
+        space: RelationSpace = "features",
         fold: bool = True,
         distributed: bool = False,
     ) -> None:
@@ -77,7 +80,6 @@ class RKD(Method):
         return Losses(total, {"ce": ce.detach(), "distance": distance.detach(), "angle": angle.detach()})
 
     @torch.no_grad()
-    def _features(self, teacher: nn.Module, images: Tensor) -> Tensor:
+    def _features(self, teacher: nn.Module | None, images: Tensor) -> Tensor:
         """Of the teacher itself: a folded view has no layers that could be listened to."""
-        self.must_be_in_eval_mode(teacher)
-        return with_features(teacher, images, "teacher")[1]
+        return with_features(self.must_be_in_eval_mode(teacher), images, "teacher")[1]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from amkd_fast import checks, ranks
@@ -73,7 +75,7 @@ class TALD(Method):
         self.criterion = AMKDLoss(
             temperature=temperature, ce_weight=ce_weight, scale_by_t2=scale_by_t2, distributed=distributed
         )
-        self.attack_options = {
+        self.attack_options: dict[str, Any] = {  # keywords, each of its own type
             "eps": eps if isinstance(eps, Tensor) else checks.non_negative("eps", eps),
             "particles": particles,
             "steps": steps,
@@ -105,9 +107,9 @@ class TALD(Method):
         parts = {"ce": clean.ce, "kl": clean.kl, "particles": divergence.detach()}
         return Losses(clean.total + self.particle_weight * divergence, parts)
 
-    def _attack_of(self, teacher: nn.Module) -> ParticleAttack:
+    def _attack_of(self, teacher: nn.Module | None) -> ParticleAttack:
         """The attack on this teacher, kept from call to call with what it has prepared."""
         if self._attack is None or self._attack[0] is not teacher:
-            self.must_be_in_eval_mode(teacher)
+            teacher = self.must_be_in_eval_mode(teacher)
             self._attack = (teacher, ParticleAttack(self.view_of(teacher), **self.attack_options))
         return self._attack[1]

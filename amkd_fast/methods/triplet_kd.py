@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 from torch import nn
 
 from amkd_fast import checks
 from amkd_fast.losses import AMKDLoss
 from amkd_fast.methods.base import Batch, Losses, Method, StepContext
 from amkd_fast.ops.triplet import triplet_margin_loss
+from amkd_fast.typing import Distance
 
 
 class TripletKD(Method):
@@ -49,7 +52,7 @@ class TripletKD(Method):
         *,
         triplet_weight: float = 2.0,
         margin: float = 5.0,
-        distance: str = "euclidean",
+        distance: Distance = "euclidean",
         ce_weight: float = 1.0,
         kl_weight: float = 0.0,
         temperature: float = 1.0,
@@ -57,7 +60,7 @@ class TripletKD(Method):
         distributed: bool = False,
     ) -> None:
         super().__init__(fold=fold, distributed=distributed)
-        checks.choice("distance", distance, ("euclidean", "sqeuclidean", "cosine"))
+        checks.choice("distance", distance, get_args(Distance))
         self.triplet_weight = checks.non_negative("triplet_weight", triplet_weight)
         self.margin, self.distance = checks.non_negative("margin", margin), distance
         self.criterion = AMKDLoss(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,19 +16,22 @@ def save(ctx, made: tuple[Tensor | None, ...], *given: Tensor | None) -> list[Te
     Autograd refuses to save tensors that were made under ``torch.inference_mode``. They have no version that could tell
     of a change either, so the context may hold them as they are.
     """
-    unsaved = None
+    unsaved: list[Tensor | None] | None = None
     if not is_compiling():  # which saves what its own plan says
         for x in given:
             if x is not None and x.is_inference():
                 unsaved = [x if x is not None and x.is_inference() else None for x in given]
-                given = [None if x is not None and x.is_inference() else x for x in given]
+                given = tuple(None if x is not None and x.is_inference() else x for x in given)
                 break
     ctx.save_for_backward(*made, *given)
     return unsaved
 
 
-def saved(ctx, unsaved: list[Tensor | None] | None) -> tuple[Tensor | None, ...]:
-    """What was made, then what was given; ``unsaved`` is what :func:`save` returned."""
+def saved(ctx, unsaved: list[Tensor | None] | None) -> tuple[Any, ...]:
+    """What was made, then what was given; ``unsaved`` is what :func:`save` returned.
+
+    Each is a tensor or None, as who saved it knows: the type is that of torch's ``ctx.saved_tensors``.
+    """
     tensors = ctx.saved_tensors
     if unsaved is None:
         return tensors
@@ -47,14 +51,14 @@ def reference_grads(
     Each stands for itself alone: where one was made from another, as the views of one tensor, the way through the other
     is autograd's to add, and must not be in here too.
     """
+    own = list(inputs)
+    wanted: dict[int, Tensor] = {}
     with torch.enable_grad():
-        if differentiable:
-            own = [x.view_as(x) if need else x for x, need in zip(inputs, needed, strict=True)]
-        else:
-            own = [x.detach().requires_grad_() if need else x for x, need in zip(inputs, needed, strict=True)]
-        wanted = [i for i, need in enumerate(needed) if need]
-        found = torch.autograd.grad(loss_of(*own), [own[i] for i in wanted], grad_loss, create_graph=differentiable)
-    grads = [None] * len(inputs)
+        for i, (x, need) in enumerate(zip(inputs, needed, strict=True)):
+            if need and x is not None:
+                own[i] = wanted[i] = x.view_as(x) if differentiable else x.detach().requires_grad_()
+        found = torch.autograd.grad(loss_of(*own), list(wanted.values()), grad_loss, create_graph=differentiable)
+    grads: list[Tensor | None] = [None] * len(inputs)
     for i, grad in zip(wanted, found, strict=True):
         grads[i] = grad
     return grads

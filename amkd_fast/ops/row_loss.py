@@ -44,14 +44,14 @@ class Operators(NamedTuple):
 
 def operators(loss: RowLoss, forward: str, backward: str) -> dict[str, Operators]:
     """The two operators of these names, for every backend that has operators."""
-    found = {}
+    found: dict[str, Operators] = {}
     for suffix, those in (("", ("cpu", "cuda")), ("_triton", ("triton",))):
         names, node = [name + suffix for name in (forward, backward)], None
         if _node is not None:
             full = (f"amkd_fast::{name}" for name in names)
             node = _node.add(*full, loss.own, loss.others, loss.more_tensors, loss.more_numbers, loss.asks_determinism)
-        pair = (getattr(torch.ops.amkd_fast, name).default for name in names)
-        found |= dict.fromkeys(those, Operators(loss, *pair, node))
+        forward_op, backward_op = (getattr(torch.ops.amkd_fast, name).default for name in names)
+        found |= dict.fromkeys(those, Operators(loss, forward_op, backward_op, node))
     return found
 
 
@@ -115,13 +115,13 @@ class FusedRowLoss(torch.autograd.Function):
         grads = [None] * len(needed)
         if grad_loss is not None:
             operators, numbers, rest, unsaved = ctx.call
-            stats, *tensors = saved(ctx, unsaved)
-            kind, tensors = operators.loss, (*tensors, *rest)
+            stats, *given = saved(ctx, unsaved)
+            kind, tensors = operators.loss, (*given, *rest)
             needed += (False,) * len(rest)
             if any(needed[i] for i in kind.own) and not backends.differentiates():
                 flag = (torch.are_deterministic_algorithms_enabled(),) if kind.asks_determinism else ()
-                given = (*tensors[: kind.tensors], stats, *numbers[: kind.numbers], *flag)
-                found = operators.backward(grad_loss, *given)
+                call = (*tensors[: kind.tensors], stats, *numbers[: kind.numbers], *flag)
+                found = operators.backward(grad_loss, *call)
                 for i, grad in zip(kind.own, (found,) if len(kind.own) == 1 else found, strict=True):
                     if needed[i]:
                         grads[i], needed[i] = grad, False

@@ -13,7 +13,8 @@ class Draws:
     """
 
     def __init__(self) -> None:
-        self._epoch, self._step = None, 0
+        self._epoch: int | None = None
+        self._step = 0
 
     def __call__(self, epoch: int) -> int:
         self._step = self._step + 1 if epoch == self._epoch else 0

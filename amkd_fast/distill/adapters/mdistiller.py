@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from amkd_fast import checks
@@ -57,7 +59,8 @@ class MDistillerMethod(nn.Module):
         super().__init__()
         epochs = checks.whole("epochs", epochs, 1)
         self.student, self.teacher, self.method = student, teacher.eval(), check_method(method)
-        self.epochs, self.last = epochs, None
+        self.epochs = epochs
+        self.last: Losses | None = None
         self._draws = Draws()
         self._networks = (LogitsOf(student), LogitsOf(teacher))  # in a tuple: not twice in the state dict
 
@@ -75,7 +78,7 @@ class MDistillerMethod(nn.Module):
         """How many parameters the method adds, as numbers."""
         return sum(parameter.numel() for parameter in self.method.parameters())
 
-    def forward(self, **inputs: object) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, **inputs: Any) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
         """``forward_train`` of all that is given in train mode, ``forward_test`` of ``image`` otherwise."""
         return self.forward_train(**inputs) if self.training else self.forward_test(inputs["image"])
 

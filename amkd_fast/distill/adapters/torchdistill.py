@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +28,7 @@ from amkd_fast.methods import (
 )
 
 # Without Extended-KD, whose projections torchdistill's optimisers would not know.
-METHODS = {
+METHODS: dict[str, type[Method]] = {
     "student": StudentAlone,
     "kd": KD,
     "bss": BSS,
@@ -111,7 +111,7 @@ class TorchdistillLoss(nn.Module):
         ['ce', 'kl']
     """
 
-    def __init__(self, method: str | Method = "amkd", **options: object) -> None:
+    def __init__(self, method: str | Method = "amkd", **options: Any) -> None:
         super().__init__()
         if isinstance(method, str):
             if method not in METHODS:
@@ -121,7 +121,8 @@ class TorchdistillLoss(nn.Module):
             method = METHODS[method](**options)
         elif options:
             raise TypeError(f"{', '.join(options)}: must not be given with a method that is an object already")
-        self.method, self.last = check_method(method), None
+        self.method = check_method(method)
+        self.last: Losses | None = None
         self._when: tuple[int, int] | None = None
         self._draws = Draws()
         self._views: dict[str, LogitsOf] = {}  # in a plain dict: the networks are not the criterion's

@@ -31,8 +31,11 @@ def from_pickles(paths: list[Path], key: str, classes: int) -> Split:
             rows = array.rows(VALUES)
         except (AttributeError, TypeError, ValueError) as error:
             raise UserError(f"--data: {path}: {error}") from error
-        sound = isinstance(labels, list) and all(type(label) is int and 0 <= label < classes for label in labels)
-        if not sound or len(labels) != len(rows):
+        if (
+            not isinstance(labels, list)
+            or len(labels) != len(rows)
+            or not all(type(label) is int and 0 <= label < classes for label in labels)
+        ):
             raise UserError(f"--data: {path}: {key} are not {len(rows)} numbers from 0 to {classes - 1}")
         parts.append((rows, torch.tensor(labels, dtype=torch.int64)))
     rows, labels = (torch.cat(part) for part in zip(*parts, strict=True))

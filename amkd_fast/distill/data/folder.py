@@ -29,18 +29,18 @@ def read(settings: Settings) -> Source:
             f"--data {root}: no such folder (give 'digits', 'cifar10', 'cifar100', 'tiny-imagenet' or a folder with"
             " train/<class>/ and test/<class>/)"
         )
-    test = "val" if (root / "val").is_dir() and not (root / "test").exists() else "test"
-    names = {part: class_names(root / part) for part in ("train", test)}
-    if names["train"] != names[test]:
-        odd = ", ".join(sorted(set(names["train"]) ^ set(names[test])))
+    held = "val" if (root / "val").is_dir() and not (root / "test").exists() else "test"
+    names = {part: class_names(root / part) for part in ("train", held)}
+    if names["train"] != names[held]:
+        odd = ", ".join(sorted(set(names["train"]) ^ set(names[held])))
         raise UserError(
-            f"--data {root}: train has {len(names['train'])} classes and {test} {len(names[test])}; not in both: {odd}"
+            f"--data {root}: train has {len(names['train'])} classes and {held} {len(names[held])}; not in both: {odd}"
         )
     if len(names["train"]) < 2:
         raise UserError(f"--data {root}: one class only; at least two are needed")
     classes = tuple(names["train"][number] for number in subsets.choose(tuple(names["train"]), settings.classes))
     size = SIZE if settings.image_size is None else settings.image_size
-    train, test = ([found(root / part / name) for name in classes] for part in ("train", test))
+    train, test = ([found(root / part / name) for name in classes] for part in ("train", held))
     return Source(pixels(train, size, settings.grayscale), pixels(test, size, settings.grayscale), classes, LEVEL)
 
 

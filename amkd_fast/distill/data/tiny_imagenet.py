@@ -32,8 +32,8 @@ def read(settings: Settings) -> Source:
     labelled = _annotations(root / "val" / "val_annotations.txt", everything)
     test = [[root / "val" / "images" / file for file in labelled[name]] for name in classes]
     size = SIZE if settings.image_size is None else settings.image_size
-    splits = (folder.pixels(part, size, settings.grayscale) for part in (train, test))
-    return Source(*splits, classes, folder.LEVEL)
+    learnt, held_out = (folder.pixels(part, size, settings.grayscale) for part in (train, test))
+    return Source(learnt, held_out, classes, folder.LEVEL)
 
 
 def _annotations(path: Path, classes: tuple[str, ...]) -> dict[str, list[str]]:

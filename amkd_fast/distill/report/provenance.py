@@ -53,10 +53,11 @@ def commit(folder: Path) -> str | None:
 def _git(folder: Path, *words: str) -> str | None:
     command = ["git", "--no-optional-locks", "-C", str(folder), *words]
     # A hook that runs us has GIT_DIR set, and git would take any folder for a checkout of that.
-    options = {"env": {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}}
-    options |= {"capture_output": True, "text": True, "errors": "replace", "timeout": PATIENCE}
+    env = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     try:
-        done = subprocess.run(command, check=True, **options)
+        done = subprocess.run(
+            command, check=True, env=env, capture_output=True, text=True, errors="replace", timeout=PATIENCE
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()

@@ -46,8 +46,8 @@ def samples(examples: AttackExamples, data: Data) -> Figure:
     names = ["clean", *(text for name in presets for text in (name, "difference"))]
     for axes, name in zip(grid[:, 0], names, strict=True):
         axes.set_ylabel(name, fontsize=11)
-    bar = {"location": "bottom", "shrink": 0.5, "aspect": 40}
-    figure.colorbar(shade, ax=grid, label="change of a pixel (the pixels being in 0 to 1)", **bar)
+    label = "change of a pixel (the pixels being in 0 to 1)"
+    figure.colorbar(shade, ax=grid, label=label, location="bottom", shrink=0.5, aspect=40)
     return figure
 
 

@@ -33,7 +33,7 @@ def describe(values: Sequence[float | None]) -> dict[str, Any]:
         'a single seed has no spread'
     """
     known = [value for value in values if value is not None]
-    found = {"mean": None, "sd": None, "low": None, "high": None, "n": len(known), "reason": None}
+    found: dict[str, Any] = {"mean": None, "sd": None, "low": None, "high": None, "n": len(known), "reason": None}
     if not known:
         return {**found, "reason": NOTHING}
     found["mean"] = mean = statistics.fmean(known)
@@ -56,10 +56,14 @@ def paired(method: Mapping[int, float | None], baseline: Mapping[int, float | No
     Returns:
         The numbers of :func:`describe` for the differences, ``p``, and ``differences`` by seed.
     """
-    seeds = [seed for seed in method if method[seed] is not None and baseline.get(seed) is not None]
-    differences = {seed: method[seed] - baseline[seed] for seed in seeds}
+    both = {
+        seed: (own, other)
+        for seed, own in method.items()
+        if own is not None and (other := baseline.get(seed)) is not None
+    }
+    differences = {seed: own - other for seed, (own, other) in both.items()}
     found = {**describe(list(differences.values())), "p": None}
-    scale = max((abs(side[seed]) for seed in seeds for side in (method, baseline)), default=0.0)
+    scale = max((abs(value) for pair in both.values() for value in pair), default=0.0)
     if found["sd"] is not None and found["sd"] <= _ROUNDING * scale:
         found.update(low=None, high=None, reason=EQUAL)
     elif found["reason"] is None:

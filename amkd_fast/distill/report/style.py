@@ -33,15 +33,6 @@ COLOURS = {
 # For names that are not above, in their order: as far apart from those and each other (Paul Tol's "muted").
 OTHERS = ("#332288", "#999933", "#882255", "#44AA99", "#AA4499", "#117733", "#DDCC77")
 
-_LOOK = {
-    "font.size": 10.0,
-    "figure.facecolor": "white",
-    "savefig.facecolor": "white",
-    "axes.axisbelow": True,
-    "axes.titlesize": 10.0,
-    "text.parse_math": False,  # a class may be called $x$
-}
-
 
 def colours(names: Iterable[str]) -> dict[str, str]:
     """A colour for every name: a known method's own (also by its preset alone), else the next of :data:`OTHERS`."""
@@ -61,7 +52,16 @@ def look() -> Iterator[None]:
     """Draw inside of this, and the user's own style does not matter."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
-        matplotlib.rcParams.update(_LOOK)
+        matplotlib.rcParams.update(
+            {
+                "font.size": 10.0,
+                "figure.facecolor": "white",
+                "savefig.facecolor": "white",
+                "axes.axisbelow": True,
+                "axes.titlesize": 10.0,
+                "text.parse_math": False,  # a class may be called $x$
+            }
+        )
         yield
 
 

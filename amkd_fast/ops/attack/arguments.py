@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 import operator
+from typing import get_args, overload
 
 import torch
 from torch import Tensor
 
 from amkd_fast import checks
 from amkd_fast.ops.attack.reference import has_channels
+from amkd_fast.typing import AttackLoss, NormPower, StepNorm
 
-NORMS = ("linf", "l2", "l1", "boundary")
-_LEAST = {"ce": 1, "boundary": 2, "dlr": 3}  # classes that a loss compares
+NORMS: tuple[StepNorm, ...] = get_args(StepNorm)
+POWERS: tuple[NormPower, ...] = get_args(NormPower)
+_LEAST: dict[AttackLoss, int] = {"ce": 1, "boundary": 2, "dlr": 3}  # classes that a loss compares
 _NEWTON = "must be one number, or one per sample, for norm_power=2, whose steps have no unit"
 
 
@@ -33,9 +36,9 @@ def check_step(
             checks.shape(name, value, tuple(shape), "the shape of x")
             if value.dtype != dtype and not (name == "grad" and value.dtype == work):
                 raise TypeError(f"{name}.dtype={value.dtype}: must be {dtype}, the dtype of x")
-    if norm not in NORMS or norm_power not in (1, 2):
+    if norm not in NORMS or norm_power not in POWERS:
         checks.choice("norm", norm, NORMS)
-        checks.choice("norm_power", norm_power, (1, 2))
+        checks.choice("norm_power", norm_power, POWERS)
     if norm != "boundary" and norm_power != 1:
         raise ValueError(f"norm_power={norm_power}: must be 1 unless norm is 'boundary'")
     if (norm == "boundary") != (gap is not None):
@@ -109,7 +112,7 @@ def _dense(image: Tensor) -> bool:
     return image.is_contiguous() or (image.dim() == 4 and image.is_contiguous(memory_format=torch.channels_last))
 
 
-def _check_momentum(momentum: Tensor, x: Tensor, norm: str) -> None:
+def _check_momentum(momentum: Tensor, x: Tensor, norm: StepNorm) -> None:
     if norm == "boundary":
         raise ValueError("momentum: must be None for norm='boundary'")
     checks.floating("momentum", momentum)
@@ -142,6 +145,14 @@ def check_size(name: str, value: object, x: Tensor) -> None:
         raise TypeError(f"{name} is a {type(value).__name__}: must be a number or a tensor")
     if value != value or (name == "step_size" and abs(value) == math.inf):  # as a compiler can trace
         raise ValueError(f"{name}={value!r}: must be {'finite' if name == 'step_size' else 'no NaN'}")
+
+
+@overload
+def size_of(value: float | Tensor, x: Tensor) -> float | Tensor: ...
+
+
+@overload
+def size_of(value: float | Tensor | None, x: Tensor) -> float | Tensor | None: ...
 
 
 def size_of(value: float | Tensor | None, x: Tensor) -> float | Tensor | None:
@@ -189,14 +200,14 @@ def check_bounds(lower: object, upper: object, x: Tensor) -> None:
         raise ValueError(f"lower={low} is above upper={high}: must be at most upper")
 
 
-def check_logits(name: str, value: object) -> None:
+def check_logits(name: str, value: Tensor) -> None:
     """``value`` must be floating [B, K]."""
     checks.floating(name, value)
     if value.dim() != 2:
         raise ValueError(f"{name}.shape={tuple(value.shape)}: must be [B, K]")
 
 
-def check_objective(logits: Tensor, loss: str, targeted: bool = False) -> None:
+def check_objective(logits: Tensor, loss: AttackLoss, targeted: bool = False) -> None:
     """``logits`` [B, K] must be floating, of as many classes as the loss compares."""
     if logits.dtype not in checks.FLOATING:
         checks.floating("logits", logits)
@@ -205,7 +216,7 @@ def check_objective(logits: Tensor, loss: str, targeted: bool = False) -> None:
         raise ValueError(f"logits.shape={tuple(logits.shape)}: must have at least {least} classes for loss={loss!r}")
 
 
-def check_classes(name: str, value: object, logits: Tensor) -> None:
+def check_classes(name: str, value: Tensor, logits: Tensor) -> None:
     """``value`` must be one class for every row of ``logits``."""
     checks.integer(name, value)
     if value.shape != logits.shape[:1]:  # the error's words take time

@@ -8,15 +8,16 @@ from amkd_fast import checks
 from amkd_fast.ops.attack import reference
 from amkd_fast.ops.attack.arguments import check_classes, check_logits, check_objective, check_range
 from amkd_fast.ops.attack.operators import LOSSES, SCORES, serving
+from amkd_fast.typing import AttackLoss, Score
 
 
 def attack_objective(
     logits: Tensor,
     labels: Tensor,
     *,
-    loss: str = "ce",
+    loss: AttackLoss = "ce",
     target: Tensor | None = None,
-    score: str = "logits",
+    score: Score = "logits",
     targeted: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Evaluate what an attack increases, with its gradient, the prediction and who still has to move, in one pass.
@@ -72,9 +73,9 @@ def attack_objective(
 def objective(
     logits: Tensor,
     labels: Tensor,
-    loss: str,
+    loss: AttackLoss,
     target: Tensor | None = None,
-    score: str = "logits",
+    score: Score = "logits",
     targeted: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """:func:`attack_objective` of arguments that have been checked, classes as int64."""

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
 from amkd_fast import backends
 from amkd_fast.ops import schemas
+from amkd_fast.typing import AttackLoss, Score
 
-LOSSES = ("ce", "boundary", "dlr")  # the position is the operators' `loss` number
-SCORES = ("logits", "softmax")
+LOSSES: tuple[AttackLoss, ...] = get_args(AttackLoss)  # the position is the operators' `loss` number
+SCORES: tuple[Score, ...] = get_args(Score)
 INF = float("inf")
 RULES = {("linf", 1): 0, ("l2", 1): 1, ("l1", 1): 2, ("boundary", 1): 3, ("boundary", 2): 4}
 

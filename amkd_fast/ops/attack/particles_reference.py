@@ -46,10 +46,11 @@ def along(
     """A sign step of every particle along its ``phi``."""
     count = particles.shape[1]
     x, phi = particles.flatten(0, 1), phi.flatten(0, 1)
-    step_size, eps, x0 = (
+    step_size, eps = (
         value.repeat_interleave(count, 0) if isinstance(value, Tensor) and value.shape[0] == x0.shape[0] else value
-        for value in (step_size, eps, x0)
+        for value in (step_size, eps)
     )
+    x0 = x0.repeat_interleave(count, 0)
     moved, _ = attack_step(
         x, phi, x0=x0, step_size=step_size, eps=eps, norm="linf", norm_power=1, gap=None, velocity=None, decay=1.0,
         lower=lower, upper=upper, active=None, project=False, top=1.0,
@@ -74,13 +75,15 @@ def stein_direction(particles: Tensor, grad: Tensor, bandwidth: float | None) ->
     push = torch.where(h > 0, 2.0 * kernel / h, 0.0).clamp(max=torch.finfo(work).max)
     share = 1.0 / usable.sum(1)[:, None, None].clamp(min=1).to(work)
     kernel, push = kernel * share, push * share
-    phi = sum(kernel[:, :, j, None] * g[:, j, None] + push[:, :, j, None] * (x - x[:, j, None]) for j in each)
+    parts = (kernel[:, :, j, None] * g[:, j, None] + push[:, :, j, None] * (x - x[:, j, None]) for j in each)
+    phi = sum(parts, x.new_zeros(()))
     return phi.view(particles.shape)
 
 
 def _median_bandwidth(square: Tensor, both: Tensor) -> Tensor:
     """(Lower median of the squared distances of two usable particles) / log of their number, [B, 1, 1]; 0 for one."""
-    i, j = torch.triu_indices(*square.shape[1:], 1, device=square.device)
+    count = square.shape[1]
+    i, j = torch.triu_indices(count, count, offset=1, device=square.device)
     if i.numel() == 0:
         return square.new_zeros(square.shape[0], 1, 1)
     pairs = both[:, i, j]

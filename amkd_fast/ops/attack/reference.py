@@ -6,13 +6,14 @@ Where a step takes a sample and when it stays, what it increases, and from which
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard, overload
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from amkd_fast import philox
+from amkd_fast.typing import AttackLoss, NormPower, Score, StepNorm
 
 GAP_MARGIN = 1e-4  # the public BSS code adds it to the gap, so that a step from the boundary itself is not zero
 DLR_FLOOR = 1e-12
@@ -24,8 +25,8 @@ def attack_step(
     x0: Tensor | None,
     step_size: float | Tensor,
     eps: float | Tensor | None,
-    norm: str,
-    norm_power: int,
+    norm: StepNorm,
+    norm_power: NormPower,
     gap: Tensor | None,
     velocity: Tensor | None,
     decay: float,
@@ -78,7 +79,7 @@ def landed(
     moves: Tensor,
     x0: Tensor | None,
     eps: float | Tensor | None,
-    norm: str,
+    norm: StepNorm,
     lower: float | Tensor | None,
     upper: float | Tensor | None,
 ) -> Tensor:
@@ -87,19 +88,19 @@ def landed(
     radius, low, high = per_sample(eps, wide), per_channel(lower, wide), per_channel(upper, wide)
     largest = torch.finfo(wide.dtype).max
     moved = (wide + change).clamp(-largest, largest)  # the ball can pull back what is finite
-    if radius is not None:
+    if radius is not None and x0 is not None:  # which come together
         clean = x0.to(wide.dtype)
         moved = (_into_ellipsoid if has_channels(eps) and norm != "linf" else _into_ball)(moved, clean, radius, norm)
     moved = _within(moved, low, high)
     limit = torch.finfo(x.dtype).max
     moved = moved.clamp(-limit, limit).to(x.dtype)
-    if radius is not None:
+    if radius is not None and x0 is not None:
         moved = torch.where(radius == 0, x0, moved)
     return torch.where(moves, moved, x)
 
 
 def rounded_inside(
-    moved: Tensor, before: Tensor, x0: Tensor, eps: float | Tensor, norm: str, lower=None, upper=None
+    moved: Tensor, before: Tensor, x0: Tensor, eps: float | Tensor, norm: StepNorm, lower=None, upper=None
 ) -> Tensor:
     """Pull back the samples of a two-byte dtype that rounding has taken out of their ball; ``before`` may stay.
 
@@ -128,7 +129,7 @@ def _nearer(x: Tensor, to: Tensor) -> Tensor:
     return torch.where(x == 0, smallest, torch.where(grows, bits + 1, bits - 1)).view(x.dtype)
 
 
-def has_channels(size: float | Tensor | None) -> bool:
+def has_channels(size: float | Tensor | None) -> TypeGuard[Tensor]:
     """Whether a radius or step size is given by channel."""
     return isinstance(size, Tensor) and size.dim() > 1
 
@@ -155,7 +156,7 @@ def top_count(top: float, size: int) -> int:
     return max(1, math.ceil(top * size))
 
 
-def _heading(g: Tensor, peak: Tensor, norm: str, norm_power: int, top: float) -> Tensor:
+def _heading(g: Tensor, peak: Tensor, norm: StepNorm, norm_power: NormPower, top: float) -> Tensor:
     """Direction of ascent; for a Newton step g/‖g‖² times ``peak``, the largest entry of g."""
     if norm == "linf":
         return g.sign()
@@ -169,7 +170,7 @@ def _heading(g: Tensor, peak: Tensor, norm: str, norm_power: int, top: float) ->
     return unit / length**norm_power
 
 
-def _into_ball(moved: Tensor, x0: Tensor, radius: Tensor, norm: str) -> Tensor:
+def _into_ball(moved: Tensor, x0: Tensor, radius: Tensor, norm: StepNorm) -> Tensor:
     if norm == "linf":
         return _within(moved, x0 - radius, x0 + radius)
     difference = moved - x0
@@ -183,7 +184,7 @@ def _into_ball(moved: Tensor, x0: Tensor, radius: Tensor, norm: str) -> Tensor:
     return torch.where(length > radius, x0 + difference * (radius / length), moved)
 
 
-def _into_ellipsoid(moved: Tensor, x0: Tensor, radius: Tensor, norm: str) -> Tensor:
+def _into_ellipsoid(moved: Tensor, x0: Tensor, radius: Tensor, norm: StepNorm) -> Tensor:
     """The ball of radius 1 in units of the channels' radii."""
     unit = torch.where(radius > 0, radius, 1.0)
     difference = torch.where(radius > 0, moved - x0, 0.0) / unit
@@ -227,6 +228,14 @@ def _any(flags: Tensor) -> Tensor:
     return flags.flatten(1).any(1).view(-1, *[1] * (flags.dim() - 1))
 
 
+@overload
+def per_sample(value: float | Tensor, like: Tensor, dtype: torch.dtype | None = None) -> Tensor: ...
+
+
+@overload
+def per_sample(value: float | Tensor | None, like: Tensor, dtype: torch.dtype | None = None) -> Tensor | None: ...
+
+
 def per_sample(value: float | Tensor | None, like: Tensor, dtype: torch.dtype | None = None) -> Tensor | None:
     """A number or [B] as a tensor that broadcasts along the samples, [B or 1, 1, ...]; one by channel keeps its."""
     if value is None:
@@ -250,7 +259,7 @@ def per_channel(value: float | Tensor | None, like: Tensor) -> Tensor | None:
 
 
 def attack_objective(
-    logits: Tensor, labels: Tensor, loss: str, target: Tensor | None, score: str, targeted: bool
+    logits: Tensor, labels: Tensor, loss: AttackLoss, target: Tensor | None, score: Score, targeted: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Value [B], gradient with respect to the logits [B, K], prediction [B] and active flag [B]."""
     z = logits.detach().to(torch.promote_types(logits.dtype, torch.float32))
@@ -259,7 +268,9 @@ def attack_objective(
     prediction = z.argmax(1)
 
     if loss == "ce":
-        value, gradient = _cross_entropy(z, target if targeted else labels)
+        aim = target if targeted else labels
+        assert aim is not None, "a targeted call has a target"
+        value, gradient = _cross_entropy(z, aim)
         if targeted:
             value, gradient = -value, -gradient
     else:
@@ -287,7 +298,7 @@ def _cross_entropy(z: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     return rest.log1p() + (z.amax(1) - _at(z, labels)), torch.where(_hot(z, labels), -left, p)
 
 
-def _boundary(z: Tensor, base: Tensor, target: Tensor, score: str) -> tuple[Tensor, Tensor]:
+def _boundary(z: Tensor, base: Tensor, target: Tensor, score: Score) -> tuple[Tensor, Tensor]:
     to_target, to_base = _hot(z, target), _hot(z, base)  # [B, K]
     if score == "logits":
         return _at(z, target) - _at(z, base), to_target.to(z.dtype) - to_base.to(z.dtype)
@@ -342,7 +353,7 @@ class BoundaryBases(NamedTuple):
         valid: bool [M], False in the padding. Valid rows come first, largest disagreement of the networks first.
     """
 
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # hides tuple.index, and is public
     base: Tensor
     target: Tensor
     valid: Tensor
@@ -366,7 +377,8 @@ def select_boundary_bases(
     target = draw_targets(teacher, labels.clamp(0, teacher.shape[1] - 1), seed)
     rows = (torch.where(valid, column, 0) for column in (index, labels[index], target[index]))
     missing = limit - index.shape[0]
-    return BoundaryBases(*(F.pad(column, (0, missing)) for column in rows), F.pad(valid, (0, missing)))
+    index, base, target, valid = (F.pad(column, (0, missing)) for column in (*rows, valid))
+    return BoundaryBases(index, base, target, valid)
 
 
 def draw_targets(logits: Tensor, base: Tensor, seed: int | Tensor, rows: Tensor | None = None) -> Tensor:

@@ -9,6 +9,7 @@ from amkd_fast.ops.attack import reference
 from amkd_fast.ops.attack.arguments import check_step, size_of
 from amkd_fast.ops.attack.operators import INF, RULES, Operators, alike, dense, lying_like, serving, split, work_dtype
 from amkd_fast.ops.attack.reference import has_channels, top_count
+from amkd_fast.typing import NormPower, StepNorm
 
 _TRACED = "under torch.compile the derivative of a step is traced from the reference"
 
@@ -20,8 +21,8 @@ def attack_step(
     x0: Tensor | None = None,
     step_size: float | Tensor,
     eps: float | Tensor | None = None,
-    norm: str = "linf",
-    norm_power: int = 1,
+    norm: StepNorm = "linf",
+    norm_power: NormPower = 1,
     gap: Tensor | None = None,
     momentum: Tensor | None = None,
     decay: float = 1.0,
@@ -106,8 +107,8 @@ def step(
     grad: Tensor,
     *,
     step_size: float | Tensor,
-    norm: str,
-    norm_power: int = 1,
+    norm: StepNorm,
+    norm_power: NormPower = 1,
     x0: Tensor | None = None,
     eps: float | Tensor | None = None,
     gap: Tensor | None = None,
@@ -129,7 +130,7 @@ def step(
     call = (x0, step_size, eps, norm, norm_power, gap, momentum, decay, lower, upper, active, project, top)
     if fast is None:
         moved, velocity = reference.attack_step(x, grad, *call)
-        if momentum is not None:
+        if momentum is not None and velocity is not None:
             momentum.copy_(velocity.detach())
     elif follows:
         moved = FusedStep.apply(x, grad, fast, call)
@@ -139,7 +140,7 @@ def step(
         moved, narrow = _by_operator(fast, x, grad, None if out is x else out, *call), False
     else:
         moved = _by_operator(fast, x, grad, None if narrow else out, *call)
-    if narrow:
+    if narrow and x0 is not None and eps is not None:
         moved = reference.rounded_inside(moved, x, x0, eps, norm, lower, upper)
     return moved if out is None or moved is out else out.copy_(moved)
 
@@ -171,7 +172,7 @@ class FusedStep(torch.autograd.Function):
             moved, _ = reference.attack_step(*inputs, *ctx.call)
             wanted = [i for i, need in enumerate(needed) if need]
             found = torch.autograd.grad(moved, [inputs[i] for i in wanted], grad_moved, create_graph=differentiable)
-        grads = [None, None]
+        grads: list[Tensor | None] = [None, None]
         for i, value in zip(wanted, found, strict=True):
             grads[i] = value
         return (*grads, None, None)
@@ -222,7 +223,7 @@ def _by_channel(
         usable = usable if flags is None else usable & flags
     usable = usable.expand(x.shape[0]).contiguous()
 
-    def heading(g: Tensor, norm: str, velocity: Tensor | None) -> tuple[Tensor, Tensor]:
+    def heading(g: Tensor, norm: StepNorm, velocity: Tensor | None) -> tuple[Tensor, Tensor]:
         rest = (decay, None, None, usable, False, top)
         heading = _by_operator(operators, torch.zeros_like(g), g, None, None, 1.0, None, norm, 1, None, velocity, *rest)
         return heading, (heading != 0).flatten(1).any(1).view(-1, *[1] * (x.dim() - 1))

@@ -8,6 +8,7 @@ a larger one takes three: keys, ranks, and the rows that were chosen.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import torch
 import triton
@@ -399,17 +400,13 @@ def _width(*sets: Tensor) -> int:
     return math.gcd(16 // sets[0].element_size(), sets[0].shape[1], *(_row_stride(logits) for logits in sets))
 
 
-def _contiguous(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
-    return tuple(None if tensor is None else tensor.contiguous() for tensor in tensors)
-
-
 def launch_objective(
     logits: Tensor, labels: Tensor, target: Tensor | None, loss: int, softmax: bool, targeted: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(value, grad_logits, prediction, active), as amkd_fast/ops/schemas.py describes them."""
     rows, classes = logits.shape
     logits = _columns_together(logits)
-    labels, target = _contiguous(labels, target)
+    labels, target = labels.contiguous(), None if target is None else target.contiguous()
     value = logits.new_empty(rows, dtype=work_dtype(logits.dtype))
     prediction, active = labels.new_empty(rows), labels.new_empty(rows, dtype=torch.bool)
     # The interpreter truncates where a GPU rounds to bf16, so there the kernel stores fp32 and torch rounds.
@@ -429,7 +426,7 @@ def launch_draw(logits: Tensor, base: Tensor, rows: Tensor | None, seeds: Tensor
     """A class for each row, as amkd_fast/ops/schemas.py describes it."""
     count, classes = logits.shape
     logits = _columns_together(logits)
-    base, rows = _contiguous(base, rows)
+    base, rows = base.contiguous(), None if rows is None else rows.contiguous()
     drawn = base.new_empty(count)
     if count > 0:
         plan, w = _plan(count, classes, torch.float64), _width(logits)
@@ -452,7 +449,7 @@ def launch_bases(
         return index, base, target, valid
     keys = teacher.new_empty(rows, dtype=work_dtype(teacher.dtype))
     plan, w = _plan(rows, classes, torch.float64, 2 * ELEMENTS), _width(student, teacher)
-    launches = ((ALL, 1),)
+    launches: Iterable[tuple[tl.constexpr, int]] = ((ALL, 1),)
     if max(rows, limit) > 16 * min(plan["R"], RANKED):  # more tiles than one program should read
         plan = _plan(rows, classes, torch.float64)
         tiles = (plan["R"], RANKED, plan["R"])

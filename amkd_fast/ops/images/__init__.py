@@ -125,7 +125,7 @@ def crop_flip(
     return out
 
 
-def _check_pixels(pixels: object) -> None:
+def _check_pixels(pixels: Tensor) -> None:
     checks.tensor("pixels", pixels)
     if pixels.dtype != torch.uint8:
         raise TypeError(f"pixels.dtype={pixels.dtype}: must be uint8")
@@ -136,7 +136,7 @@ def _check_pixels(pixels: object) -> None:
         raise ValueError(f"pixels.stride()={pixels.stride()}: must be contiguous")
 
 
-def _check_index(index: object, count: int, device: torch.device) -> None:
+def _check_index(index: Tensor, count: int, device: torch.device) -> None:
     checks.integer("index", index)
     if index.dim() != 1:
         raise ValueError(f"index.shape={tuple(index.shape)}: must be [B]")
@@ -154,7 +154,7 @@ def _check_range(index: Tensor, count: int) -> None:
             raise ValueError(f"index holds {low if low < 0 else high}: must lie in [0, {count})")
 
 
-def _on_device(shift: object, channels: int, work: torch.dtype, device: torch.device) -> Tensor:
+def _on_device(shift: Tensor | Sequence[float], channels: int, work: torch.dtype, device: torch.device) -> Tensor:
     """``shift`` [C] in ``work`` on ``device``."""
     if isinstance(shift, Tensor):
         checks.floating("shift", shift)

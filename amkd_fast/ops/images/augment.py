@@ -10,6 +10,7 @@ from torch import Tensor
 from amkd_fast import backends, checks, philox
 from amkd_fast.ops import schemas
 from amkd_fast.ops.images import augment_reference as reference
+from amkd_fast.typing import AugmentOperation
 
 _EVERY = (1 << len(reference.OPERATIONS)) - 1
 _MOST_SIDE = 2**14  # positions in 1/65536 fit into 32 bits
@@ -33,7 +34,7 @@ def joint_augment(
     seed: int | Tensor | None = None,
     rows: Tensor | None = None,
     fill: int = 0,
-    operations: Sequence[str] | None = None,
+    operations: Sequence[AugmentOperation] | None = None,
 ) -> Tensor:
     r"""Augment every image with some of fourteen operations, each of them with the same probability, in one pass.
 
@@ -114,7 +115,7 @@ def joint_augment(
     return operator(pixels, None if rows is None else rows.contiguous(), seeds, threshold, chosen, fill, seed)
 
 
-def _check_pixels(pixels: object) -> None:
+def _check_pixels(pixels: Tensor) -> None:
     checks.tensor("pixels", pixels)
     if pixels.dtype != torch.uint8:
         raise TypeError(f"pixels.dtype={pixels.dtype}: must be uint8")
@@ -127,7 +128,7 @@ def _check_pixels(pixels: object) -> None:
         raise ValueError(f"pixels.stride()={pixels.stride()}: must be contiguous")
 
 
-def _threshold(probability: object) -> int:
+def _threshold(probability: float) -> int:
     """So many of the 2^32 words choose an operation."""
     probability = checks.finite("probability", probability)
     if not 0.0 <= probability <= 1.0:
@@ -135,7 +136,7 @@ def _threshold(probability: object) -> int:
     return int(probability * 2**32 + 0.5)
 
 
-def _check_rows(rows: object, pixels: Tensor) -> None:
+def _check_rows(rows: Tensor, pixels: Tensor) -> None:
     checks.tensor("rows", rows)
     if rows.dtype != torch.int64:
         raise TypeError(f"rows.dtype={rows.dtype}: must be int64")
@@ -144,7 +145,7 @@ def _check_rows(rows: object, pixels: Tensor) -> None:
         raise ValueError(f"rows.device={rows.device}: must be {pixels.device}, the device of pixels")
 
 
-def _chosen(operations: object) -> int:
+def _chosen(operations: Sequence[AugmentOperation]) -> int:
     """A bit for each of :data:`reference.OPERATIONS`."""
     if isinstance(operations, str) or not isinstance(operations, Sequence):
         raise TypeError(f"operations is a {type(operations).__name__}: must be a sequence of names")

@@ -5,15 +5,15 @@ The five geometric operations are maps of positions, the next five tables of lev
 
 from __future__ import annotations
 
+from typing import get_args
+
 import torch
 from torch import Tensor
 
 from amkd_fast import philox
+from amkd_fast.typing import AugmentOperation
 
-OPERATIONS = (
-    "shear_x", "shear_y", "translate_x", "translate_y", "rotate", "autocontrast", "invert", "equalize", "solarize",
-    "posterize", "contrast", "color", "brightness", "sharpness",
-)  # fmt: skip
+OPERATIONS: tuple[AugmentOperation, ...] = get_args(AugmentOperation)  # in the order in which they are applied
 STREAM = 0x6A6461 << 8  # of the draws: operations 2 j and 2 j + 1 take the words of stream STREAM + j
 SHEAR = 19660  # 0.3, in 1/65536
 TRANSLATE = 29699  # 150/331 of the side, in 1/65536

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from amkd_fast import backends, checks
 from amkd_fast.ops.kl.reference import statistics_dtype
+from amkd_fast.typing import Reduction
 
 LEARNT = "a temperature that is a tensor is for the reference alone"
 
@@ -63,7 +64,7 @@ def weight_of(
     return None, weight.reshape(-1).to(statistics_dtype(student.dtype)), mask
 
 
-def _check_mask(name: str, mask: object, shape: torch.Size, student: Tensor) -> None:
+def _check_mask(name: str, mask: Tensor, shape: torch.Size, student: Tensor) -> None:
     checks.tensor(name, mask)
     if mask.dtype != torch.bool:
         raise TypeError(f"{name}.dtype={mask.dtype}: must be bool, True where a row counts")
@@ -80,8 +81,8 @@ def masked(weight: Tensor | None, mask: Tensor, student: Tensor) -> Tensor:
 
 
 def weights_of(
-    weight: float | Tensor | None, mask: Tensor | None, shape: torch.Size, student: Tensor, reduction: str
-) -> tuple[float | None, Tensor | None, str, int, Tensor | int | None]:
+    weight: float | Tensor | None, mask: Tensor | None, shape: torch.Size, student: Tensor, reduction: Reduction
+) -> tuple[float | None, Tensor | None, Reduction, int, Tensor | int | None]:
     """How the rows of a loss are weighed and put together.
 
     A number that is yet to be checked and goes into the factor of the rows; weights [B] or None; the reduction; what
@@ -105,14 +106,14 @@ def weights_of(
     return weight, rows, reduction, 1, None
 
 
-def finished(loss: Tensor, size: Tensor | int | None, reduction: str, shape: torch.Size) -> Tensor:
+def finished(loss: Tensor, size: Tensor | int | None, reduction: Reduction, shape: torch.Size) -> Tensor:
     """The result in its size and shape."""
     if size is not None:
         return loss / size
     return loss.view(shape[:-1]) if reduction == "none" and len(shape) != 2 else loss
 
 
-def is_number(value: object) -> bool:
+def is_number(value: Tensor) -> bool:
     """Whether a tensor is as good as the number that it holds: nobody waits for it, nobody wants its gradient."""
     plain = value.dim() == 0 and value.device.type == "cpu" and not value.requires_grad
     return plain and not torch.compiler.is_compiling() and not backends.transforming()

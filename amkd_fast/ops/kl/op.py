@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 from torch import Tensor
 
@@ -22,6 +22,7 @@ from amkd_fast.ops.kl.arguments import (
 from amkd_fast.ops.kl.reference import statistics_dtype
 from amkd_fast.ops.kl.scalars import DIVERGENCES, REDUCTIONS, Scalars
 from amkd_fast.ops.row_loss import RowLoss, by_reference, operators, ready, row_loss, tail
+from amkd_fast.typing import Divergence, IgnoredRows, Reduction
 
 # Statistics that the forward operator leaves for the backward one, field by field ([FIELDS, B], flat), then the
 # three TAIL scalars. csrc/kl/kl.h has the same list.
@@ -49,6 +50,7 @@ schemas.register("kl_backward", _fake_backward, "amkd_fast.ops.kl.triton:launch_
 # The backward operator computes the probabilities again, from the statistics.
 _OPERATORS = operators(RowLoss((0,), by_reference(_loss), tensors=5, numbers=8), "kl_forward", "kl_backward")
 _KL = DIVERGENCES[:3]
+IGNORED_ROWS = get_args(IgnoredRows)
 
 
 class DistillationTerms(NamedTuple):
@@ -67,12 +69,12 @@ def kl_div(
     teacher: Tensor,
     temperature: float | Tensor = 1.0,
     *,
-    divergence: str = "forward",
+    divergence: Divergence = "forward",
     beta: float = 0.5,
     weight: float | Tensor | None = None,
     mask: Tensor | None = None,
     scale_by_t2: bool = True,
-    reduction: str = "batchmean",
+    reduction: Reduction = "batchmean",
     dim: int = -1,
 ) -> Tensor:
     r"""Divergence between the softened distributions of student and teacher, straight from their logits.
@@ -137,7 +139,7 @@ def soft_cross_entropy(
     weight: float | Tensor | None = None,
     mask: Tensor | None = None,
     scale_by_t2: bool = False,
-    reduction: str = "batchmean",
+    reduction: Reduction = "batchmean",
     dim: int = -1,
 ) -> Tensor:
     r"""Cross-entropy of the student's softened distribution under the teacher's, :math:`−Σ σ(z_t/T) \log σ(z_s/T)`.
@@ -183,8 +185,8 @@ def distillation_loss(
     ce_weight: float | Tensor = 0.1,
     kl_weight: float | Tensor = 0.9,
     mask: Tensor | None = None,
-    ignored_rows: str = "keep",
-    divergence: str = "forward",
+    ignored_rows: IgnoredRows = "keep",
+    divergence: Divergence = "forward",
     scale_by_t2: bool = True,
     ignore_index: int = -100,
     dim: int = -1,
@@ -260,7 +262,7 @@ def distillation_loss(
         temperature = temperature_of(temperature, shape, student)
     numbers = scalars.of_distillation(temperature, divergence, ce_number, kl_number, bool(scale_by_t2), ignore_index)
     if ignored_rows != "keep":
-        checks.choice("ignored_rows", ignored_rows, ("keep", "drop"))
+        checks.choice("ignored_rows", ignored_rows, IGNORED_ROWS)
         if labels is not None:
             labelled = labels != ignore_index
             kl_mask = labelled if kl_mask is None else kl_mask.reshape(-1) & labelled

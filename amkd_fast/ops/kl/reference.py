@@ -21,8 +21,8 @@ def loss(
     weight, ce_weight = to_save(weight), to_save(ce_weight)
 
     def divergence(hidden: Tensor | None) -> Tensor:  # [B]
-        pair = (without(hidden, z) for z in (student, teacher))
-        return s.row_scale * without(hidden, row_divergence(*pair, *call))
+        of_rows = row_divergence(without(hidden, student), without(hidden, teacher), *call)
+        return s.row_scale * without(hidden, of_rows)
 
     hidden = None if weight is None else weight == 0
     rows = divergence(hidden)
@@ -92,8 +92,9 @@ def without(hidden: Tensor | None, rows: Tensor) -> Tensor:
 
 def to_save(weight: Tensor | None) -> Tensor | None:
     """The weight, which a product saves: a copy of one that was made under ``torch.inference_mode``."""
-    inference = weight is not None and not torch.compiler.is_compiling() and weight.is_inference()
-    return weight.clone() if inference else weight
+    if weight is None or torch.compiler.is_compiling() or not weight.is_inference():
+        return weight
+    return weight.clone()
 
 
 def every_row(logits: Tensor) -> Tensor:

@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
 from amkd_fast import checks
+from amkd_fast.typing import Divergence, Reduction
 
 # The positions are the operators' numbers `divergence` and `reduction`.
-DIVERGENCES = ("forward", "reverse", "js", "soft_cross_entropy")
+DIVERGENCES: tuple[str, ...] = (*get_args(Divergence), "soft_cross_entropy")
 REDUCTIONS = ("sum", "mean", "none")  # the mean is over the rows
+CHOICES: tuple[Reduction, ...] = get_args(Reduction)  # of the functions' reduction
 
 
 class Scalars(NamedTuple):
     """The numbers of one call, in the order in which the operators take them."""
 
-    temperature: float
+    temperature: float | Tensor  # a tensor is for the reference alone
     divergence: int
     beta: float
-    row_scale: float  # T² or 1, part of every row's divergence
+    row_scale: float | Tensor  # T² or 1, part of every row's divergence
     kl_factor: float  # weight of the divergence
     ce_factor: float  # weight of the mean cross-entropy
     ignore_index: int
@@ -57,13 +59,13 @@ def checked_temperature(temperature: object) -> float | Tensor:
 
 def reduction_of(reduction: str) -> int:
     """The operators' number of a reduction; that of logits [B, K], where ``batchmean`` is the mean over the rows."""
-    checks.choice("reduction", reduction, ("none", "sum", "mean", "batchmean"))
+    checks.choice("reduction", reduction, CHOICES)
     return REDUCTIONS.index("mean" if reduction == "batchmean" else reduction)
 
 
 @remembered
 def of_divergence(
-    temperature: float,
+    temperature: float | Tensor,
     divergence: str,
     beta: float,
     weight: float | None,
@@ -82,7 +84,7 @@ def of_divergence(
 
 @remembered
 def of_distillation(
-    temperature: float,
+    temperature: float | Tensor,
     divergence: str,
     ce_weight: float | None,
     kl_weight: float | None,

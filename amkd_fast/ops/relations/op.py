@@ -131,7 +131,7 @@ class FusedRelations(torch.autograd.Function):
         if backends.differentiates():
             loss_of = partial(reference.loss, distance_weight=distance_weight, angle_weight=angle_weight)
             return (None, *reference_grads(loss_of, grad_loss, (student, teacher), ctx.needs_input_grad[1:]))
-        grads = [None, None]
+        grads: list[Tensor | None] = [None, None]
         if ctx.needs_input_grad[1]:
             grads[0] = (grad_loss * grad).to(student.dtype)
         if ctx.needs_input_grad[2]:  # the loss is the same with its sides exchanged

@@ -238,7 +238,8 @@ def launch_loss(
         (rows, *own), (_, *other) = sides
         pairs = (*own, *other)
         factors = distance_weight / count**2, angle_weight / count**3
-        parts, weights = [None, None], None
+        parts: list[Tensor | None] = [None, None]
+        weights = None
         if angles:
             weights = torch.empty_like(own[0]) if with_gradient else None
             parts[0] = torch.empty_like(sums[0])

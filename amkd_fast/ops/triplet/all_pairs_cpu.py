@@ -6,6 +6,8 @@ since what the backward pass brings then is only a factor.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -64,18 +66,21 @@ class EveryPair(torch.autograd.Function):
     def backward(ctx, grad, *_):
         if grad is None:
             return (None,) * 5
-        total, size, grad_a, grad_p, grad_r, anchor, positive, reference, weight, *labels = saved(ctx, ctx.unsaved)
+        total, size, grad_a, grad_p, grad_r, *given = saved(ctx, ctx.unsaved)
+        anchor, positive, reference, weight, labels, reference_labels, exclude = given
         rows = Rows(
             anchor,
             positive,
             anchor if reference is None else reference,
-            *labels,
+            labels,
+            reference_labels,
+            exclude,
             ctx.self_offset,
             reference is None,
         )
         if backends.differentiates():
             return _differentiable_grads(ctx, grad, rows, weight)
-        grads = (grad_a, grad_p, grad_r)
+        grads: Sequence[Tensor | None] = (grad_a, grad_p, grad_r)
         if ctx.reduction == "none" and any(ctx.needs_input_grad[:3]):
             upstream = grad if weight is None else grad * weight
             grads = _operate(ctx.operators, rows, ctx.rule, weight, upstream, True)[-1]
@@ -95,7 +100,7 @@ def _operate(
 ):
     """(total, counts, sums) of the operator, and of ``upstream`` times total the gradients of the three sets of rows,
     None for one that is not there."""
-    total, counts, sums, grad_a, grad_r, grad_d_ap = operators.every_pair(
+    total, counts, sums, grad_a, grad_r, grad_d_ap = operators.every_pair(  # type: ignore[misc]  # op.py comes here where there is one
         rows.anchor,
         None if rows.is_batch else rows.reference,
         None if rows.positive is None else rowwise(rows.anchor, rows.positive, rule.distance),

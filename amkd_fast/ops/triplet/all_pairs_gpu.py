@@ -84,9 +84,18 @@ class EveryPair(torch.autograd.Function):
     def backward(ctx, grad_total, *_):
         if grad_total is None:
             return (None,) * 5
-        used, anchor, positive, reference, *labels = saved(ctx, ctx.unsaved)
+        used, anchor, positive, reference, labels, reference_labels, exclude = saved(ctx, ctx.unsaved)
         is_batch = reference is None
-        rows = Rows(anchor, positive, anchor if is_batch else reference, *labels, ctx.self_offset, is_batch)
+        rows = Rows(
+            anchor,
+            positive,
+            anchor if is_batch else reference,
+            labels,
+            reference_labels,
+            exclude,
+            ctx.self_offset,
+            is_batch,
+        )
         if backends.differentiates():
             return _differentiable_grads(ctx, grad_total, rows, used)
         with _full_precision(anchor):

@@ -79,7 +79,7 @@ def cast(rows: Rows, dtype: torch.dtype) -> Rows:
 
 def with_rows(rows: Rows, anchor: Tensor, positive: Tensor | None, reference: Tensor | None) -> Rows:
     """Other rows in the same roles; no reference where it is the anchors."""
-    return rows._replace(anchor=anchor, positive=positive, reference=anchor if rows.is_batch else reference)
+    return rows._replace(anchor=anchor, positive=positive, reference=anchor if reference is None else reference)
 
 
 def widened(rows: Rows) -> Rows:

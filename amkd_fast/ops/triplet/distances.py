@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import torch
 from torch import Tensor
 
 from amkd_fast import backends
+from amkd_fast.typing import Distance
 
-DISTANCES = ("euclidean", "sqeuclidean", "cosine")
+DISTANCES: tuple[Distance, ...] = get_args(Distance)
 
 
 def rowwise(x: Tensor, y: Tensor, distance: str) -> Tensor:

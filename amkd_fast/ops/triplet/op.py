@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal, get_args, overload
+
 import torch
 from torch import Tensor
 
@@ -11,8 +13,40 @@ from amkd_fast.ops.triplet import reference as specification
 from amkd_fast.ops.triplet.distances import DISTANCES
 from amkd_fast.ops.triplet.operators import OPERATORS, Operators
 from amkd_fast.ops.triplet.types import REDUCTIONS, Outcome, Rows, Rule, Statistics, statistics_dtype
+from amkd_fast.typing import Distance, Mining, TripletOptions, TripletReduction, TripletTensors, Unpack
 
-MINING = ("hard", "semihard", "all", "topk")
+MINING: tuple[Mining, ...] = get_args(Mining)
+
+
+class _Options(TripletTensors, TripletOptions, total=False):
+    """All keywords of :func:`triplet_margin_loss` but the one that its return type depends on."""
+
+    margin: float
+    mining: Mining
+    distance: Distance
+    reduction: TripletReduction
+
+
+@overload
+def triplet_margin_loss(
+    anchor: Tensor,
+    labels: Tensor | None = None,
+    *,
+    return_statistics: Literal[False] = False,
+    **options: Unpack[_Options],
+) -> Tensor: ...
+
+
+@overload
+def triplet_margin_loss(
+    anchor: Tensor, labels: Tensor | None = None, *, return_statistics: Literal[True], **options: Unpack[_Options]
+) -> tuple[Tensor, Statistics]: ...
+
+
+@overload
+def triplet_margin_loss(
+    anchor: Tensor, labels: Tensor | None = None, *, return_statistics: bool, **options: Unpack[_Options]
+) -> Tensor | tuple[Tensor, Statistics]: ...
 
 
 def triplet_margin_loss(
@@ -25,14 +59,14 @@ def triplet_margin_loss(
     exclude_labels: Tensor | None = None,
     self_offset: int | None = None,
     margin: float = 1.0,
-    mining: str = "hard",
+    mining: Mining = "hard",
     k: int = 1,
     semihard_fallback: bool = False,
-    distance: str = "euclidean",
+    distance: Distance = "euclidean",
     soft_margin: bool = False,
     swap: bool = False,
     weight: Tensor | None = None,
-    reduction: str = "mean",
+    reduction: TripletReduction = "mean",
     distributed: bool = False,
     return_statistics: bool = False,
 ) -> Tensor | tuple[Tensor, Statistics]:
@@ -171,10 +205,10 @@ def mine_triplets(
     exclude_labels: Tensor | None = None,
     self_offset: int | None = None,
     margin: float = 1.0,
-    mining: str = "hard",
+    mining: Mining = "hard",
     k: int = 1,
     semihard_fallback: bool = False,
-    distance: str = "euclidean",
+    distance: Distance = "euclidean",
     distributed: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Indices of the triplets that :func:`triplet_margin_loss` selects, for the losses of other libraries.
@@ -237,7 +271,7 @@ def nearest_negatives(
     k: int = 1,
     exclude_labels: Tensor | None = None,
     self_offset: int | None = None,
-    distance: str = "euclidean",
+    distance: Distance = "euclidean",
     distributed: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """The k nearest reference rows of other classes, for every anchor.

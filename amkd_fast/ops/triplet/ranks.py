@@ -50,26 +50,28 @@ def loss(local: Local, rows: Rows, rule: Rule, weight: Tensor | None, reduction:
         return found
     if reduction == "sum":
         size = found.size * (dist.get_rank() == 0)  # 1 in all
-        return Outcome(*ranks.MeanOverAll.apply(found.value, size), found.statistics)
+        value, size = ranks.MeanOverAll.apply(found.value, size)
+        return Outcome(value, size, found.statistics)
     size = found.size
     if weight is not None and weight.requires_grad and not size.requires_grad:
         size = _size(local, rule, weight, reduction)
     size = torch.where(_without_terms(found, rows, weight, reduction), 0, size)
-    return Outcome(*ranks.MeanOverAll.apply(found.value * size, size), found.statistics)
+    value, size = ranks.MeanOverAll.apply(found.value * size, size)
+    return Outcome(value, size, found.statistics)
 
 
 def _agree(rows: Rows) -> tuple[list[int], bool, bool]:
     """Rows of each rank; whether they are fp64 on any rank; whether any rank wants the gradient of its own."""
     reference = rows.reference
-    told = [
+    told: list[int] = [
         *reference.shape,
         rows.labels is not None,
         reference.dtype == torch.float64,
         reference.requires_grad and torch.is_grad_enabled(),
     ]
-    told = torch.tensor([told], dtype=torch.int64, device=reference.device)
+    row = torch.tensor([told], dtype=torch.int64, device=reference.device)
     counts, widths, labelled, double, wants_grad = zip(
-        *ranks.gather(told, [1] * dist.get_world_size()).tolist(), strict=True
+        *ranks.gather(row, [1] * dist.get_world_size()).tolist(), strict=True
     )
     if len(set(widths)) > 1:
         raise ValueError(f"distributed=True: anchor must have one width D on all ranks, not {list(widths)}")

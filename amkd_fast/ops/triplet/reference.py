@@ -33,7 +33,8 @@ def loss(rows: Rows, rule: Rule, weight: Tensor | None, reduction: str) -> Outco
     """The loss of :func:`amkd_fast.triplet_margin_loss`; ``weight`` is in the dtype of the rows."""
     n, p = rows.anchor.shape[0], rows.reference.shape[0]
     if n == 0 or p == 0:
-        zero = sum(x[:0].sum() for x in (rows.anchor, rows.positive, rows.reference, weight) if x is not None)
+        others = (rows.positive, rows.reference, weight)
+        zero = sum((x[:0].sum() for x in others if x is not None), rows.anchor[:0].sum())
         nothing = zero.detach()
         missing = nothing + n if weight is None else (weight.detach() != 0).sum().to(nothing.dtype)
         value = zero.expand(n) if reduction == "none" else zero
@@ -71,7 +72,7 @@ def nearest_negatives(rows: Rows, k: int, distance: str) -> tuple[Tensor, Tensor
     n, p = rows.anchor.shape[0], rows.reference.shape[0]
     if n == 0 or p == 0:
         zero = rows.anchor[:0].sum() + rows.reference[:0].sum()
-        return zero + rows.anchor.new_full((n, k), selection.INF), rows.labels.new_full((n, k), -1, dtype=torch.int64)
+        return zero + rows.anchor.new_full((n, k), selection.INF), rows.anchor.new_full((n, k), -1, dtype=torch.int64)
     is_negative = selection.negatives(rows)
     rows = _drop(rows, is_negative.any(1), is_negative.any(0))
     with torch.no_grad():
@@ -169,10 +170,11 @@ def _every_triplet_sorted(pool: Pool, margin: float) -> Terms:
 def _every_triplet_swept(pool: Pool, rule: Rule) -> Terms:
     """All triplets, a few anchors at a time; the backward visits them again instead of keeping them."""
     rows, d_pn = pool.rows, None
-    if rule.swap and rows.positive is None:
-        d_pn = pairwise(rows.reference, rows.reference, rule.distance)[None]  # [1, Q, P]
-    elif rule.swap:
-        d_pn = pairwise(rows.positive, rows.reference, rule.distance)[:, None]  # [N, 1, P]
+    if rule.swap:
+        if rows.positive is None:
+            d_pn = pairwise(rows.reference, rows.reference, rule.distance)[None]  # [1, Q, P]
+        else:
+            d_pn = pairwise(rows.positive, rows.reference, rule.distance)[:, None]  # [N, 1, P]
 
     def sweep(d_ap: Tensor, d_an: Tensor, is_positive: Tensor, is_negative: Tensor, d_pn: Tensor | None):
         valid = is_positive[:, :, None] & is_negative[:, None, :]  # [n, Q, P]
@@ -224,7 +226,7 @@ def divide(terms: Terms, weight: Tensor | None, reduction: str) -> Outcome:
     stats = partial(statistics, terms, weight)
     if reduction in ("sum", "none"):
         return Outcome(terms.total, terms.total.new_ones(()), stats)
-    size = size_of(terms.nonzero if reduction == "mean_nonzero" else terms.count, weight, terms.total.dtype)
+    size = size_of(terms.nonzero if reduction == "mean_nonzero" else terms.terms, weight, terms.total.dtype)
     return Outcome(terms.total / size, size, stats)
 
 
@@ -243,7 +245,7 @@ def statistics(terms: Terms, weight: Tensor | None) -> Statistics:
     if weight is not None:
         without = without & (weight != 0)
     return Statistics(
-        terms.nonzero.sum().to(dtype) / terms.count.sum().clamp(min=1),
+        terms.nonzero.sum().to(dtype) / terms.terms.sum().clamp(min=1),
         terms.d_ap.sum() / triplets,
         terms.d_an.sum() / triplets,
         without.sum().to(dtype),

@@ -28,10 +28,10 @@ class Slots(NamedTuple):
 def negatives(rows: Rows) -> Tensor:
     """Reference rows of another label, outside the exclusion set, that are not the anchor itself: [N, P]."""
     mask = ~_self(rows)
-    if rows.labels is not None:
+    if rows.labels is not None and rows.reference_labels is not None:  # both or none
         mask = mask & (rows.labels[:, None] != rows.reference_labels)
-    if rows.exclude_labels is not None:
-        mask = mask & (rows.exclude_labels[:, :, None] != rows.reference_labels).all(1)
+        if rows.exclude_labels is not None:
+            mask = mask & (rows.exclude_labels[:, :, None] != rows.reference_labels).all(1)
     return mask
 
 
@@ -39,6 +39,7 @@ def positives(rows: Rows) -> Tensor:
     """The explicit positive [N, 1], or the reference rows of the same label that are not the anchor itself [N, P]."""
     if rows.positive is not None:
         return torch.ones_like(rows.anchor[:, :1], dtype=torch.bool)
+    assert rows.labels is not None, "a call gives labels or positives"
     return (rows.labels[:, None] == rows.reference_labels) & ~_self(rows)
 
 

@@ -23,9 +23,11 @@ def _others(
     """Of the weight; where gradients are themselves differentiated, which is rare, of all, through the reference."""
     distance, margin, soft_margin, swap, reduction, self_offset = numbers
     positive_index, negative_index, weight, labels, reference_labels, exclude = tensors[3:]
+    assert negative_index is not None, "there is no call without"
     rule = Rule("topk", margin, negative_index.shape[1], False, DISTANCES[distance], soft_margin, swap)
     grads: list[Tensor | None] = [None] * TENSORS
     if not backends.differentiates():
+        assert weight is not None, "only its gradient is asked for"
         grads[WEIGHT] = _weight_grad(grad, weight, positive_index, negative_index, stats, rule, REDUCTIONS[reduction])
         return grads
 

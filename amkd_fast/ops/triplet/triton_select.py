@@ -376,7 +376,7 @@ def launch_select(
     a = 64 if large else tile
     splits = min(max(PROGRAMS // triton.cdiv(n, 64 if large else 4), 1), triton.cdiv(p, 4 * r), max(256 // keep, 1))
     kept = {"FIND_POSITIVE": find_positive, "KEEP": keep, "KEEP_POSITIVE": keep_positive}
-    found = [None] * 4
+    found: list[Tensor | None] = [None] * 4
     if large or splits > 1:
         sizes = (keep_positive if find_positive else 0, keep)
         for place, size in zip((0, 2), sizes, strict=True):

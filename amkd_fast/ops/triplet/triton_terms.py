@@ -363,7 +363,8 @@ def launch_terms(
         stats.zero_()[-TAIL] = 1.0
         return loss.zero_(), stats
     rows, strides, w = _sets(anchor, positive, reference)
-    positive_index, negative_index, weight = contiguous(positive_index, negative_index, weight)
+    negative_index = negative_index.contiguous()
+    positive_index, weight = contiguous(positive_index, weight)
     tile = _tile(n, d, _wide(anchor, distance))
     alone = n * (k + 2) * d <= ALONE
     programs = 1 if alone else min(triton.cdiv(n, tile["R"]), MOST_PROGRAMS)
@@ -393,7 +394,8 @@ def launch_backward(
     if 0 in (n, d):
         return anchor.new_zeros(n, d), grad_positive.to(anchor.dtype), anchor.new_zeros(0 if is_batch else p, d)
     rows, strides, w = _sets(anchor, positive, reference)
-    positive_index, negative_index, weight = contiguous(positive_index, negative_index, weight)
+    negative_index = negative_index.contiguous()
+    positive_index, weight = contiguous(positive_index, weight)
     if deterministic:
         entries = k if positive_index is None else k + 1
         scattered = anchor.new_empty(n * entries, d, dtype=stats.dtype)
@@ -414,7 +416,7 @@ def launch_backward(
             scattered = _ordered_sum(scattered, positive_index, negative_index, own, p)
     if is_batch:
         grad_anchor, scattered = scattered, anchor.new_empty(0, d)  # no output may be another
-    return tuple(x.to(anchor.dtype) for x in (grad_anchor, grad_positive, scattered))
+    return grad_anchor.to(anchor.dtype), grad_positive.to(anchor.dtype), scattered.to(anchor.dtype)
 
 
 def _ordered_sum(entries, positive_index, negative_index, own, references) -> Tensor:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
-REDUCTIONS = ("mean", "mean_nonzero", "sum", "none")
+from amkd_fast.typing import TripletReduction
+
+REDUCTIONS: tuple[TripletReduction, ...] = get_args(TripletReduction)
 
 
 class Rows(NamedTuple):
@@ -40,7 +42,7 @@ class Terms(NamedTuple):
     """What the reductions need to know of each anchor."""
 
     total: Tensor  # [N] sum of its terms
-    count: Tensor  # [N] int64, number of its terms
+    terms: Tensor  # [N] int64, number of its terms
     nonzero: Tensor  # [N] int64, number of its terms above 0
     triplets: Tensor  # [N] int64, number of its triplets
     d_ap: Tensor  # [N] sum of D_ap over them

@@ -102,7 +102,7 @@ def consistency_kl(
         >>> f"{loss.clean.item():.4f} {loss.augmented.item():.4f} {loss.total.item():.4f}"
         '0.2782 0.3398 0.3090'
     """
-    tensors = (student, teacher, augmented_student, augmented_teacher)
+    tensors: tuple[Tensor, ...] = (student, teacher, augmented_student, augmented_teacher)
     device = ready(*tensors)
     if device is None:
         tensors = _logits(*tensors)
@@ -111,7 +111,9 @@ def consistency_kl(
     temperature, _, _, row_scale, *_ = numbers
     name = backends.select("kl", device, function="consistency_kl")
     if name == "reference":
-        return ConsistencyKL(*reference.loss(*tensors, temperature, row_scale))
+        student, teacher, augmented_student, augmented_teacher = tensors
+        found = reference.loss(student, teacher, augmented_student, augmented_teacher, temperature, row_scale)
+        return ConsistencyKL(*found)
     total, stats = row_loss(_OPERATORS[name], (temperature, row_scale), *tensors)
     clean, augmented = tail(stats, TAIL)
     return ConsistencyKL(total, clean, augmented, stats.narrow(0, (FIELDS - 1) * student.shape[0], student.shape[0]))

@@ -12,6 +12,7 @@ from amkd_fast.ops.kl.decoupled.reference import Scalars
 from amkd_fast.ops.kl.reference import statistics_dtype
 from amkd_fast.ops.kl.scalars import REDUCTIONS, checked_temperature, reduction_of, remembered
 from amkd_fast.ops.row_loss import RowLoss, by_reference, operators, ready, row_loss
+from amkd_fast.typing import Reduction
 
 # Statistics that the forward operator leaves for the backward one, field by field ([FIELDS, B], flat): of the classes
 # other than the target the student's max and log-sum and the teacher's, then the slope of the target's divergence in
@@ -51,7 +52,7 @@ def dkd_loss(
     weight: float | Tensor | None = None,
     mask: Tensor | None = None,
     scale_by_t2: bool = True,
-    reduction: str = "mean",
+    reduction: Reduction = "mean",
     dim: int = -1,
 ) -> Tensor:
     r"""Decoupled knowledge distillation, :math:`T^2 [α KL(b_t‖b_s) + β KL(\hat p_t‖\hat p_s)]` a row.
@@ -136,7 +137,7 @@ def dkd_loss(
 
 @remembered
 def _scalars(
-    temperature: float,
+    temperature: float | Tensor,
     target_weight: float,
     other_weight: float,
     weight: float | None,

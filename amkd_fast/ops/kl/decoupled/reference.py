@@ -18,9 +18,9 @@ from amkd_fast.ops.kl.reference import every_row, log_probabilities, reduced, ti
 class Scalars(NamedTuple):
     """The numbers of one call, in the order in which the operators take them."""
 
-    temperature: float
-    target_factor: float  # weight of the target's divergence in a row, with T²
-    other_factor: float  # of the others'
+    temperature: float | Tensor  # a tensor is for the reference alone
+    target_factor: float | Tensor  # weight of the target's divergence in a row, with T²
+    other_factor: float | Tensor  # of the others'
     factor: float  # weight of the rows
     reduction: int
 
@@ -29,8 +29,7 @@ def loss(student: Tensor, teacher: Tensor, labels: Tensor, weight: Tensor | None
     """The loss of the operators' arguments."""
     weight = to_save(weight)
     hidden = every_row(student) if s.factor == 0 else None if weight is None else weight == 0
-    pair = (without(hidden, z) for z in (student, teacher))
-    target, others = row_divergences(*pair, labels, s.temperature)
+    target, others = row_divergences(without(hidden, student), without(hidden, teacher), labels, s.temperature)
     rows = without(hidden, s.factor * (s.target_factor * target + s.other_factor * others))
     return reduced(rows if weight is None else rows * weight, s.reduction)
 

@@ -12,6 +12,7 @@ from amkd_fast.ops.kl.reference import statistics_dtype
 from amkd_fast.ops.kl.scalars import REDUCTIONS
 from amkd_fast.ops.kl.standardised import reference
 from amkd_fast.ops.row_loss import RowLoss, by_reference, operators, ready, row_loss
+from amkd_fast.typing import Reduction
 
 # Statistics that the forward operator leaves for the backward one, field by field ([FIELDS, B], flat).
 # csrc/kl/standardised.h has the same list.
@@ -43,7 +44,7 @@ def standardised_kl_div(
     weight: float | Tensor | None = None,
     mask: Tensor | None = None,
     scale_by_t2: bool = True,
-    reduction: str = "batchmean",
+    reduction: Reduction = "batchmean",
     dim: int = -1,
 ) -> Tensor:
     r"""KL divergence of softened distributions whose logits are standardised row by row before.

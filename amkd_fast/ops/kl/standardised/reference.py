@@ -21,8 +21,8 @@ def loss(
     hidden = None if weight is None else weight == 0
     if not isinstance(factor, Tensor) and factor == 0:
         hidden = every_row(student)
-    pair = (without(hidden, z) for z in (student, teacher))
-    rows = without(hidden, factor * row_divergence_of_standardised(*pair, temperature))
+    of_rows = row_divergence_of_standardised(without(hidden, student), without(hidden, teacher), temperature)
+    rows = without(hidden, factor * of_rows)
     return reduced(rows if weight is None else rows * weight, reduction)
 
 

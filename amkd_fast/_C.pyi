@@ -1,0 +1,3 @@
+from amkd_fast.backends import BuildInfo
+
+def build_info() -> BuildInfo: ...
