@@ -73,6 +73,25 @@ AMKD_INLINE double sum_of(Doubles v) {
   return sum;
 }
 
+// Σ of v[0] in lane 0, of v[1] in lane 1, and so on: each step adds halves of two vectors, so that one addition serves
+// what would take kDoubles of them.
+template <int kCount = kDoubles>
+AMKD_INLINE Doubles sums_of(const Doubles* v) {
+  if constexpr (kCount == 1) {
+    return v[0];
+  } else {
+    constexpr int kHalf = kCount / 2, kRun = kDoubles / kCount;  // lanes that belong to one sum
+    const Doubles a = sums_of<kHalf>(v), b = sums_of<kHalf>(v + kHalf);
+    Longs low, high;
+    for (int i = 0; i < kDoubles; ++i) {
+      const int of = i / kRun % kCount, lane = of % kHalf * 2 * kRun + i % kRun;
+      low[i] = (of / kHalf) * kDoubles + lane;
+      high[i] = low[i] + kRun;
+    }
+    return __builtin_shuffle(a, b, low) + __builtin_shuffle(a, b, high);
+  }
+}
+
 // log x of normal numbers in every lane, one unit in the last place; log 0 = -inf, NaN stays NaN. The library's
 // function takes one number at a time, which is most of the time of a loss of short rows.
 AMKD_INLINE Doubles log_of(Doubles x) {

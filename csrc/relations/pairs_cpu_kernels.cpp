@@ -33,40 +33,75 @@ void widen(const void* from, int64_t count, int64_t width, double* to) {
 
 // ---- distances ----------------------------------------------------------------------------------------------------
 
-// Squared distances of one row to kRows others.
-template <int kRows>
-AMKD_INLINE void measure(const double* row, const double* others, int64_t width, double* squared) {
-  Doubles sums[kRows] = {};
+// Squared distances of kTall rows to kWide others, [kTall, kWide].
+template <int kTall, int kWide>
+AMKD_INLINE void measure(const double* rows, const double* others, int64_t width, double* squared) {
+  Doubles sums[kTall * kWide] = {};
   for (int64_t d = 0; d < width; d += kDoubles) {
-    const Doubles x = load_doubles(row + d);
-    for (int k = 0; k < kRows; ++k) {
-      const Doubles difference = load_doubles(others + k * width + d) - x;
-      sums[k] += difference * difference;
+    Doubles x[kTall];
+    for (int j = 0; j < kTall; ++j) x[j] = load_doubles(rows + j * width + d);
+    for (int k = 0; k < kWide; ++k) {
+      const Doubles y = load_doubles(others + k * width + d);
+      for (int j = 0; j < kTall; ++j) {
+        const Doubles difference = y - x[j];
+        sums[j * kWide + k] += difference * difference;
+      }
     }
   }
-  for (int k = 0; k < kRows; ++k) squared[k] = sum_of(sums[k]);
+  constexpr int kAll = kTall * kWide;
+  if constexpr (kAll % kDoubles == 0) {
+    for (int i = 0; i < kAll; i += kDoubles) store_doubles(squared + i, sums_of(sums + i));
+  } else {
+    for (int i = 0; i < kAll; ++i) squared[i] = sum_of(sums[i]);
+  }
+}
+
+// A tile of both matrices at (j, k), and its mirror image where that is another one.
+template <int kTall, int kWide>
+AMKD_INLINE void fill_tile(const Side& side, int64_t stride, int64_t j, int64_t k) {
+  constexpr int kAll = kTall * kWide, kRoom = (kAll + kDoubles - 1) / kDoubles * kDoubles;
+  double squared[kRoom] = {}, inverse[kRoom];
+  measure<kTall, kWide>(side.rows + j * side.width, side.rows + k * side.width, side.width, squared);
+  for (int i = 0; i < kRoom; i += kDoubles) {
+    const Doubles square = load_doubles(squared + i);
+    const auto coincide = square < kCoincide;
+    store_doubles(squared + i, coincide ? Doubles{} : square);
+    store_doubles(inverse + i, coincide ? Doubles{} : root_of(0.5 / square));
+  }
+  for (int a = 0; a < kTall; ++a) {
+    std::memcpy(side.squared + (j + a) * stride + k, squared + a * kWide, kWide * sizeof(double));
+    std::memcpy(side.inverse + (j + a) * stride + k, inverse + a * kWide, kWide * sizeof(double));
+  }
+  if (j == k) return;
+  for (int b = 0; b < kWide; ++b) {
+    for (int a = 0; a < kTall; ++a) {
+      side.squared[(k + b) * stride + j + a] = squared[a * kWide + b];
+      side.inverse[(k + b) * stride + j + a] = inverse[a * kWide + b];
+    }
+  }
+}
+
+// From the diagonal on.
+template <int kTall>
+void fill_rows(const Side& side, int64_t count, int64_t stride, int64_t j) {
+  constexpr int kWide = 4;
+  int64_t k = j;
+  if (kTall < kWide) {  // the tile on the diagonal is a square
+    fill_tile<kTall, kTall>(side, stride, j, j);
+    k += kTall;
+  }
+  for (; k + kWide <= count; k += kWide) fill_tile<kTall, kWide>(side, stride, j, k);
+  for (; k < count; ++k) fill_tile<kTall, 1>(side, stride, j, k);
+  for (int64_t row = j; row < j + kTall; ++row) {
+    for (k = count; k < stride; ++k) side.squared[row * stride + k] = side.inverse[row * stride + k] = 0.0;
+  }
 }
 
 void distances(const Side& side, int64_t count, int64_t stride, int64_t first, int64_t last) {
-  constexpr int kRows = 8;
-  for (int64_t j = first; j < last; ++j) {
-    const double* row = side.rows + j * side.width;
-    double* squared = side.squared + j * stride;
-    double* inverse = side.inverse + j * stride;
-    int64_t k = j;
-    for (; k + kRows <= count; k += kRows) measure<kRows>(row, side.rows + k * side.width, side.width, squared + k);
-    for (; k < count; ++k) measure<1>(row, side.rows + k * side.width, side.width, squared + k);
-    for (k = j; k < count; ++k) {
-      const double root = __builtin_sqrt(0.5 / squared[k]);
-      inverse[k] = squared[k] < kCoincide ? 0.0 : root;
-      squared[k] = squared[k] < kCoincide ? 0.0 : squared[k];
-    }
-    for (k = count; k < stride; ++k) squared[k] = inverse[k] = 0.0;
-    for (k = j + 1; k < count; ++k) {
-      side.squared[k * stride + j] = squared[k];
-      side.inverse[k * stride + j] = inverse[k];
-    }
-  }
+  constexpr int kTall = kDoubles == 8 ? 4 : 2;  // as registers hold
+  int64_t j = first;
+  for (; j + kTall <= last; j += kTall) fill_rows<kTall>(side, count, stride, j);
+  for (; j < last; ++j) fill_rows<1>(side, count, stride, j);
 }
 
 // ---- angles -------------------------------------------------------------------------------------------------------
@@ -180,25 +215,33 @@ double straight(const Pairs& pairs, int64_t row) {
 
 AMKD_INLINE double slope_of(double error) { return error > 1.0 ? 1.0 : (error < -1.0 ? -1.0 : error); }
 
+AMKD_INLINE Doubles distances_at(const Distances& own, int64_t k) {
+  return load_doubles(own.squared + k) * (kRootOfTwo * load_doubles(own.inverse + k));
+}
+
+// The rows are filled up with zeros, which are no distances.
 DistanceSums sum(const Side& side, int64_t count, int64_t stride, int64_t row) {
   const Distances own(side, stride, row);
-  DistanceSums sums{0.0, 0.0};
-  for (int64_t k = 0; k < count; ++k) {
-    sums.total += own.at(k);
-    sums.apart += own.inverse[k] != 0.0 ? 1.0 : 0.0;
+  Doubles total{}, apart{};
+  for (int64_t k = 0; k < count; k += kDoubles) {
+    total += distances_at(own, k);
+    apart += load_doubles(own.inverse + k) != 0.0 ? Doubles{} + 1.0 : Doubles{};
   }
-  return sums;
+  return {sum_of(total), sum_of(apart)};
 }
 
 void compare(const Pairs& pairs, const Relative& relative, int64_t row, double* loss, double* product) {
   const Distances own(pairs.student, pairs.stride, row), other(pairs.teacher, pairs.stride, row);
-  *loss = *product = 0.0;
-  for (int64_t k = 0; k < pairs.count; ++k) {
-    const double error = own.at(k) * relative.student_factor - other.at(k) * relative.teacher_factor;
-    const double slope = slope_of(error);
-    *loss += slope * (error - 0.5 * slope);
-    *product += slope * own.at(k);
+  Doubles losses{}, products{};
+  for (int64_t k = 0; k < pairs.count; k += kDoubles) {
+    const Doubles distance = distances_at(own, k);
+    const Doubles error = distance * relative.student_factor - distances_at(other, k) * relative.teacher_factor;
+    const Doubles slope = clamped(error);
+    losses += slope * (error - 0.5 * slope);
+    products += slope * distance;
   }
+  *loss = sum_of(losses);
+  *product = sum_of(products);
 }
 
 // ---- the gradient -------------------------------------------------------------------------------------------------

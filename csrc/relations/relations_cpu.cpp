@@ -9,6 +9,7 @@
 #include <tuple>
 
 #include "../common/cpu_dispatch.h"
+#include "../common/cpu_scratch.h"
 #include "../common/cpu_share.h"
 #include "relations_arguments.h"
 
@@ -16,6 +17,7 @@ namespace amkd::relations {
 namespace {
 
 constexpr int64_t kMostChunks = 8;  // each has a matrix of its own
+constexpr int64_t kTile = 4;        // rows whose distances are computed together
 
 const Kernels& kernels_here() { AMKD_AT_LEVEL(kernels); }
 
@@ -24,13 +26,10 @@ int64_t lanes_of(int64_t count) { return (count + kMostLanes - 1) / kMostLanes *
 // An odd number of cache lines, so that the rows of a column do not fall into the same few places of a cache.
 int64_t stride_of(int64_t count) { return lanes_of(count) | kMostLanes; }
 
-using Doubles = std::unique_ptr<double[]>;
-Doubles doubles(int64_t count) { return Doubles(new double[count]); }
-
 // One side's rows in fp64 and its pairs.
 struct Space {
   Side side;
-  Doubles rows, squared, inverse;
+  Scratch rows, squared, inverse;
 
   Space(const Kernels& kernels, const Tensor& tensor, int64_t stride, const char* name) {
     const int64_t count = tensor.size(0), width = tensor.size(1), step = tensor.stride(0);
@@ -39,9 +38,9 @@ struct Space {
                           : element == static_cast<int64_t>(Element::kFloat) ? 4
                                                                              : 2;
     side.width = lanes_of(width);
-    rows = doubles(count * side.width);
-    squared = doubles(count * stride);
-    inverse = doubles(count * stride);
+    rows = Scratch(count * side.width);
+    squared = Scratch(count * stride);
+    inverse = Scratch(count * stride);
     side.rows = rows.get();
     side.squared = squared.get();
     side.inverse = inverse.get();
@@ -50,15 +49,17 @@ struct Space {
     for (int64_t i = 0; i < count; ++i) {
       widen(data + i * step * bytes, width, side.width, rows.get() + i * side.width);
     }
-    share(count, count * side.width / 4,
-          [&](int64_t first, int64_t last) { kernels.distances(side, count, stride, first, last); });
+    // Whole tiles of rows, whoever takes them: the bits do not depend on it.
+    share((count + kTile - 1) / kTile, kTile * count * side.width / 4, [&](int64_t first, int64_t last) {
+      kernels.distances(side, count, stride, first * kTile, std::min(last * kTile, count));
+    });
   }
 };
 
 struct AngleTerms {
   double loss = 0.0;
   int64_t chunks = 0;
-  Doubles stretch, turn, across;
+  Scratch stretch, turn, across;
   Legs legs{nullptr, nullptr};
 };
 
@@ -69,14 +70,14 @@ AngleTerms visit_angles(const Kernels& kernels, const Pairs& pairs, bool with_gr
   const int64_t chunk = lanes_of((lanes + wanted - 1) / wanted);
   terms.chunks = (lanes + chunk - 1) / chunk;
   if (with_gradient) {
-    terms.stretch = doubles(count * stride);
-    terms.turn = doubles(count * stride);
-    terms.across = doubles(terms.chunks * count * stride);
+    terms.stretch = Scratch(count * stride);
+    terms.turn = Scratch(count * stride);
+    terms.across = Scratch(terms.chunks * count * stride);
     terms.legs = {terms.stretch.get(), terms.turn.get()};
   }
-  const Doubles losses = doubles(terms.chunks);
+  const Scratch losses = Scratch(terms.chunks);
   share(terms.chunks, chunk * count * count / 2, [&](int64_t first, int64_t last) {
-    const Doubles scratch = doubles(count * kPackBytes / sizeof(double));
+    const Scratch scratch = Scratch(count * kPackBytes / sizeof(double));
     for (int64_t c = first; c < last; ++c) {
       double* across = with_gradient ? terms.across.get() + c * count * stride : nullptr;
       losses[c] = kernels.angles(pairs, terms.legs, across, c * chunk, std::min((c + 1) * chunk, lanes), scratch.get());
@@ -90,11 +91,14 @@ AngleTerms visit_angles(const Kernels& kernels, const Pairs& pairs, bool with_gr
 }
 
 DistanceSums sum_distances(const Kernels& kernels, const Side& side, int64_t count, int64_t stride) {
+  const std::unique_ptr<DistanceSums[]> rows(new DistanceSums[count]);
+  share(count, count, [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; ++i) rows[i] = kernels.sum(side, count, stride, i);
+  });
   DistanceSums sums{0.0, 0.0};
   for (int64_t i = 0; i < count; ++i) {
-    const DistanceSums row = kernels.sum(side, count, stride, i);
-    sums.total += row.total;
-    sums.apart += row.apart;
+    sums.total += rows[i].total;
+    sums.apart += rows[i].apart;
   }
   return sums;
 }
@@ -106,12 +110,14 @@ double compare_distances(const Kernels& kernels, const Pairs& pairs, Relative& r
   const DistanceSums teacher = sum_distances(kernels, pairs.teacher, count, stride);
   relative.student_factor = student.apart > 0.0 ? student.apart / student.total : 1.0;
   relative.teacher_factor = teacher.apart > 0.0 ? teacher.apart / teacher.total : 1.0;
+  const Scratch losses = Scratch(count), products = Scratch(count);
+  share(count, 2 * count, [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; ++i) kernels.compare(pairs, relative, i, &losses[i], &products[i]);
+  });
   double loss = 0.0, product = 0.0;
   for (int64_t i = 0; i < count; ++i) {
-    double row_loss, row_product;
-    kernels.compare(pairs, relative, i, &row_loss, &row_product);
-    loss += row_loss;
-    product += row_product;
+    loss += losses[i];
+    product += products[i];
   }
   const double factor = relative.student_factor;
   relative.through_mean = student.apart > 0.0 ? product * factor * factor / student.apart : 0.0;
@@ -158,15 +164,15 @@ std::tuple<Tensor, Tensor> loss(const Tensor& student, const Tensor& teacher, do
   write(loss, &total, 1, 1, 1);
   if (!with_gradient) return {loss, grad};
 
-  Doubles own = angles.across == nullptr ? doubles(count * stride) : Doubles();
-  double* weights = angles.across == nullptr ? own.get() : angles.across.get();
+  Scratch own = angles.across.get() == nullptr ? Scratch(count * stride) : Scratch();
+  double* weights = angles.across.get() == nullptr ? own.get() : angles.across.get();
   share(count, count * 4, [&](int64_t first, int64_t last) {
     for (int64_t row = first; row < last; ++row) {
       kernels.weigh(pairs, angles.legs, angles.across.get(), angles.chunks, 4.0 * angle_factor, relative,
                     2.0 * distance_factor, row, weights);
     }
   });
-  const Doubles wide = doubles(count * pairs.student.width);
+  const Scratch wide = Scratch(count * pairs.student.width);
   share(count, count * pairs.student.width / 4, [&](int64_t first, int64_t last) {
     kernels.gather(pairs.student, count, stride, weights, first, last, wide.get());
   });
