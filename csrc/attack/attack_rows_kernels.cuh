@@ -9,7 +9,7 @@
 #include "../common/math.cuh"
 #include "../common/philox.h"
 #include "attack.h"
-#include "crew.cuh"
+#include "block_collectives.cuh"
 
 namespace amkd::attack::gpu {
 

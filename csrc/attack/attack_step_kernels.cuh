@@ -11,7 +11,7 @@
 #include "../common/divider.cuh"
 #include "../common/element.cuh"
 #include "attack.h"
-#include "crew.cuh"
+#include "block_collectives.cuh"
 
 namespace amkd::attack::gpu {
 

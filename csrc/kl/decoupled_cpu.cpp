@@ -6,7 +6,7 @@
 #include <utility>
 
 #include "../common/cpu_dispatch.h"
-#include "../common/cpu_pages.h"
+#include "../common/cpu_prefault.h"
 #include "../common/cpu_share.h"
 #include "decoupled_arguments.h"
 
@@ -91,7 +91,7 @@ Tensor backward(const Tensor& grad_loss, const Tensor& student, const Tensor& te
   const int64_t row_bytes = p.classes * grad.element_size();
   const bool is_fresh = p.rows * row_bytes >= kFreshBytes;
   share(p.rows, p.classes, [&](int64_t first, int64_t last) {
-    if (is_fresh) fill_in_pages(static_cast<char*>(p.grad_student) + first * row_bytes, (last - first) * row_bytes);
+    if (is_fresh) prefault(static_cast<char*>(p.grad_student) + first * row_bytes, (last - first) * row_bytes);
     call.kernels.backward(p, first, last);
   });
   return grad;

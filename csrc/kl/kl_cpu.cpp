@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "../common/cpu_dispatch.h"
-#include "../common/cpu_pages.h"
+#include "../common/cpu_prefault.h"
 #include "../common/cpu_share.h"
 #include "kl_arguments.h"
 
@@ -179,7 +179,7 @@ Tensor backward(const Tensor& grad_loss, const Tensor& student, const Tensor& te
   const bool is_fresh = p.rows * p.classes * size >= kFreshBytes;
   const auto write = [&](int64_t first, int64_t last, int64_t begin, int64_t end) {
     char* from = static_cast<char*>(p.grad_student) + (first * p.classes + begin) * size;
-    if (is_fresh) fill_in_pages(from, ((last - 1 - first) * p.classes + end - begin) * size);
+    if (is_fresh) prefault(from, ((last - 1 - first) * p.classes + end - begin) * size);
     call.kernels.backward(p, first, last, begin, end);
   };
   const int64_t ranges = call.ranges_a_row();

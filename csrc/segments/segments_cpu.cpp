@@ -8,7 +8,7 @@
 #include <tuple>
 
 #include "../common/cpu_dispatch.h"
-#include "../common/cpu_pages.h"
+#include "../common/cpu_prefault.h"
 #include "../common/cpu_share.h"
 #include "segments_arguments.h"
 
@@ -59,8 +59,7 @@ class Pieces {
 
 void fill_in(void* data, int64_t first, int64_t last, const Tensor& tensor) {
   const int64_t size = tensor.element_size();
-  if (tensor.numel() * size >= kFreshBytes)
-    fill_in_pages(static_cast<char*>(data) + first * size, (last - first) * size);
+  if (tensor.numel() * size >= kFreshBytes) prefault(static_cast<char*>(data) + first * size, (last - first) * size);
 }
 
 std::vector<double> weights_of(const Arguments& call) {

@@ -1,5 +1,5 @@
 // The selected pairs on a CPU: their exact distances, and the gradient of one row at a time from all pairs it is in.
-#include "lanes.h"
+#include "labelled_vectors.h"
 
 namespace amkd::triplet::AMKD_SIMD {
 namespace {

@@ -1,7 +1,7 @@
 // Matrix products a register block at a time: all sums of kBlockRows rows by kBlockVectors vectors in registers.
 #pragma once
 
-#include "lanes.h"
+#include "labelled_vectors.h"
 
 namespace amkd::triplet::AMKD_SIMD {
 

@@ -1,7 +1,7 @@
 // Mining over every pair on a CPU: one row of inner products at a time becomes distances, terms and, on the way back,
 // the weight of each pair. Nothing of the size of all triplets is visited for the hinge: how many of the positives'
 // thresholds lie above a negative's distance says all.
-#include "lanes.h"
+#include "labelled_vectors.h"
 
 namespace amkd::triplet::AMKD_SIMD {
 namespace {

@@ -163,7 +163,7 @@ CUDA = (
         "the gradient of a cosine distance also pulls at lengths, which change nothing",
     ),
     (
-        "attack-cuda-cluster-start", "attack", "attack/crew.cuh",
+        "attack-cuda-cluster-start", "attack", "attack/block_collectives.cuh",
         "desk_(desk) {\n    if (ranks > 1) meet();  // nobody writes to a block that has not started\n  }",
         "desk_(desk) {}",
         "steps of large images write into blocks that have not started: now and then a launch fails",

@@ -16,7 +16,7 @@ constexpr int64_t kFreshBytes = int64_t{32} << 20;
 // than computing what is written. No content changes, and a system that cannot do it goes on as without it. (Huge pages
 // would be fewer, but where a virtual machine gives free ones back to its host, the first touch of one can take longer
 // than all the others together.)
-inline void fill_in_pages([[maybe_unused]] void* data, [[maybe_unused]] int64_t bytes) {
+inline void prefault([[maybe_unused]] void* data, [[maybe_unused]] int64_t bytes) {
 #if defined(__linux__) && defined(MADV_POPULATE_WRITE)
   const uintptr_t page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
   const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + page - 1) / page * page;
