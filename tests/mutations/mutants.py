@@ -103,8 +103,8 @@ PYTHON = _in(
     ),
     (
         "attack-stale-view", "attacks", "attacks/frozen.py",
-        "self._run.use(self._for_recordings(values) if recorded else values)",
-        "self._run.use(self._for_recordings(values)) if recorded else None",
+        "run.use(self._for_recordings(values, run.shared()) if recorded else values)",
+        "run.use(self._for_recordings(values, run.shared())) if recorded else None",
         "after an optimizer step the attack still runs against the weights of the step before",
     ),
     (
@@ -285,7 +285,7 @@ CPU = _in(
     ),
     (
         "relations-mean-denominator", "relations", "relations/pairs_cpu_kernels.cpp",
-        "own.inverse[k] != 0.0 ? 1.0 : 0.0", "1.0",
+        "load_doubles(own.inverse + k) != 0.0 ? Doubles{} + 1.0 : Doubles{}", "Doubles{} + 1.0",
         "the mean distance counts pairs of equal rows",
     ),
     (
