@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -131,3 +131,17 @@ def verify(
 def _distance(got: Tensor, expected: Tensor) -> float:
     scale = expected.abs().max().clamp(min=torch.finfo(expected.dtype).tiny)
     return ((got.to(expected.dtype) - expected).abs().max() / scale).item()
+
+
+@contextmanager
+def tf32(allowed: bool) -> Iterator[None]:
+    """What a GPU may do in convolutions and matrix products."""
+    flags = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = [flag.allow_tf32 for flag in flags]
+    for flag in flags:
+        flag.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        for flag, value in zip(flags, before, strict=True):
+            flag.allow_tf32 = value

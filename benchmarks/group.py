@@ -18,10 +18,9 @@ SHORT = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", t
 BEST = "the fastest of the others"
 
 
-class Target(NamedTuple):
-    """What an issue asked of a group; every report says whether it was reached."""
+class Goal(NamedTuple):
+    """A goal of a group; every report says whether it was reached."""
 
-    issue: int
     kind: str  # "speed-up" at least, "time" or "memory" at most, or one of the group's extras at most
     bound: float  # of theirs over ours, of ours over theirs, in bytes, in the extra's unit
     rival: str = BEST  # the contestant's name, for the first two
@@ -48,7 +47,7 @@ class Group:
         verify: Hold one contestant against the truth; by default value and gradient, relative to the largest entry.
         truth: What is right, from the inputs; by default the reference in fp64.
         extras: More figures of ours on a device, by name: shares of the time, how attacked images ended.
-        targets: What issues asked.
+        goals: What it should reach.
         yardsticks: Names of contestants that compute less than ours; they are never the best of the others.
     """
 
@@ -66,7 +65,7 @@ class Group:
     verify: Callable[[Contestant, tuple[Any, ...], Any], Errors] = contest.verify
     truth: Callable[[Callable[..., Any], tuple[Any, ...]], Any] = contest.truth
     extras: Callable[[str], dict[str, Any]] | None = None
-    targets: tuple[Target, ...] = ()
+    goals: tuple[Goal, ...] = ()
     yardsticks: tuple[str, ...] = ()
 
     def __str__(self) -> str:
@@ -95,7 +94,7 @@ def prepare(group: Group, device: str) -> Field:
     """Draw the inputs, compile, and hold every contestant against the truth.
 
     Raises:
-        WrongResult: One of ours is wrong. A peer that is wrong, or fails, is left out by name.
+        WrongResult: One of ours is wrong. Who else is wrong, or fails, is left out by name.
     """
     torch._dynamo.reset()  # compiled forms of the last group would lengthen every call of this one's
     found = Field(group.inputs(device))
@@ -103,7 +102,7 @@ def prepare(group: Group, device: str) -> Field:
     for entry in group.contestants(device):
         try:
             found.errors[entry] = group.verify(entry, found.inputs, expected)
-        except Exception as error:  # a peer's compiler may fail in any way
+        except Exception as error:  # somebody's compiler may fail in any way
             if entry.backend is not None:
                 raise
             reason = str(error) if isinstance(error, contest.WrongResult) else f"{type(error).__name__}: {error}"

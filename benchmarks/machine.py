@@ -1,7 +1,8 @@
-"""Where and when numbers were made, for the JSON files."""
+"""Where and when numbers were made, and the JSON files that they are written to."""
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import subprocess
@@ -52,6 +53,27 @@ def in_words(about: dict[str, Any]) -> str:
         f"{chip}; torch {about['torch']}, Python {about['python']}, "
         f"amkd_fast {about['amkd_fast']} at {about['commit']}, {about['date'][:10]}{load}"
     )
+
+
+def write(path: Path, found: dict[str, Any]) -> None:
+    """A file of results: an entry of a list a line, numbers to seven digits."""
+
+    def lines(value: Any) -> str:
+        if not (isinstance(value, list) and value):
+            return json.dumps(rounded(value), ensure_ascii=False)
+        return "[\n  " + ",\n  ".join(json.dumps(rounded(part), ensure_ascii=False) for part in value) + "\n ]"
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = ",\n ".join(f"{json.dumps(name)}: {lines(value)}" for name, value in found.items())
+    path.write_text(f"{{\n {text}\n}}\n")
+
+
+def rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: rounded(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [rounded(part) for part in value]
+    return float(f"{value:.7g}") if isinstance(value, float) else value
 
 
 def cores() -> int:

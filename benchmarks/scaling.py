@@ -7,9 +7,7 @@ goes along an axis until it would take longer or more memory than the limits, an
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from importlib import import_module
@@ -20,10 +18,10 @@ from typing import Any, NamedTuple
 import torch
 
 from benchmarks import contest, machine
-from benchmarks.compare import US, peak_bytes, race
+from benchmarks.compare import US, peak_bytes, timed
 from benchmarks.contest import Contestant, WrongResult
-from benchmarks.group import SHORT, Field, Group, no_gradient, prepare
-from benchmarks.interleave import QUICK, Patience, spread
+from benchmarks.group import Group, no_gradient, prepare
+from benchmarks.timing import QUICK, Patience
 
 SECONDS, BYTES = 1.0, 2e9  # of a call; who would take more stops
 PATIENCE = Patience(block=7e-3, rounds=9, seconds=0.0, most=3.0, fewest=5)
@@ -54,11 +52,11 @@ AXES = (
     Axis("kl_div-B", "kl_div, K = 1000, fp32", "kl", "B", (16, 128, 1024, 8192),
          lambda kl, size: kl.kl_div(size, 1000, FP32), ("max-autotune", "softmax target")),
     Axis("triplet_hard-N", "triplet hard, D = 128, 16 classes, fp32", "triplet", "N", (64, 256, 1024, 4096),
-         lambda triplet, size: triplet.hard(size, 128, 16, FP32)),
+         lambda triplet, size: triplet.hard(size, 128, 16)),
     Axis("triplet_hard-D", "triplet hard, N = 1024, 16 classes, fp32", "triplet", "D", (16, 128, 512, 2048),
-         lambda triplet, size: triplet.hard(1024, size, 16, FP32)),
+         lambda triplet, size: triplet.hard(1024, size, 16)),
     Axis("triplet_all-N", "triplet all, D = 128, 16 classes, fp32", "triplet", "N", (64, 256, 512, 1024),
-         lambda triplet, size: triplet.every(size, 128, 16, FP32)),
+         lambda triplet, size: triplet.every(size, 128, 16)),
     Axis("attack_linf-B", "attack_step linf, [B, 3, 32, 32], fp32", "attack", "B", (16, 64, 256, 2048),
          lambda attack, size: attack.step("linf", size)),
     Axis("attack_boundary-B", "attack_step boundary, [B, 3, 32, 32], fp32", "attack", "B", (16, 64, 256, 2048),
@@ -76,36 +74,20 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="two rounds: shows that it runs, not how fast")
     options = parser.parse_args(arguments)
     machine.use_threads()
-    path = None if options.only or options.quick else options.output / f"scaling-{options.device}.json"
-    result = measured([axis for axis in AXES if options.only in axis.name], options.device, options.quick, path)
-    for line in result["wrong"]:
-        print(f"WRONG, not timed: {line}")
-    return 1 if result["wrong"] else 0
-
-
-def measured(axes: list[Axis], device: str, quick: bool, path: Path | None = None) -> dict[str, Any]:
-    """What the JSON file holds; a line a point is printed on the way.
-
-    The file at ``path`` is written after each axis, so that a run which is stopped leaves what it has.
-    """
-    start = time.perf_counter()
     found: dict[str, Any] = {
-        "kind": "scaling",
-        "device": device,
-        "machine": machine.describe(),
-        "quick": quick,
-        "most": {"seconds": SECONDS, "bytes": BYTES},
-        "axes": [],
-        "wrong": [],
+        **{"kind": "scaling", "device": options.device, "machine": machine.describe(), "quick": options.quick},
+        **{"most": {"seconds": SECONDS, "bytes": BYTES}, "axes": [], "wrong": []},
     }
     print(f"scaling: {machine.in_words(found['machine'])}", flush=True)
-    for axis in axes:
-        found["axes"].append(along(axis, device, QUICK if quick else PATIENCE, found["wrong"]))
-        found["seconds"] = time.perf_counter() - start
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(found, indent=1) + "\n")
-    return found
+    for axis in AXES:
+        if options.only not in axis.name:
+            continue
+        found["axes"].append(along(axis, options.device, QUICK if options.quick else PATIENCE, found["wrong"]))
+        if not (options.only or options.quick):  # after each axis, so that a run which is stopped leaves what it has
+            machine.write(options.output / f"scaling-{options.device}.json", found)
+    for line in found["wrong"]:
+        print(f"WRONG, not timed: {line}")
+    return 1 if found["wrong"] else 0
 
 
 def along(axis: Axis, device: str, patience: Patience, wrong: list[str]) -> dict[str, Any]:
@@ -166,30 +148,17 @@ def reduced(group: Group, axis: Axis, stopped: dict[str, Any], device: str) -> G
 
 def point(group: Group, size: int, device: str, patience: Patience) -> dict[str, Any]:
     """Everybody at one size: time of both directions where there are two, peak of memory, errors."""
-    field: Field = prepare(group, device)
-    direction = group.directions[-1]
-    entries = list(field.errors)
+    field = prepare(group, device)
     with no_gradient(field.inputs):
-        peaks = {entry: peak_bytes(entry, group, field, device) for entry in entries}
-    limit, _, times = race(group, device, direction, field, patience)
-    return {
-        "size": size,
-        "sizes": group.sizes,
-        "dtype": SHORT[group.dtype],
-        "direction": direction,
-        "rounds": len(times[entries[0]]),
-        "limit": limit and limit._asdict(),
-        "contestants": {
-            entry.title: {
-                "ours": entry.ours,
-                "us": spread(times[entry], US),
-                "peak_bytes": peaks[entry],
-                **field.errors[entry]._asdict(),
-            }
-            for entry in entries
-        },
-        "left_out": field.left_out,
+        peaks = {entry.title: peak_bytes(entry, group, field, device) for entry in field.errors}
+    row, _ = timed(group, device, group.directions[-1], field, patience)
+    kept = ("ours", "us", "value", "grad")
+    row["contestants"] = {
+        title: {**{name: entry[name] for name in kept}, "peak_bytes": peaks[title]}
+        for title, entry in row["contestants"].items()
     }
+    names = ("sizes", "dtype", "direction", "rounds", "limit", "contestants", "left_out")
+    return {"size": size, **{name: row[name] for name in names}}
 
 
 def beyond(points: list[dict[str, Any]], title: str, size: int) -> str | None:

@@ -1,4 +1,4 @@
-"""Launches, waiting, and the selection at its largest: ``python -m benchmarks.gpu.checks [--out FILE] [--dry-run]``.
+"""GPU checks: launches, waiting, and the selection at its largest: ``python -m benchmarks.gpu.checks [--out FILE]``.
 
 Times are compared by ``python -m benchmarks.compare --device cuda``. ``--dry-run`` goes through it all on a CPU, where
 launches cannot be counted and sizes are small. The exit code is 1 when a check failed.
@@ -9,50 +9,92 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+import torch
+
 from amkd_fast import backends
-from benchmarks import contest
-from benchmarks.gpu import calls, kernels, script, selection
-from benchmarks.gpu.calls import Call
-from benchmarks.gpu.guard import caught, waits
+from amkd_fast.ops.triplet.distances import pairwise
+from benchmarks import contest, memory
+from benchmarks.gpu import calls, profile, script
+from benchmarks.groups import triplet
+
+SAMPLE = 64  # anchors that are held against fp64
+BYTES_A_ROW = 1024  # far more than indices and candidates take, far less than a row of an N×N matrix
+CLOSE = 1e-6
 
 
 def operations(device: str, faults: list[str]) -> list[dict[str, Any]]:
     """Launches of every small call by every backend that runs here, and where it waits for the device."""
     rows = []
     for call in calls.small():
-        for name in contest.backend_names(call.family, device):
-            with caught(f"{name} {call}", faults), backends.backend(name):
-                rows.append({"call": str(call), "backend": name, **look(call, name, device, faults)})
+        for name in contest.backend_names(call.group.family, device):
+            with script.caught(f"{name} {call}", faults), backends.backend(name):
+                run, promised = call.make(device), call.launches.get(name)
+                run()
+                waited = script.waits(run, device)
+                if waited:
+                    faults.append(f"{name} {call} waits for the device: {waited}")
+                count = len(profile.on_device(profile.traced(run, device))) if device == "cuda" else None
+                if None not in (count, promised) and count > promised:
+                    faults.append(f"{name} {call}: {count} launches, promised are {promised}")
+                row = {"call": str(call), "backend": name, "launches": count, "promised": promised, "waits": waited}
+                rows.append(row)
     return rows
 
 
-def look(call: Call, backend: str, device: str, faults: list[str]) -> dict[str, Any]:
-    run, promised = call.make(device), call.launches.get(backend)
-    run()
-    waited = waits(run, device)
-    if waited:
-        faults.append(f"{backend} {call} waits for the device: {waited}")
-    count = kernels.launches(run, device)
-    if None not in (count, promised) and count > promised:
-        faults.append(f"{backend} {call}: {count} launches, promised are {promised}")
-    return {"launches": count, "promised": promised, "waits": waited}
+def selection(device: str, faults: list[str]) -> list[dict[str, Any]]:
+    """Whether triplets of many rows are those that fp64 finds, and what the search holds meanwhile."""
+    cuda, dtype = device == "cuda", torch.bfloat16 if device == "cuda" else torch.float32
+    searched, largest, width = (16384, 65536, 512) if cuda else (512, 1024, 64)
+    rows = []
+    for name in contest.backend_names("triplet", device):
+        with backends.backend(name):
+            wrong = worse(*labelled(searched, width, dtype, device))
+            inputs, search = labelled(largest, width, dtype, device), triplet.selector(device)
+            search(*inputs)
+            peak = memory.peak_bytes(lambda inputs=inputs, search=search: search(*inputs), device)
+        rows.append({"backend": name, "wrong": wrong, "held": f"[{largest}, {width}]", "peak_bytes": peak})
+        if wrong:
+            faults.append(f"{name}: {wrong} of {SAMPLE} anchors among {searched} have a worse pair than fp64 finds")
+        if cuda and peak > BYTES_A_ROW * largest:
+            allowed = BYTES_A_ROW * largest / 2**20
+            faults.append(f"{name} selection of {largest}: holds {peak / 2**20:.0f} MiB, allowed is {allowed:.0f}")
+    return rows
+
+
+def labelled(count: int, width: int, dtype: torch.dtype, device: str) -> tuple[torch.Tensor, torch.Tensor]:
+    rows = torch.randn(count, width, device=device, generator=torch.Generator(device).manual_seed(0))
+    return rows.to(dtype), torch.arange(count, device=device) % 64
+
+
+def worse(rows: torch.Tensor, labels: torch.Tensor) -> int:
+    """How many of some anchors have a worse positive or negative than fp64 finds."""
+    count = len(rows)
+    positive, negative = triplet.selector(rows.device.type)(rows, labels)
+    some = torch.arange(0, count, max(1, count // SAMPLE), device=rows.device)
+    d = pairwise(rows[some].double(), rows.double(), "euclidean")
+    same = labels[some, None] == labels
+    itself = some[:, None] == torch.arange(count, device=rows.device)
+    farthest = d.masked_fill(~same | itself, -torch.inf).amax(1)
+    nearest = d.masked_fill(same, torch.inf).amin(1)
+    at = torch.arange(len(some), device=rows.device)
+    wrong = (d[at, positive[some]] - farthest).abs() > CLOSE * farthest
+    wrong |= (d[at, negative[some, 0]] - nearest).abs() > CLOSE * nearest
+    return int(wrong.sum())
 
 
 def table(report: dict[str, Any]) -> str:
-    lines = [f"{'call':44}{'backend':9}{'launches':>9}{'promised':>9}  waits"]
+    lines = [f"{'call':64}{'backend':9}{'launches':>9}{'promised':>9}  waits"]
     for row in report.get("operations", []):
         counts = "".join(f"{'-' if row[key] is None else row[key]:>9}" for key in ("launches", "promised"))
-        lines.append(f"{row['call']:44}{row['backend']:9}{counts}  {row['waits'] or 'no'}")
+        lines.append(f"{row['call']:64}{row['backend']:9}{counts}  {row['waits'] or 'no'}")
     for row in report.get("selection", []):
-        held = f"{row['held']} holds {row['peak_bytes'] / 2**20:.1f} MiB beyond its inputs"
-        lines.append(f"{row['backend']:9}{row['wrong']} anchors with a worse pair than fp64; {held}")
+        held = f"of {row['held']} holds {row['peak_bytes'] / 2**20:.1f} MiB beyond its inputs"
+        lines.append(f"{row['backend']:9}{row['wrong']} anchors with a worse pair than fp64 finds; {held}")
     return "\n".join(lines)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options = script.options(__doc__, arguments)
-    parts = {"operations": operations, "selection": selection.check}
-    return script.run("gpu checks", options, parts, table)
+    return script.run(__doc__, arguments, {"operations": operations, "selection": selection}, table)
 
 
 if __name__ == "__main__":

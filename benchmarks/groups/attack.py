@@ -13,9 +13,9 @@ import amkd_fast as af
 from amkd_fast import backends
 from amkd_fast.ops.attack import BoundaryBases
 from benchmarks import contest
+from benchmarks.baselines import attack as baselines
 from benchmarks.contest import Answer, Contestant, Errors, WrongResult
-from benchmarks.group import Group, Target
-from benchmarks.peers import attack as peers
+from benchmarks.group import Goal, Group
 from benchmarks.roofline import Work
 
 LOWER, UPPER = 0.0, 1.0
@@ -28,6 +28,7 @@ LIMIT = 64  # bases out of a batch
 BALLS = {"linf": (STEP_SIZE, EPS), "l2": (L2_STEP, L2_EPS), "l1": (L1_STEP, L1_EPS)}
 STEPS = (*BALLS, "boundary", "newton")  # the position is the operator's `rule` number
 OUT_GIVEN, KERNEL = "out given", "kernel alone"
+LOGITS = ((64, 10), (256, 100))  # rows and classes
 
 
 def groups() -> list[Group]:
@@ -39,14 +40,9 @@ def groups() -> list[Group]:
         step("boundary", 64, speedup=5.0),
         step("boundary", 256, speedup=10.0),
         *(step(rule, count) for rule in ("l2", "l1", "newton") for count in (64, 256)),
-        boundary_objective(64, 10),
-        boundary_objective(256, 100),
-        ce_objective(64, 10),
-        ce_objective(256, 100),
-        bases(256, 10, 10.0),
-        bases(256, 100, 10.0),
-        svgd(64, 4),
-        svgd(128, 8),
+        *(objective(rows, classes) for objective in (boundary_objective, ce_objective) for rows, classes in LOGITS),
+        *(bases(256, classes, 10.0) for classes in (10, 100)),
+        *(svgd(*shape) for shape in ((64, 4), (128, 8))),
     ]
 
 
@@ -75,25 +71,18 @@ def step(
         return tuple(found) if rule in BALLS else (*found, gap.to(device))
 
     # The least that moves: the images, their gradient and the result; the clean images where there is a ball.
-    passes = 4 if rule in BALLS else 3
-    work = {"forward": Work(passes * math.prod(shape) * dtype.itemsize)}
-    targets = () if speedup is None else tuple(
-        Target(4, "speed-up", speedup, f"eager {rule} step", "forward", form) for form in ("", KERNEL)
-    )  # fmt: skip
-    return Group(
-        "attack",
+    work = Work((4 if rule in BALLS else 3) * math.prod(shape) * dtype.itemsize)
+    bounds = () if speedup is None else (("", speedup), (KERNEL, speedup))
+    return _group(
         f"attack_step {rule}{' channels_last' if memory_format == torch.channels_last else ''}",
         {"B": count, "C": channels, "H": side, "W": side},
-        dtype,
         inputs,
         public_step(rule),
         lambda: rivals_of_step(rule),
         work,
-        ("forward",),
+        dtype,
         forms=lambda: {OUT_GIVEN: written_to(public_step(rule)), KERNEL: written_to(kernel(rule))},
-        verify=verify,
-        truth=truth,
-        targets=targets,
+        goals=tuple(Goal("speed-up", bound, f"eager {rule} step", "forward", form) for form, bound in bounds),
     )
 
 
@@ -144,11 +133,11 @@ def written_to(call: Callable[..., Tensor]) -> Callable[..., Tensor]:
 def rivals_of_step(rule: str) -> list[Contestant]:
     size = BALLS.get(rule, (NEWTON_STEP if rule == "newton" else BOUNDARY_STEP,))
     write = {
-        "linf": peers.linf_step,
-        "l2": peers.l2_step,
-        "l1": lambda *numbers: peers.l1_step(*numbers, TOP),
-        "boundary": peers.boundary_step,
-        "newton": peers.newton_step,
+        "linf": baselines.linf_step,
+        "l2": baselines.l2_step,
+        "l1": lambda *numbers: baselines.l1_step(*numbers, TOP),
+        "boundary": baselines.boundary_step,
+        "newton": baselines.newton_step,
     }[rule]
     return write(*size, LOWER, UPPER)
 
@@ -170,20 +159,14 @@ def svgd(count: int, particles: int, channels: int = 3, side: int = 32) -> Group
     size, image = math.prod(shape), channels * side * side
     # Distances of all pairs, and for each particle a gradient and a position of every other one.
     products = count * image * (particles * (particles - 1) // 2 + 2 * particles**2)
-    return Group(
-        "attack",
-        "svgd_step",
-        {"B": count, "n": particles, "C": channels, "H": side, "W": side},
-        torch.float32,
-        inputs,
-        ours,
-        lambda: peers.svgd_step(STEP_SIZE, EPS, LOWER, UPPER),
-        {"forward": Work((3 * size + count * image) * 4, products=products)},
-        ("forward",),
-        forms=lambda: {OUT_GIVEN: written_to(ours)},
-        verify=verify_signs,
-        truth=truth,
-    )
+    work = Work((3 * size + count * image) * 4, products=products)
+    sizes, rivals = {"B": count, "n": particles, "C": channels, "H": side, "W": side}, _svgd_rivals
+    more = {"forms": lambda: {OUT_GIVEN: written_to(ours)}, "verify": verify_signs}
+    return _group("svgd_step", sizes, inputs, ours, rivals, work, **more)
+
+
+def _svgd_rivals() -> list[Contestant]:
+    return baselines.svgd_step(STEP_SIZE, EPS, LOWER, UPPER)
 
 
 def boundary_objective(rows: int, classes: int) -> Group:
@@ -198,52 +181,40 @@ def boundary_objective(rows: int, classes: int) -> Group:
         return logits, base, (base + shift) % classes
 
     work = Work(2 * rows * classes * 4 + rows * (2 * 8 + 4 + 8 + 1))
-    return _of_logits("attack_objective boundary", rows, classes, inputs, ours, peers.boundary_objective, work)
+    sizes, rivals = {"B": rows, "K": classes}, baselines.boundary_objective
+    return _group("attack_objective boundary", sizes, inputs, ours, rivals, work)
 
 
 def ce_objective(rows: int, classes: int) -> Group:
-    def ours(logits: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
-        return af.attack_objective(logits, labels)
-
     def inputs(device: str) -> tuple[Tensor, ...]:
         logits, _, labels = drawn(rows, classes, device)
         return logits, labels
 
     work = Work(2 * rows * classes * 4 + rows * (8 + 4 + 8 + 1), rows * classes)
-    return _of_logits("attack_objective ce", rows, classes, inputs, ours, peers.ce_objective, work)
+    sizes, rivals = {"B": rows, "K": classes}, baselines.ce_objective
+    return _group("attack_objective ce", sizes, inputs, af.attack_objective, rivals, work)
 
 
-def bases(rows: int, classes: int, speedup: float) -> Group:
+def bases(rows: int, classes: int, speedup: float | None = None) -> Group:
     """At most :data:`LIMIT` rows come out, each with three classes or places and a flag."""
 
     def ours(student: Tensor, teacher: Tensor, labels: Tensor) -> BoundaryBases:
         return af.select_boundary_bases(student, teacher, labels, LIMIT, seed=1)
 
     def rivals() -> list[Contestant]:
-        return [Contestant(peers.PUBLIC_BASES, peers.public_bases(LIMIT))]
+        return [Contestant(baselines.PUBLIC_BASES, baselines.public_bases(LIMIT))]
+
+    def inputs(device: str) -> tuple[Tensor, ...]:
+        return drawn(rows, classes, device)
 
     work = Work(rows * (2 * classes * 4 + 8) + LIMIT * (3 * 8 + 1), 2 * rows * classes)
-    target = Target(4, "speed-up", speedup, peers.PUBLIC_BASES, "forward")
-    return _of_logits(
-        "select_boundary_bases", rows, classes, lambda device: drawn(rows, classes, device), ours, rivals, work, target
-    )
+    goals = () if speedup is None else (Goal("speed-up", speedup, baselines.PUBLIC_BASES, "forward"),)
+    return _group("select_boundary_bases", {"B": rows, "K": classes}, inputs, ours, rivals, work, goals=goals)
 
 
-def _of_logits(name, rows, classes, inputs, ours, rivals, work, *targets) -> Group:
-    return Group(
-        "attack",
-        name,
-        {"B": rows, "K": classes},
-        torch.float32,
-        inputs,
-        ours,
-        rivals,
-        {"forward": work},
-        ("forward",),
-        verify=verify,
-        truth=truth,
-        targets=targets,
-    )
+def _group(name, sizes, inputs, ours, rivals, work, dtype=torch.float32, **more) -> Group:
+    more = {"directions": ("forward",), "verify": verify, "truth": truth, **more}
+    return Group("attack", name, sizes, dtype, inputs, ours, rivals, {"forward": work}, **more)
 
 
 def drawn(rows: int, classes: int, device: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -278,7 +249,7 @@ def verify(entry: Contestant, given: tuple[Tensor, ...], expected: Any) -> Error
             largest = max(largest, contest.verify(one, given, Answer(wanted, None)).value)
         elif not torch.equal(part, wanted):
             raise WrongResult(f"{entry.name}: whole numbers differ from the reference's")
-    if entry.name == peers.PUBLIC_BASES:
+    if entry.name == baselines.PUBLIC_BASES:
         check_draws(entry, given, expected)
     return Errors(largest, None)
 

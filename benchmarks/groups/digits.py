@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from amkd_fast.distill.methods import COUNTS, Batch, Losses, Moment
 from amkd_fast.distill.settings import METHODS, Settings
+from benchmarks.baselines import there
 from benchmarks.contest import Contestant, Errors, WrongResult
 from benchmarks.group import Group
-from benchmarks.peers import there
 
 SETTINGS = Settings(teacher_epochs=8, epochs=12)
 MOMENT = Moment(epoch=10, epochs=60, draw=7)  # when the zoo attacks, too
@@ -27,7 +27,7 @@ SAME = 1e-3  # relative to the largest; of loss and gradients against the step o
 
 
 def groups() -> list[Group]:
-    """None without what trains a student; ``peers.missing`` names it."""
+    """None without what trains a student; ``baselines.missing`` names it."""
     return [digits_step(name) for name in METHODS] if there("lightning") and there("scikit-learn") else []
 
 
@@ -61,18 +61,11 @@ def digits_step(name: str) -> Group:
         attack = ours(*inputs(device)).attack
         return {} if attack is None else dict(zip(COUNTS, attack.tolist(), strict=True))
 
+    # No operation of ours is in a student alone: the reference's is the same step.
+    more = {"directions": ("forward",), "reference": name != "student", "extras": extras}
+    sizes = {"B": SETTINGS.batch_size}
     return Group(
-        "training",
-        f"digits step {name}",
-        {"B": SETTINGS.batch_size},
-        torch.float32,
-        inputs,
-        ours,
-        directions=("forward",),
-        reference=name != "student",  # no operation of ours is in that: it is the same step
-        verify=verify,
-        truth=truth,
-        extras=extras,
+        "training", f"digits step {name}", sizes, torch.float32, inputs, ours, verify=verify, truth=truth, **more
     )
 
 
@@ -100,9 +93,8 @@ def taken(name: str, device: str) -> tuple[Callable[[Batch], Losses], nn.Module]
     data, teacher, student = networks(device)
     student = copy.deepcopy(student).train().requires_grad_()
     method = choice.method(name, SETTINGS, data)
-    optimizer = torch.optim.SGD(
-        student.parameters(), lr=0.0, momentum=SETTINGS.momentum, weight_decay=SETTINGS.weight_decay
-    )
+    options = {"momentum": SETTINGS.momentum, "weight_decay": SETTINGS.weight_decay}
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.0, **options)
 
     def step(batch: Batch) -> Losses:
         optimizer.zero_grad()

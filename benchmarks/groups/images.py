@@ -13,10 +13,10 @@ import amkd_fast as af
 from amkd_fast import philox
 from amkd_fast.ops.images.reference import STREAM
 from benchmarks import contest
+from benchmarks.baselines import images as baselines
+from benchmarks.baselines import there
 from benchmarks.contest import Answer, Contestant, Errors, WrongResult
-from benchmarks.group import Group, Target
-from benchmarks.peers import images as peers
-from benchmarks.peers import there
+from benchmarks.group import Goal, Group
 from benchmarks.roofline import Work
 
 ROWS = 20_000  # of the data set: more than a cache holds
@@ -44,24 +44,10 @@ def crop_flip(batch: int, rows: int = ROWS, side: int = 32) -> Group:
     def ours(pixels: Tensor, index: Tensor, shift: Tensor, *_) -> Tensor:
         return af.crop_flip(pixels, index, scale=SCALE, shift=shift, pad=PAD, flip=True, seed=SEED)
 
-    def truth(call: Any, given: tuple[Any, ...]) -> Answer:
-        """Levels are whole numbers, and the result is in fp32 whatever comes in: the specification as it is."""
-        return contest.answer(contest.reference(call), given)
-
     numbers = batch * len(SHIFT) * side**2
-    return Group(
-        "images",
-        "crop_flip",
-        {"B": batch, "C": len(SHIFT), "H": side, "W": side},
-        torch.float32,
-        inputs,
-        ours,
-        lambda: peers.crop_flip(SCALE),
-        {"forward": Work(numbers * (1 + 4))},  # a byte in, four out
-        directions=("forward",),
-        verify=partial(contest.verify, limit=LIMIT),
-        truth=truth,
-    )
+    work, sizes = Work(numbers * (1 + 4)), {"B": batch, "C": len(SHIFT), "H": side, "W": side}  # a byte in, four out
+    rivals, verify = partial(baselines.crop_flip, SCALE), partial(contest.verify, limit=LIMIT)
+    return _group("crop_flip", sizes, torch.float32, inputs, ours, rivals, work, verify)
 
 
 def joint_augment(batch: int, side: int = 32) -> Group:
@@ -73,7 +59,7 @@ def joint_augment(batch: int, side: int = 32) -> Group:
         )
         if not there("pillow"):
             return pixels.to(device), None
-        from benchmarks.peers import pillow
+        from benchmarks.baselines import pillow
 
         return pixels.to(device), pillow.draws(SEED, range(batch), 0.5, (side, side))
 
@@ -86,20 +72,16 @@ def joint_augment(batch: int, side: int = 32) -> Group:
             raise WrongResult(f"{entry.name}: {difference} levels from the specification")
         return Errors(difference / 255, None)
 
+    rivals, work = partial(baselines.joint_augment, FILL), Work(2 * batch * 3 * side**2)
+    goals = (Goal("speed-up", 10.0, "pillow", direction="forward"),) if batch == 256 else ()
+    sizes = {"B": batch, "C": 3, "H": side, "W": side}
+    return _group("joint_augment", sizes, torch.uint8, inputs, ours, rivals, work, verify, goals)
+
+
+def _group(name, sizes, dtype, inputs, ours, rivals, work, verify, goals=()) -> Group:
     def truth(call: Any, given: tuple[Any, ...]) -> Answer:
+        """Levels are whole numbers, and the result has one dtype whatever comes in: the specification as it is."""
         return contest.answer(contest.reference(call), given)
 
-    return Group(
-        "images",
-        "joint_augment",
-        {"B": batch, "C": 3, "H": side, "W": side},
-        torch.uint8,
-        inputs,
-        ours,
-        lambda: peers.joint_augment(FILL),
-        {"forward": Work(2 * batch * 3 * side**2)},
-        directions=("forward",),
-        verify=verify,
-        truth=truth,
-        targets=(Target(7, "speed-up", 10.0, "pillow", direction="forward"),) if batch == 256 else (),
-    )
+    more = {"directions": ("forward",), "verify": verify, "truth": truth, "goals": goals}
+    return Group("images", name, sizes, dtype, inputs, ours, rivals, {"forward": work}, **more)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable
 from functools import partial
 
 import torch
 from torch import Tensor
 
 import amkd_fast as af
-from benchmarks.group import Group, Target
-from benchmarks.peers import kl as peers
+from benchmarks.baselines import kl as baselines
+from benchmarks.contest import Contestant
+from benchmarks.group import Goal, Group
 from benchmarks.roofline import Work
 
 TEMPERATURE = 4.0
@@ -32,71 +33,48 @@ def groups() -> list[Group]:
         distillation_loss(128, 100, fp32, 3.0),
         distillation_loss(256, 1000, fp32),
         distillation_loss(256, 1000, bf16),
-        dkd_loss(256, 100, fp32, Target(7, "speed-up", 3.0)),
-        dkd_loss(128, 10, fp32),
-        dkd_loss(256, 1000, fp32),
-        consistency(128, 10, fp32),
-        consistency(256, 100, fp32),
-        standardised(128, 10, fp32),
-        standardised(256, 100, fp32),
+        dkd_loss(256, 100, fp32, 3.0),
+        *(dkd_loss(*shape, fp32) for shape in ((128, 10), (256, 1000))),
+        *(consistency(*shape, fp32) for shape in ((128, 10), (256, 100))),
+        *(standardised(*shape, fp32) for shape in ((128, 10), (256, 100))),
     ]
 
 
 def kl_div(
     rows: int, classes: int, dtype: torch.dtype, speedup: float | None = None, divergence: str = "forward"
 ) -> Group:
-    def ours(student: Tensor, teacher: Tensor) -> Tensor:
-        return af.kl_div(student, teacher, TEMPERATURE, divergence=divergence)
-
     name = "kl_div" if divergence == "forward" else f"kl_div {divergence}"
-    return _group(name, rows, classes, dtype, ours, lambda: peers.kl(TEMPERATURE, divergence), 2, speedup)
+    ours = partial(af.kl_div, temperature=TEMPERATURE, divergence=divergence)
+    return _group(name, (rows, classes), dtype, ours, lambda: baselines.kl(TEMPERATURE, divergence), speedup)
 
 
 def soft_cross_entropy(rows: int, classes: int, dtype: torch.dtype) -> Group:
-    def ours(student: Tensor, teacher: Tensor) -> Tensor:
-        return af.soft_cross_entropy(student, teacher, TEMPERATURE)
-
-    return _group(
-        "soft_cross_entropy", rows, classes, dtype, ours, lambda: peers.soft_cross_entropy(TEMPERATURE), 2, None
-    )
+    ours = partial(af.soft_cross_entropy, temperature=TEMPERATURE)
+    rivals = partial(baselines.soft_cross_entropy, TEMPERATURE)
+    return _group("soft_cross_entropy", (rows, classes), dtype, ours, rivals)
 
 
 def distillation_loss(rows: int, classes: int, dtype: torch.dtype, speedup: float | None = None) -> Group:
-    weights = {"ce_weight": CE_WEIGHT, "kl_weight": KL_WEIGHT}
+    """One exponential more: of the student's logits at temperature 1."""
 
     def ours(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+        weights = {"ce_weight": CE_WEIGHT, "kl_weight": KL_WEIGHT}
         return af.distillation_loss(student, teacher, labels, temperature=TEMPERATURE, **weights).total
 
-    # One exponential more: of the student's logits at temperature 1.
-    return _group(
-        "distillation_loss",
-        rows,
-        classes,
-        dtype,
-        ours,
-        lambda: peers.distillation(TEMPERATURE, CE_WEIGHT, KL_WEIGHT),
-        3,
-        speedup,
-        labelled=True,
-    )
+    rivals = partial(baselines.distillation, TEMPERATURE, CE_WEIGHT, KL_WEIGHT)
+    return _group("distillation_loss", (rows, classes), dtype, ours, rivals, speedup, exponentials=3, labelled=True)
 
 
-def dkd_loss(rows: int, classes: int, dtype: torch.dtype, *targets: Target) -> Group:
-    def ours(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
-        return af.dkd_loss(student, teacher, labels, TEMPERATURE)
-
-    group = _group(
-        "dkd_loss", rows, classes, dtype, ours, lambda: peers.decoupled(TEMPERATURE, 1.0, 8.0), 2, None, labelled=True
-    )
-    return replace(group, targets=targets)
+def dkd_loss(rows: int, classes: int, dtype: torch.dtype, speedup: float | None = None) -> Group:
+    ours = partial(af.dkd_loss, temperature=TEMPERATURE)
+    rivals = partial(baselines.decoupled, TEMPERATURE, 1.0, 8.0)
+    return _group("dkd_loss", (rows, classes), dtype, ours, rivals, speedup, labelled=True)
 
 
 def standardised(rows: int, classes: int, dtype: torch.dtype) -> Group:
-    def ours(student: Tensor, teacher: Tensor) -> Tensor:
-        return af.standardised_kl_div(student, teacher, TEMPERATURE)
-
-    rivals = partial(peers.standardised, TEMPERATURE)
-    return _group("standardised_kl_div", rows, classes, dtype, ours, rivals, 2, None)
+    ours = partial(af.standardised_kl_div, temperature=TEMPERATURE)
+    rivals = partial(baselines.standardised, TEMPERATURE)
+    return _group("standardised_kl_div", (rows, classes), dtype, ours, rivals)
 
 
 def consistency(rows: int, classes: int, dtype: torch.dtype) -> Group:
@@ -106,40 +84,37 @@ def consistency(rows: int, classes: int, dtype: torch.dtype) -> Group:
         (student, augmented), (teacher, augmented_teacher) = students.unbind(), teachers.unbind()
         return af.consistency_kl(student, teacher, augmented, augmented_teacher, TEMPERATURE).total
 
-    def inputs(device: str) -> tuple[Tensor, Tensor]:
-        draws = torch.Generator().manual_seed(0)
-        drawn = (torch.randn(2, rows, classes, generator=draws).mul_(3.0).to(device, dtype) for _ in range(2))
-        students, teachers = drawn
-        return students.requires_grad_(), teachers
-
-    size, count = 4 * rows * classes * dtype.itemsize, 4 * rows * classes
-    # All four are read in each direction, and half as much is written.
-    work = {
-        "forward": Work(size, count),
-        "backward": Work(3 * size // 2, count),
-        "both": Work(5 * size // 2, 2 * count, launches=2),
-    }
-    rivals = partial(peers.consistency, TEMPERATURE)
-    return Group("kl", "consistency_kl", {"B": rows, "K": classes}, dtype, inputs, ours, rivals, work)
+    rivals = partial(baselines.consistency, TEMPERATURE)
+    return _group("consistency_kl", (2, rows, classes), dtype, ours, rivals)
 
 
-def _group(name, rows, classes, dtype, ours, rivals, exponentials, speedup, labelled=False) -> Group:
-    """``exponentials`` a logit and direction."""
+def _group(
+    name: str,
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    ours: Callable[..., Tensor],
+    rivals: Callable[[], list[Contestant]],
+    speedup: float | None = None,
+    exponentials: int = 2,  # a pair of logits and direction
+    labelled: bool = False,
+) -> Group:
+    rows, classes = shape[-2:]
 
     def inputs(device: str) -> tuple[Tensor, ...]:
         draws = torch.Generator().manual_seed(0)
-        drawn = (torch.randn(rows, classes, generator=draws).mul_(3.0).to(device, dtype) for _ in range(2))
+        drawn = (torch.randn(shape, generator=draws).mul_(3.0).to(device, dtype) for _ in range(2))
         student, teacher = drawn
         labels = (torch.randint(classes, (rows,), generator=draws).to(device),) if labelled else ()
         return student.requires_grad_(), teacher, *labels
 
-    size = rows * classes * dtype.itemsize
+    count = torch.Size(shape).numel()
+    size = count * dtype.itemsize
     # Student and teacher are read in each direction, as a backward pass that comes later cannot have kept them in a
     # cache; it also writes the gradient.
     work = {
-        "forward": Work(2 * size, exponentials * rows * classes),
-        "backward": Work(3 * size, exponentials * rows * classes),
-        "both": Work(5 * size, 2 * exponentials * rows * classes, launches=2),
+        "forward": Work(2 * size, exponentials * count),
+        "backward": Work(3 * size, exponentials * count),
+        "both": Work(5 * size, 2 * exponentials * count, launches=2),
     }
-    targets = () if speedup is None else (Target(2, "speed-up", speedup),)
-    return Group("kl", name, {"B": rows, "K": classes}, dtype, inputs, ours, rivals, work, targets=targets)
+    goals = () if speedup is None else (Goal("speed-up", speedup),)
+    return Group("kl", name, {"B": rows, "K": classes}, dtype, inputs, ours, rivals, work, goals=goals)

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 import amkd_fast as af
+from benchmarks.baselines import relations as baselines
 from benchmarks.contest import Contestant
-from benchmarks.group import Group, Target
-from benchmarks.peers import relations as peers
+from benchmarks.group import Goal, Group
 from benchmarks.roofline import Work
 
 # A twentieth of the 336 MB that the eager form holds at its peak at B = 256, D = 128.
@@ -20,19 +20,19 @@ MEMORY = 16.8e6
 def groups() -> list[Group]:
     fp32 = torch.float32
     return [
-        angle(256, 128, fp32, targets=(Target(7, "speed-up", 5.0), Target(7, "memory", MEMORY))),
+        angle(256, 128, fp32, goals=(Goal("speed-up", 5.0), Goal("memory", MEMORY))),
         angle(64, 64, fp32),
         distance(256, 128, fp32),
     ]
 
 
-def angle(rows: int, width: int, dtype: torch.dtype, targets: tuple[Target, ...] = ()) -> Group:
+def angle(rows: int, width: int, dtype: torch.dtype, goals: tuple[Goal, ...] = ()) -> Group:
     """A triple costs the dozen operations of its cosines and their slope, whatever the width: none is a product."""
-    return _group("rkd_angle_loss", rows, width, dtype, af.rkd_angle_loss, peers.angle, targets)
+    return _group("rkd_angle_loss", rows, width, dtype, af.rkd_angle_loss, baselines.angle, goals)
 
 
 def distance(rows: int, width: int, dtype: torch.dtype) -> Group:
-    return _group("rkd_distance_loss", rows, width, dtype, af.rkd_distance_loss, peers.distance, ())
+    return _group("rkd_distance_loss", rows, width, dtype, af.rkd_distance_loss, baselines.distance, ())
 
 
 def _group(
@@ -42,7 +42,7 @@ def _group(
     dtype: torch.dtype,
     ours: Callable[[Tensor, Tensor], Tensor],
     rivals: Callable[[], list[Contestant]],
-    targets: tuple[Target, ...],
+    goals: tuple[Goal, ...],
 ) -> Group:
     def inputs(device: str) -> tuple[Tensor, Tensor]:
         draws = torch.Generator().manual_seed(0)
@@ -56,4 +56,4 @@ def _group(
         "backward": Work(2 * size, products=2 * pairs),
         "both": Work(4 * size, products=4 * pairs, launches=2),
     }
-    return Group("relations", name, {"B": rows, "D": width}, dtype, inputs, ours, rivals, work, targets=targets)
+    return Group("relations", name, {"B": rows, "D": width}, dtype, inputs, ours, rivals, work, goals=goals)

@@ -10,9 +10,9 @@ from torch import Tensor
 
 import amkd_fast as af
 from benchmarks import contest
+from benchmarks.baselines import segments as baselines
 from benchmarks.contest import Answer, Contestant
-from benchmarks.group import Group, Target
-from benchmarks.peers import segments as peers
+from benchmarks.group import Goal, Group
 from benchmarks.roofline import Work
 
 WEIGHTS = (0.25, 0.25, 0.5, 1.0)
@@ -38,29 +38,16 @@ def segment_mse(batch: int, dtype: torch.dtype, speedup: float | None = None, wi
         return af.segment_mse(segments[: len(shapes)], segments[len(shapes) :], WEIGHTS)
 
     def rivals() -> list[Contestant]:
-        return [entry._replace(call=_alone(entry.call, len(shapes))) for entry in peers.segment_mse(WEIGHTS)]
+        return [entry._replace(call=_alone(entry.call, len(shapes))) for entry in baselines.segment_mse(WEIGHTS)]
 
     size = dtype.itemsize * sum(torch.Size(shape).numel() for shape in shapes)
     # Both are read once and a gradient is written: where it is made from what is read for the loss, that is all. Then
     # neither direction says anything alone: one has the other's work in it.
     work = {"both": Work(3 * size, launches=2)}
-    targets = () if speedup is None else (Target(7, "speed-up", speedup),)
-    sizes = {"B": batch, "C": width, "H": side, "W": side}
-    call = _alone(ours, len(shapes))
-    judge = {"verify": partial(contest.verify, ask=answer), "truth": partial(contest.truth, ask=answer)}
-    return Group(
-        "segments",
-        "segment_mse",
-        sizes,
-        dtype,
-        inputs,
-        call,
-        rivals,
-        work,
-        directions=("both",),
-        targets=targets,
-        **judge,
-    )
+    goals = () if speedup is None else (Goal("speed-up", speedup),)
+    sizes, call = {"B": batch, "C": width, "H": side, "W": side}, _alone(ours, len(shapes))
+    more = {"verify": partial(contest.verify, ask=answer), "truth": partial(contest.truth, ask=answer), "goals": goals}
+    return Group("segments", "segment_mse", sizes, dtype, inputs, call, rivals, work, directions=("both",), **more)
 
 
 def _alone(call: Callable[..., Tensor], count: int) -> Callable[..., Tensor]:

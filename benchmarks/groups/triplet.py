@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -12,10 +13,10 @@ from torch import Tensor
 import amkd_fast as af
 from amkd_fast import backends
 from benchmarks import contest
+from benchmarks.baselines import triplet as baselines
+from benchmarks.baselines.triplet import METRIC_LEARNING
 from benchmarks.contest import Answer, Contestant, Errors
-from benchmarks.group import Group, Target
-from benchmarks.peers import triplet as peers
-from benchmarks.peers.triplet import METRIC_LEARNING
+from benchmarks.group import Goal, Group
 from benchmarks.roofline import Work
 
 MARGIN = 1.0
@@ -26,38 +27,30 @@ CHOICE_LIMIT = 1e-5  # of the distances of selected rows: equal ones may be exch
 PRODUCT_LIMIT = 1.35  # of the time of the matrix product
 
 Check = Callable[[Contestant, tuple[Any, ...], Any], Errors]
+FP32 = torch.float32
 
 
 def groups() -> list[Group]:
-    fp32 = torch.float32
+    largest = (*_faster({METRIC_LEARNING: 20.0, "compile cdist": 5.0, "eager tiled": 3.0}), Goal("memory", 24e6))
     return [
-        hard(128, 128, 16, fp32, targets=_faster({METRIC_LEARNING: 3.0})),
-        hard(1024, 128, 16, fp32, targets=_faster({METRIC_LEARNING: 15.0, "compile cdist": 5.0, "eager tiled": 3.0})),
-        hard(
-            4096,
-            128,
-            16,
-            fp32,
-            targets=(
-                *_faster({METRIC_LEARNING: 20.0, "compile cdist": 5.0, "eager tiled": 3.0}),
-                Target(3, "memory", 24e6),
-            ),
-        ),
-        hard(32768, 128, 16, fp32, targets=(Target(3, "memory", 1e9),)),
+        hard(128, 128, 16, goals=_faster({METRIC_LEARNING: 3.0})),
+        hard(1024, 128, 16, goals=_faster({METRIC_LEARNING: 15.0, "compile cdist": 5.0, "eager tiled": 3.0})),
+        hard(4096, 128, 16, goals=largest),
+        hard(32768, 128, 16, goals=(Goal("memory", 1e9),)),
         hard(1024, 128, 16, torch.bfloat16),
-        hard(1024, 128, 16, fp32, "cosine"),
-        semihard(1024, 128, 16, fp32),
-        semihard(1024, 128, 16, fp32, fallback=True),
-        topk(1024, 128, 16, 10, fp32),
+        hard(1024, 128, 16, distance="cosine"),
+        semihard(1024, 128, 16),
+        semihard(1024, 128, 16, fallback=True),
+        topk(1024, 128, 16, 10),
         *(
-            every(count, 128, classes, fp32, targets=_faster({METRIC_LEARNING: 100.0}))
+            every(count, 128, classes, goals=_faster({METRIC_LEARNING: 100.0}))
             for count in (512, 1024)
             for classes in (100, 10)
         ),
-        amkd(32, 128, 10, fp32),
-        mined(1024, 128, 16, fp32),
-        nearest_negatives(1024, 4096, 128, 16, 1, fp32),
-        *(select(count, 128, 16, fp32) for count in (1024, 4096)),
+        amkd(32, 128, 10),
+        mined(1024, 128, 16),
+        nearest_negatives(1024, 4096, 128, 16, 1),
+        *(select(count, 128, 16) for count in (1024, 4096)),
     ]
 
 
@@ -65,154 +58,82 @@ def hard(
     count: int,
     width: int,
     classes: int,
-    dtype: torch.dtype,
+    dtype: torch.dtype = FP32,
     distance: str = "euclidean",
-    targets: tuple[Target, ...] = (),
+    goals: tuple[Goal, ...] = (),
 ) -> Group:
     """From :data:`MATRIX` rows on ours alone, forward and backward together: who holds no matrix takes many seconds."""
-
-    def ours(rows: Tensor, labels: Tensor) -> Tensor:
-        return af.triplet_margin_loss(rows, labels, margin=MARGIN, distance=distance)
-
-    found = partial(
-        Group,
-        "triplet",
-        "triplet_margin_loss hard" + ("" if distance == "euclidean" else f" {distance}"),
-        {"N": count, "D": width, "classes": classes},
-        dtype,
-        _batch(count, width, classes, dtype),
-        ours,
-        work=_work(count * width * dtype.itemsize, count * count * width // 2),
-        targets=targets,
-    )
+    name = "hard" if distance == "euclidean" else f"hard {distance}"
+    loss = partial(_loss, name, count, width, classes, dtype, {"distance": distance}, goals=goals)
     if count < MATRIX:
-        return found(rivals=lambda: peers.hard(MARGIN, distance), reference=count <= 1024)
-    return found(
-        directions=("both",),
-        reference=False,
-        truth=lambda _, inputs: contest.truth(peers.tiled(MARGIN, distance), inputs),
-    )
+        return loss(rivals=lambda: baselines.hard(MARGIN, distance), reference=count <= 1024)
+    tiled = baselines.tiled(MARGIN, distance)
+    return loss(directions=("both",), reference=False, truth=lambda _, inputs: contest.truth(tiled, inputs))
 
 
-def semihard(count: int, width: int, classes: int, dtype: torch.dtype, fallback: bool = False) -> Group:
-    def ours(rows: Tensor, labels: Tensor) -> Tensor:
-        return af.triplet_margin_loss(rows, labels, margin=MARGIN, mining="semihard", semihard_fallback=fallback)
-
-    return Group(
-        "triplet",
-        "triplet_margin_loss semihard" + (" fallback" if fallback else ""),
-        {"N": count, "D": width, "classes": classes},
-        dtype,
-        _batch(count, width, classes, dtype),
-        ours,
-        lambda: peers.semihard(MARGIN, fallback),
-        # Every pair of a class has a weight of its own in the gradient.
-        _work(count * width * dtype.itemsize, count * count * width // 2, count * count * width // classes),
-        verify=_wide_gradient,
-    )
+def semihard(count: int, width: int, classes: int, fallback: bool = False) -> Group:
+    """Every pair of a class has a weight of its own in the gradient."""
+    options = {"mining": "semihard", "semihard_fallback": fallback}
+    rivals = partial(baselines.semihard, MARGIN, fallback)
+    name, pairs = "semihard fallback" if fallback else "semihard", count * count * width // classes
+    return _loss(name, count, width, classes, FP32, options, pairs, rivals=rivals, verify=_wide_gradient)
 
 
-def topk(count: int, width: int, classes: int, k: int, dtype: torch.dtype) -> Group:
-    def ours(rows: Tensor, labels: Tensor) -> Tensor:
-        return af.triplet_margin_loss(rows, labels, margin=MARGIN, mining="topk", k=k)
-
-    return Group(
-        "triplet",
-        "triplet_margin_loss topk",
-        {"N": count, "D": width, "classes": classes, "k": k},
-        dtype,
-        _batch(count, width, classes, dtype),
-        ours,
-        lambda: peers.topk(MARGIN, k),
-        _work(count * width * dtype.itemsize, count * count * width // 2),
-    )
+def topk(count: int, width: int, classes: int, k: int) -> Group:
+    rivals = partial(baselines.topk, MARGIN, k)
+    return _loss("topk", count, width, classes, FP32, {"mining": "topk", "k": k}, sizes={"k": k}, rivals=rivals)
 
 
-def every(count: int, width: int, classes: int, dtype: torch.dtype, targets: tuple[Target, ...] = ()) -> Group:
-    """All triplets; forward and backward together, as the others need seconds."""
+def every(count: int, width: int, classes: int, goals: tuple[Goal, ...] = ()) -> Group:
+    """All triplets; forward and backward together, as the others need seconds.
 
-    def ours(rows: Tensor, labels: Tensor) -> Tensor:
-        return af.triplet_margin_loss(rows, labels, margin=MARGIN, mining="all", reduction="mean_nonzero")
-
-    return Group(
-        "triplet",
-        "triplet_margin_loss all",
-        {"N": count, "D": width, "classes": classes},
-        dtype,
-        _batch(count, width, classes, dtype),
-        ours,
-        lambda: peers.every(MARGIN),
-        # Sorted distances say how often each counts, so that no triplet need be visited: the products are those of the
-        # distances, and in the backward pass that of a weight for every pair with the rows.
-        _work(count * width * dtype.itemsize, count * count * width // 2, count * count * width),
-        directions=("both",),
-        verify=partial(contest.verify, limit=EDGE_LIMIT),
-        targets=targets,
-    )
+    Sorted distances say how often each counts, so that no triplet need be visited: the products are those of the
+    distances, and in the backward pass that of a weight for every pair with the rows.
+    """
+    options = {"mining": "all", "reduction": "mean_nonzero"}
+    more = {"rivals": partial(baselines.every, MARGIN), "verify": partial(contest.verify, limit=EDGE_LIMIT)}
+    pairs = count * count * width
+    return _loss("all", count, width, classes, FP32, options, pairs, directions=("both",), goals=goals, **more)
 
 
-def amkd(attacked: int, clean: int, width: int, dtype: torch.dtype) -> Group:
+def amkd(attacked: int, clean: int, width: int) -> Group:
     """The call of :class:`amkd_fast.losses.AMKDLoss`; one leaf has both sets, so that all its gradients are checked."""
     classes = 10
 
     def ours(rows: Tensor, labels: Tensor, source: Tensor, base: Tensor, target: Tensor) -> Tensor:
-        anchor, reference = rows[:attacked], rows[attacked:]
-        return af.triplet_margin_loss(
-            anchor,
-            base,
-            positive=reference[source],
-            reference=reference,
-            reference_labels=labels,
-            exclude_labels=target[:, None],
-            margin=MARGIN,
-        )
+        anchor, clean = rows[:attacked], rows[attacked:]
+        given = {"reference": clean, "reference_labels": labels, "exclude_labels": target[:, None]}
+        return af.triplet_margin_loss(anchor, base, positive=clean[source], margin=MARGIN, **given)
 
     def inputs(device: str) -> tuple[Tensor, ...]:
         draws = torch.Generator().manual_seed(0)
-        rows = torch.randn(attacked + clean, width, generator=draws).to(device, dtype).requires_grad_()
+        rows = torch.randn(attacked + clean, width, generator=draws).to(device).requires_grad_()
         labels, source = (torch.randint(n, (m,), generator=draws) for n, m in ((classes, clean), (clean, attacked)))
         base = labels[source]
         target = (base + torch.randint(1, classes, (attacked,), generator=draws)) % classes
         return rows, *(part.to(device) for part in (labels, source, base, target))
 
-    return Group(
-        "triplet",
-        "triplet_margin_loss AMKD",
+    sizes, work = (
         {"M": attacked, "B": clean, "D": width},
-        dtype,
-        inputs,
-        ours,
-        lambda: peers.among_clean(MARGIN, attacked),
-        _work((attacked + clean) * width * dtype.itemsize, attacked * clean * width),
+        _work((attacked + clean) * width * 4, attacked * clean * width),
     )
+    rivals = partial(baselines.among_clean, MARGIN, attacked)
+    return Group("triplet", "triplet_margin_loss AMKD", sizes, FP32, inputs, ours, rivals, work)
 
 
-def mined(count: int, width: int, classes: int, dtype: torch.dtype) -> Group:
+def mined(count: int, width: int, classes: int) -> Group:
     def distances(call: Callable[..., Any]) -> Callable[..., Tensor]:
         return lambda rows, labels: _triplet_distances(rows, labels, *call(rows, labels))
 
+    work = Work(count * (width * 4 + 3 * 8), products=count * count * width // 2)
+    inputs, sizes = _batch(count, width, classes, leaf=False), {"N": count, "D": width, "classes": classes}
     verify, truth = _by_choice(distances)
-    return Group(
-        "triplet",
-        "mine_triplets hard",
-        {"N": count, "D": width, "classes": classes},
-        dtype,
-        _batch(count, width, classes, dtype, leaf=False),
-        af.mine_triplets,
-        peers.mined,
-        {"forward": Work(count * (width * dtype.itemsize + 3 * 8), products=count * count * width // 2)},
-        directions=("forward",),
-        verify=verify,
-        truth=truth,
-    )
+    return _search("mine_triplets hard", sizes, FP32, inputs, af.mine_triplets, baselines.mined, work, verify, truth)
 
 
-def nearest_negatives(count: int, others: int, width: int, classes: int, k: int, dtype: torch.dtype) -> Group:
-    def ours(rows: Tensor, labels: Tensor, reference: Tensor, reference_labels: Tensor) -> tuple[Tensor, Tensor]:
-        return af.nearest_negatives(rows, labels, reference, reference_labels, k=k)
-
+def nearest_negatives(count: int, others: int, width: int, classes: int, k: int) -> Group:
     def inputs(device: str) -> tuple[Tensor, ...]:
-        rows, labels = _batch(count + others, width, classes, dtype, leaf=False)(device)
+        rows, labels = _batch(count + others, width, classes, leaf=False)(device)
         return rows[:count], labels[:count], rows[count:], labels[count:]
 
     def distances(call: Callable[..., Any]) -> Callable[..., Tensor]:
@@ -226,24 +147,13 @@ def nearest_negatives(count: int, others: int, width: int, classes: int, k: int,
 
         return both
 
-    verify, truth = _by_choice(distances)
-    moved = (count + others) * width * dtype.itemsize + count * k * (dtype.itemsize + 8)
-    return Group(
-        "triplet",
-        "nearest_negatives",
-        {"N": count, "P": others, "D": width, "classes": classes, "k": k},
-        dtype,
-        inputs,
-        ours,
-        lambda: peers.nearest(k),
-        {"forward": Work(moved, products=count * others * width)},
-        directions=("forward",),
-        verify=verify,
-        truth=truth,
-    )
+    ours, rivals = partial(af.nearest_negatives, k=k), partial(baselines.nearest, k)
+    work = Work((count + others) * width * 4 + count * k * (4 + 8), products=count * others * width)
+    sizes = {"N": count, "P": others, "D": width, "classes": classes, "k": k}
+    return _search("nearest_negatives", sizes, FP32, inputs, ours, rivals, work, *_by_choice(distances))
 
 
-def select(count: int, width: int, classes: int, dtype: torch.dtype) -> Group:
+def select(count: int, width: int, classes: int, dtype: torch.dtype = FP32) -> Group:
     """The operator under the loss beside ``torch.mm`` of its shape, which computes less: products, and no choice."""
 
     def inputs(device: str) -> tuple[Tensor, ...]:
@@ -251,7 +161,7 @@ def select(count: int, width: int, classes: int, dtype: torch.dtype) -> Group:
         return rows, labels, torch.empty(count, count, dtype=dtype, device=device)
 
     def ours(rows: Tensor, labels: Tensor, _: Tensor) -> tuple[Tensor, Tensor]:
-        return _operator(rows)(rows, None, labels, labels, None, 0, 0, 1, True)
+        return selector(rows.device.type)(rows, labels)
 
     def multiply(rows: Tensor, _: Tensor, product: Tensor) -> Tensor:
         return torch.mm(rows, rows.mT, out=product)
@@ -275,29 +185,54 @@ def select(count: int, width: int, classes: int, dtype: torch.dtype) -> Group:
         rows, labels, _ = given
         return contest.truth(lambda *batch: _triplet_distances(*batch, *af.mine_triplets(*batch)), (rows, labels))
 
-    return Group(
-        "triplet",
-        "select",
-        {"N": count, "D": width, "classes": classes},
-        dtype,
-        inputs,
-        ours,
-        lambda: [Contestant("torch.mm", multiply)],
-        {"forward": Work(count * (width * dtype.itemsize + 2 * 8), products=count * count * width // 2)},
-        directions=("forward",),
-        reference=False,
-        verify=verify,
-        truth=truth,
-        targets=(Target(3, "time", PRODUCT_LIMIT, "torch.mm", "forward"),),
-    )
+    rivals, sizes = lambda: [Contestant("torch.mm", multiply)], {"N": count, "D": width, "classes": classes}
+    work = Work(count * (width * dtype.itemsize + 2 * 8), products=count * count * width // 2)
+    goals = (Goal("time", PRODUCT_LIMIT, "torch.mm", "forward"),)
+    more = {"reference": False, "goals": goals}
+    return _search("select", sizes, dtype, inputs, ours, rivals, work, verify, truth, **more)
 
 
-def _faster(than: dict[str, float]) -> tuple[Target, ...]:
-    return tuple(Target(3, "speed-up", bound, rival) for rival, bound in than.items())
+def selector(device: str) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """The operator of the chosen backend alone, which takes two-byte rows as they are: indices [N] and [N, 1]."""
+    if backends.select("triplet", device, sys.maxsize) == "triton":
+        from amkd_fast.ops.triplet.triton import operators
+    else:
+        from amkd_fast.ops.triplet import native
+
+        operators = native.cuda if device == "cuda" else native.cpu
+    return lambda rows, labels: operators.select(rows, None, labels, labels, None, 0, 0, 1, True)
+
+
+def _loss(
+    name: str,
+    count: int,
+    width: int,
+    classes: int,
+    dtype: torch.dtype,
+    options: dict[str, Any],
+    backward: int = 0,
+    sizes: dict[str, int] | None = None,
+    **more: Any,
+) -> Group:
+    """``options`` of the public function; ``backward`` products; ``more`` of the group."""
+    ours = partial(af.triplet_margin_loss, margin=MARGIN, **options)
+    sizes = {"N": count, "D": width, "classes": classes, **(sizes or {})}
+    work = _work(count * width * dtype.itemsize, count * count * width // 2, backward)
+    inputs = _batch(count, width, classes, dtype)
+    return Group("triplet", f"triplet_margin_loss {name}", sizes, dtype, inputs, ours, work=work, **more)
+
+
+def _search(name, sizes, dtype, inputs, ours, rivals, work, verify, truth, **more) -> Group:
+    more |= {"directions": ("forward",), "verify": verify, "truth": truth}
+    return Group("triplet", name, sizes, dtype, inputs, ours, rivals, {"forward": work}, **more)
+
+
+def _faster(than: dict[str, float]) -> tuple[Goal, ...]:
+    return tuple(Goal("speed-up", bound, rival) for rival, bound in than.items())
 
 
 def _batch(
-    count: int, width: int, classes: int, dtype: torch.dtype, leaf: bool = True
+    count: int, width: int, classes: int, dtype: torch.dtype = FP32, leaf: bool = True
 ) -> Callable[[str], tuple[Tensor, Tensor]]:
     """Rows of classes in turn, so that each anchor has a positive and all classes are of one size, or nearly."""
 
@@ -353,13 +288,3 @@ def _triplet_distances(rows: Tensor, labels: Tensor, anchor: Tensor, positive: T
 
 def _distance(left: Tensor, right: Tensor) -> Tensor:
     return (left.double() - right.double()).norm(dim=-1)
-
-
-def _operator(rows: Tensor) -> Callable[..., tuple[Tensor, Tensor]]:
-    if backends.select("triplet", rows.device.type, rows.numel()) == "triton":
-        from amkd_fast.ops.triplet import triton
-
-        return triton.operators.select
-    from amkd_fast.ops.triplet import native
-
-    return native.cuda.select  # the CPU's has the same name

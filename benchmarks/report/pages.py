@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from benchmarks.groups import FAMILIES
-from benchmarks.report import targets, words
+from benchmarks.report import goals, words
 from benchmarks.report.load import DEVICES, Results, Row, sizes
 from benchmarks.report.tables import last_directions
 
@@ -65,14 +65,14 @@ def index(results: Results) -> str:
         lines.append((f"[{family}]({family}.md)" if _measured(results, family) else family, *on))
     parts.append(words.table(("family", *ON.values()), lines))
     for device in DEVICES:
-        parts.append(f"## Targets, {ON[device][:1].lower()}{ON[device][1:]}")
-        found = targets.judged(results, device)
+        parts.append(f"## Goals, {ON[device][:1].lower()}{ON[device][1:]}")
+        found = goals.judged(results, device)
         note = f"Misses first; {words.SPREAD} of the ratio within a round. Machine and date of each family are above."
-        parts += [note, targets.table(found, results.analyses)] if found else [words.NOT_YET]
+        parts += [note, goals.table(found, results.analyses)] if found else [words.NOT_YET]
     for device in DEVICES:
         parts.append(f"## Farthest from the limit, {ON[device][:1].lower()}{ON[device][1:]}")
         parts.append(_farthest(results.rows(device)))
-    parts += ["## What the farthest calls do", *_counted(results), "## Who is not there", _absent(results)]
+    parts += ["## Who is not there", _absent(results)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -104,7 +104,7 @@ def _compared(results: Results, family: str, device: str, comparison: dict[str, 
         heading = title
         parts += [_how(row), _contestants(row)]
         parts += [f"Left out: {name}: {reason}" for name, reason in row["left_out"].items()]
-        parts += [_target(target) for target in row["targets"]]
+        parts += [_goal(goal) for goal in row["goals"]]
     return parts
 
 
@@ -134,12 +134,12 @@ def _contestants(row: Row) -> str:
     return words.table(("", "time", *over, "memory", "errors", "of the limit"), lines)
 
 
-def _target(target: dict[str, Any]) -> str:
-    form = f", {target['form']}" if target["form"] else ""
-    rival = f" against {target['rival']}" if target["kind"] in ("speed-up", "time") else ""
-    verdict = {True: "reached", False: "**missed**", None: f"not judged: {target.get('reason', '')}"}[target["reached"]]
-    got = f"{targets.measured(target)}, " if target["measured"] is not None else ""
-    return f"Target of issue {target['issue']}: {targets.asked(target)}{rival}{form}; {got}{verdict}."
+def _goal(goal: dict[str, Any]) -> str:
+    form = f", {goal['form']}" if goal["form"] else ""
+    rival = f" against {goal['rival']}" if goal["kind"] in ("speed-up", "time") else ""
+    verdict = {True: "reached", False: "**missed**", None: f"not judged: {goal.get('reason', '')}"}[goal["reached"]]
+    got = f"{goals.measured(goal)}, " if goal["measured"] is not None else ""
+    return f"Goal: {goals.asked(goal)}{rival}{form}; {got}{verdict}."
 
 
 def _extras(extras: dict[str, Any]) -> list[str]:
@@ -209,31 +209,6 @@ def _farthest(rows: list[Row]) -> str:
         for row in sorted(known, key=share)[:WORST]
     ]
     return words.table(("case", "of the limit", "bound by"), lines)
-
-
-def _counted(results: Results) -> list[str]:
-    """Of one call each: time by the kernel's account, and instructions by valgrind's."""
-    if results.counters is None:
-        return [words.NOT_YET]
-    rows = results.counters["rows"]
-    note = (
-        "Of one call: time by the wall, user and system time of all threads, page faults and context switches from the "
-        f"kernel; instructions on one thread by valgrind. {words.made(results, 'counters-cpu.json')}"
-    )
-    header = ("case", "time", "user", "system", "page faults", "switches", "instructions", "of these")
-    lines = []
-    for row in rows:
-        count = row["instructions"]["all"]
-        places = (f"{name} {words.share(part / count)}" for name, part in row["instructions"]["by_library"].items())
-        times = (words.time(row[name]) for name in ("us", "user_us", "system_us"))
-        events = (words.digits(row[name]) for name in ("page_faults", "switches"))
-        lines.append((f"{row['name']}, {row['direction']}", *times, *events, f"{count:,.0f}", ", ".join(places)))
-    first = "The functions that take the most instructions, a call:"
-    functions = [
-        f"- {row['name']}: " + "; ".join(f"`{name}` {n:,.0f}" for name, n in row["instructions"]["functions"].items())
-        for row in rows
-    ]
-    return [note, words.table(header, lines), first, "\n".join(functions)]
 
 
 def _absent(results: Results) -> str:

@@ -41,7 +41,7 @@ def drawn(results: Results) -> Iterator[tuple[str, bytes]]:
 
 @picture
 def ratios(rows: list[Row]) -> Figure:
-    """How many times longer the fastest of each kind takes, with the spread; a mark where a target is."""
+    """How many times longer the fastest of each kind takes, with the spread; a mark where a goal is."""
     figure = Figure(figsize=(9.0, 1.5 + 0.42 * len(rows)), layout="constrained")
     axes = figure.subplots()
     shown, asked = [], False
@@ -54,9 +54,9 @@ def ratios(rows: list[Row]) -> Figure:
             look = {"color": _COLOURS[kind], "fmt": _MARKERS[kind], "markersize": 5, "capsize": 3, "linewidth": 1.4}
             axes.errorbar(spread["median"], height, xerr=ends, **look)
             shown.append(kind)
-        for target in row["targets"]:
-            if target["kind"] == "speed-up" and not target["form"]:
-                axes.vlines(target["bound"], place - 0.4, place + 0.4, color="black", linewidth=1.6)
+        for goal in row["goals"]:
+            if goal["kind"] == "speed-up" and not goal["form"]:
+                axes.vlines(goal["bound"], place - 0.4, place + 0.4, color="black", linewidth=1.6)
                 asked = True
     axes.axvline(1.0, color="black", linestyle="--", linewidth=1.0)
     axes.set_yticks(range(len(rows)), [label(row) for row in rows])
@@ -71,7 +71,7 @@ def ratios(rows: list[Row]) -> Figure:
         if kind in shown
     }
     if asked:
-        handles["what was asked"] = Line2D([], [], linestyle="", marker="|", markersize=11, color="black")
+        handles["goal"] = Line2D([], [], linestyle="", marker="|", markersize=11, color="black")
     handles["as fast as ours"] = Line2D([], [], linestyle="--", color="black", linewidth=1.0)
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     return figure

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 from benchmarks.report import words
@@ -94,8 +93,9 @@ def _gain(test: dict[str, Any] | None) -> str:
 
 def presets(results: Results) -> str:
     """How each preset's boundary samples end, on the digits' teacher and on the network of the whole attacks."""
-    digits = {} if results.parity is None else results.parity["presets"]
-    whole = dict(preset_extras(results))
+    digits = {} if results.presets is None else results.presets["presets"]
+    rows = results.rows("cpu", "whole_attack")
+    whole = dict(item for row in rows for item in row["extras"].get("presets", {}).items())
     if not digits and not whole:
         return words.NOT_YET
 
@@ -111,19 +111,8 @@ def presets(results: Results) -> str:
     notes = [
         "Crossed / third class / accepted; median final gap over starting gap; gradients a sample; one run, no spread."
     ]
-    if results.parity is not None:
-        apart = max(network["float32"]["largest"] for network in results.parity["parity"].values())
-        made = words.made(results, "attack-parity.json")
-        notes.append(f"Digits: {made} There `official` is at most {apart:.0e} from the public loop in fp32.")
+    if results.presets is not None:
+        notes.append(f"Digits: {words.made(results, 'presets-digits.json')}")
     if whole:
         notes.append(f"CIFAR-10: {words.made(results, 'whole_attack-cpu.json')}")
     return f"{words.table(header, lines)}\n\n{' '.join(notes)}"
-
-
-def preset_extras(results: Results) -> Iterator[tuple[str, dict[str, Any]]]:
-    """How the presets fare, from the extras of the whole attacks: of the one that the row runs, or of all."""
-    for row in results.rows("cpu", "whole_attack"):
-        extras = row["extras"]
-        yield from extras.get("presets", {}).items()
-        if "gap_over_start" in extras:
-            yield row["operation"].split()[-1], extras

@@ -5,28 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from benchmarks.report import quality, targets, words
+from benchmarks.report import goals, quality, words
 from benchmarks.report.load import DEVICES, Results, Row
 
 _RATIO = f"Ratios are those of the medians, theirs over ours; {words.SPREAD} of the ratio within a round."
 
 
 class Column(NamedTuple):
-    """How many times longer the fastest of those takes whose title starts with one of ``titles``.
-
-    Attributes:
-        form: Of ours: the operator alone instead of the public function.
-        inverse: Ours over theirs instead.
-    """
+    """How many times longer the fastest of those takes whose title starts with one of ``titles``."""
 
     name: str
     titles: tuple[str, ...]
-    form: str = ""
-    inverse: bool = False
+    form: str = ""  # of ours: the operator alone instead of the public function
+    inverse: bool = False  # ours over theirs instead
 
 
 OUTSIDE = "outside the network"  # an extra: the share of an attack's time
-ASKED = ("triplet", "attack")  # have so many cases that README shows those with targets alone
+ASKED = ("triplet", "attack")  # have so many cases that README shows those with goals alone
 COLUMNS = {
     "triplet": (
         Column("pytorch-metric-learning", ("pytorch-metric-learning",)),
@@ -57,7 +52,7 @@ COLUMNS = {
 
 
 def summary(results: Results) -> str:
-    """The cases that issues set a speed for; of a family without one, its first case."""
+    """The cases that have a goal for their speed; of a family without one, its first case."""
     header = ("case", "amkd_fast", "best of the others", "ratio", "of the limit")
 
     def line(row: Row) -> tuple[str, ...]:
@@ -70,7 +65,7 @@ def summary(results: Results) -> str:
 
     def headlines(device: str, family: str) -> list[Row]:
         rows = [row for row in results.rows(device, family) if row["ours"] is not None]
-        asked = [row for row in rows if any(target["kind"] in ("speed-up", "time") for target in row["targets"])]
+        asked = [row for row in rows if any(goal["kind"] in ("speed-up", "time") for goal in row["goals"])]
         return asked or last_directions(rows)[:1]
 
     def section(device: str) -> str:
@@ -89,7 +84,7 @@ def against(family: str) -> Callable[[Results], str]:
 
     def section(results: Results, device: str) -> str:
         rows = [row for row in last_directions(results.rows(device, family)) if row["ours"] is not None]
-        rows = [row for row in rows if row["targets"] or family not in ASKED]
+        rows = [row for row in rows if row["goals"] or family not in ASKED]
         if not rows:
             return words.NOT_YET
         lines = []
@@ -99,11 +94,10 @@ def against(family: str) -> Callable[[Results], str]:
             ratios = {column.name: compared(row, column) for column in COLUMNS[family]}
             more = {"memory": words.size(ours["peak_bytes"]) if family == "triplet" else ""}
             more |= {OUTSIDE: words.share(row["extras"][OUTSIDE])} if OUTSIDE in row["extras"] else {}
-            if any(ratios.values()) or row["targets"]:
+            if any(ratios.values()) or row["goals"]:
                 lines.append({**line, **ratios, **more})
-        header = [
-            name for name in dict.fromkeys(name for line in lines for name in line) if any(map(_has(name), lines))
-        ]
+        header = dict.fromkeys(name for line in lines for name, cell in line.items() if cell)
+        header = [name for name in dict.fromkeys(name for line in lines for name in line) if name in header]
         cells = [[line.get(name, "") for name in header] for line in lines]
         return f"{words.table(header, cells)}\n\n{_RATIO} {words.made(results, f'{family}-{device}.json')}"
 
@@ -121,24 +115,22 @@ def compared(row: Row, column: Column) -> str:
     return words.ratio(words.inverse(spread) if column.inverse else spread)
 
 
-def misses(results: Results) -> str:
-    """How many targets are reached, and those that are not."""
+def reached(results: Results) -> str:
+    """How many goals are reached, and those that are not."""
 
     def section(device: str) -> str:
-        found = targets.judged(results, device)
+        found = goals.judged(results, device)
         if not found:
             return words.NOT_YET
-        reached = sum(one.target["reached"] is True for one in found)
+        count = sum(one.goal["reached"] is True for one in found)
         missed = [one for one in found if one.missed]
-        unjudged = len(found) - reached - len(missed)
         text = (
-            f"{reached} of {len(found)} targets reached, {len(missed)} missed, {unjudged} not judged; "
-            "[docs/benchmarks](docs/benchmarks/README.md) has all of them. "
+            f"{count} of {len(found)} goals reached, {len(missed)} missed, {len(found) - count - len(missed)} not "
+            "judged; [docs/benchmarks](docs/benchmarks/README.md) has all of them. "
             f"Here {words.SPREAD} of the ratio within a round."
         )
-        return "\n\n".join(
-            [text, *([targets.table(missed, results.analyses)] if missed else []), _made(results, device)]
-        )
+        misses = [goals.table(missed, results.analyses)] if missed else []
+        return "\n\n".join([text, *misses, _made(results, device)])
 
     return _by_device(section)
 
@@ -149,7 +141,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "methods": quality.methods,
     "dropped": quality.dropped,
     "presets": quality.presets,
-    "targets": misses,
+    "goals": reached,
 }
 
 
@@ -171,10 +163,6 @@ def limit(row: Row) -> str:
 
 def _way(row: Row) -> str:
     return "" if row["direction"] == "both" else f", {row['direction']}"
-
-
-def _has(name: str) -> Callable[[dict[str, str]], bool]:
-    return lambda line: bool(line.get(name))
 
 
 def _made(results: Results, device: str) -> str:

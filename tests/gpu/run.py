@@ -9,7 +9,7 @@ PART=bench, or PART=checks,bench, runs some of the parts, each of which fits int
     emulated  the emulated kernels of tests/emulator against the device's, on every plan
     sanitize  compute-sanitizer's memcheck and racecheck over every kernel plan
     bench     launches and waiting of every operation; the families of operations, interleaved
-    profile   counters of the headline kernels by Nsight Compute; timelines of training steps
+    profile   time, gaps and kernels of the headline calls and of training steps
     train     recorded steps against eager ones; whole attacks and training steps, interleaved
 
 A step that fails or runs out of its time does not stop the next; the exit code says whether all succeeded. Results go
@@ -57,9 +57,9 @@ def steps(dry_run: bool = False) -> list[Step]:
     python = [sys.executable]
     device, dry = ("cpu", ["--dry-run"]) if dry_run else ("cuda", [])
 
-    def check(part: str, name: str, module: str, budget: int, *more: str) -> Step:
+    def check(part: str, name: str, module: str, budget: int) -> Step:
         out = ["--out", str((LOGS if dry_run else RESULTS) / f"gpu_{name}.json")]
-        return Step(part, name, [*python, "-m", f"benchmarks.gpu.{module}", *out, *more, *dry], budget)
+        return Step(part, name, [*python, "-m", f"benchmarks.gpu.{module}", *out, *dry], budget)
 
     def times(part: str, family: str, budget: int, small: str) -> Step:
         command = [*python, "-m", "benchmarks.compare", "--device", device, family, "--seconds", str(0.75 * budget)]
@@ -92,8 +92,7 @@ def steps(dry_run: bool = False) -> list[Step]:
         times("bench", "images", 30, "B = 128,"),
         times("bench", "segments", 30, "B = 64,"),
         times("bench", "relations", 30, "B = 64,"),
-        check("profile", "limits", "limits", 220),
-        check("profile", "timeline", "timeline", 120, "--trace", str(LOGS / "gpu_timeline.trace.json.gz")),
+        check("profile", "profile", "profile", 240),
         check("train", "training_checks", "training", 100),
         times("train", "whole_attack", 110, "PGD"),
         times("train", "training", 170, "step KD"),

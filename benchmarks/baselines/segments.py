@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.baselines import written
 from benchmarks.contest import Contestant
-from benchmarks.peers import written
 
 
 def segment_mse(weights: Sequence[float]) -> list[Contestant]:

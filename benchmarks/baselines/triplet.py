@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.baselines import there, written
 from benchmarks.contest import Contestant
-from benchmarks.peers import there, written
 
 METRIC_LEARNING, SENTENCES = "pytorch-metric-learning", "sentence-transformers"
 CUBE = 1 << 28  # triplets that a contestant may hold: a GiB in fp32, several times over

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.baselines import there, written
 from benchmarks.contest import Contestant
-from benchmarks.peers import there, written
 
 
 def kl(temperature: float, divergence: str) -> list[Contestant]:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from amkd_fast.attacks import Status
-from benchmarks.peers import adversarial_library, there
+from benchmarks.baselines import adversarial_library, there
 
 TORCHATTACKS, ADV_LIB = "torchattacks", "adversarial-library"
 

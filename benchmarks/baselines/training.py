@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from amkd_fast.distill.methods import Batch, Method, Moment
-from benchmarks.whole_attack import network_passes
+from benchmarks.outside import network_passes
 
 TEMPERATURE, ALPHA, BETA, GAMMA, MARGIN = 3.0, 4.0, 2.0, 0.3, 1.0
 

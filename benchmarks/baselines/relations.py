@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.baselines import written
 from benchmarks.contest import Contestant
-from benchmarks.peers import written
 
 
 def distance() -> list[Contestant]:

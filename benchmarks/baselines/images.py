@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.baselines import there, written
 from benchmarks.contest import Contestant
-from benchmarks.peers import there, written
 
 
 def crop_flip(scale: float) -> list[Contestant]:
@@ -46,7 +46,7 @@ def joint_augment(fill: int) -> list[Contestant]:
     """
     if not there("pillow"):
         return []
-    from benchmarks.peers import pillow
+    from benchmarks.baselines import pillow
 
     def serial(pixels: Tensor, draws: Any) -> Tensor:
         return pillow.batch(pixels, draws, fill)

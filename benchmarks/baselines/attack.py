@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from amkd_fast.ops.attack import BoundaryBases
+from benchmarks.baselines import written
 from benchmarks.contest import Contestant
-from benchmarks.peers import written
 
 PUBLIC_BASES = "public bases"
 
