@@ -18,7 +18,7 @@ import torch
 
 from benchmarks import baselines, contest, machine, memory, roofline
 from benchmarks.contest import Contestant, WrongResult
-from benchmarks.group import BEST, SHORT, Field, Goal, Group, no_gradient, prepare
+from benchmarks.group import BEST, SHORT, Field, Goal, Group, prepare
 from benchmarks.groups import FAMILIES, groups
 from benchmarks.timing import QUICK, Patience, Rounds, interleave, ratio, spread
 
@@ -90,18 +90,15 @@ class Comparison:
         device, rounds = self.found["device"], {}
         try:
             field = prepare(group, device)
-            with no_gradient(field.inputs):
-                peaks = {entry.title: peak_bytes(entry, group, field, device) for entry in field.errors}
-                extras = group.extras(device) if group.extras else {}
-                for direction in group.directions:
-                    row, times = timed(group, device, direction, field, patience)
-                    row["extras"] = extras
-                    for title, peak in peaks.items():
-                        row["contestants"][title]["peak_bytes"] = peak
-                    row["goals"] = [judged(row, goal) for goal in group.goals if goal.direction == direction]
-                    self.found["groups"].append(row)
-                    rounds[direction] = {entry.title: seconds for entry, seconds in times.seconds.items()}
-                    print(line(row), flush=True)
+            peaks = {entry: peak_bytes(entry, group, field, device) for entry in field.errors}
+            extras = group.extras(device) if group.extras else {}
+            for direction in group.directions:
+                row, times = timed(group, device, direction, field, patience, peaks)
+                row["extras"] = extras
+                row["goals"] = [judged(row, goal) for goal in group.goals if goal.direction == direction]
+                self.found["groups"].append(row)
+                rounds[direction] = {entry.title: seconds for entry, seconds in times.seconds.items()}
+                print(line(row), flush=True)
         except Exception as error:
             name = "" if isinstance(error, WrongResult) else f"{type(error).__name__}: "
             self.found["wrong"].append(f"{group}: {name}{' '.join(str(error).split())[:200]}")
@@ -116,7 +113,9 @@ class Comparison:
             machine.write(self._path, self.found)
 
 
-def timed(group: Group, device: str, direction: str, field: Field, patience: Patience) -> tuple[dict[str, Any], Rounds]:
+def timed(
+    group: Group, device: str, direction: str, field: Field, patience: Patience, peaks: dict[Contestant, int]
+) -> tuple[dict[str, Any], Rounds]:
     """The times of one direction, with ours against each of the others and against the limit."""
     entries = list(field.errors)
     limit = roofline.limit(group.work[direction], group.dtype, device) if direction in group.work else None
@@ -135,7 +134,7 @@ def timed(group: Group, device: str, direction: str, field: Field, patience: Pat
             entry.title: {
                 **{"ours": entry.ours, "form": entry.form, "us": spread(times.seconds[entry], US)},
                 **{"calls_a_block": times.calls[entry], **field.errors[entry]._asdict()},
-                "share_of_limit": limit and limit.share(median(entry)),
+                **{"share_of_limit": limit and limit.seconds / median(entry), "peak_bytes": peaks[entry]},
             }
             for entry in entries
         },
@@ -161,31 +160,31 @@ def peak_bytes(entry: Contestant, group: Group, field: Field, device: str) -> in
             result.backward()
 
     with entry.chosen():
-        return memory.peak_bytes(call, device)
+        peak = memory.peak_bytes(call, device)
+    if "both" in group.directions:
+        field.inputs[0].grad = None
+    return peak
 
 
 def judged(row: dict[str, Any], goal: Goal) -> dict[str, Any]:
     """The goal beside what was measured."""
     found: dict[str, Any] = {**goal._asdict(), "measured": None, "reached": None}
     ours = (name for name, entry in row["contestants"].items() if entry["ours"] and entry["form"] == goal.form)
-    own = next(ours, None)
+    own, rival = next(ours, None), row["best"] if goal.rival == BEST else goal.rival
+    if own is None:
+        return {**found, "reason": "ours is not there"}
     if goal.kind in ("speed-up", "time"):
-        rival = row["best"] if goal.rival == BEST else goal.rival
-        got = row["ratios"].get(own, {}).get(rival)
+        got = row["ratios"][own].get(rival)
         if got is None:
-            return {**found, "reason": row["left_out"].get(rival, f"{rival} or ours is not there")}
+            return {**found, "reason": row["left_out"].get(rival, f"{rival} is not there")}
         if goal.kind == "time":
             got = {"median": 1 / got["median"], "p10": 1 / got["p90"], "p90": 1 / got["p10"]}
         found |= {"rival": rival, "measured": got["median"], "p10": got["p10"], "p90": got["p90"]}
-    elif goal.kind == "memory":
-        found["measured"] = row["contestants"][own]["peak_bytes"] if own else None
     else:
-        found["measured"] = row["extras"].get(goal.kind)
-    if found["measured"] is None:
-        return {**found, "reason": "ours is not there"}
-    at_least = goal.kind == "speed-up"
-    found["reached"] = found["measured"] >= goal.bound if at_least else found["measured"] <= goal.bound
-    return found
+        figures = {"memory": row["contestants"][own]["peak_bytes"], **row["extras"]}
+        found["measured"] = figures[goal.kind]
+    measured = found["measured"]
+    return {**found, "reached": measured >= goal.bound if goal.kind == "speed-up" else measured <= goal.bound}
 
 
 def line(row: dict[str, Any]) -> str:
@@ -201,11 +200,8 @@ def line(row: dict[str, Any]) -> str:
         text += f"{got['median']:7.2f}× ({got['p10']:.2f}–{got['p90']:.2f}) {row['best']:24}"
     if row["limit"] is not None:
         text += f"{ours['share_of_limit']:6.1%} of the limit ({row['limit']['bound']})"
-    for goal in row["goals"]:
-        mark = {True: "reached", False: "MISSED", None: "not judged"}[goal["reached"]]
-        measured = "" if goal["measured"] is None else f"{goal['measured']:.3g} for "
-        text += f"; {goal['kind']} {measured}{goal['bound']:g} {mark}"
-    return text
+    marks = {True: "reached", False: "MISSED", None: "not judged"}
+    return text + "".join(f"; {goal['kind']} {goal['bound']:g} {marks[goal['reached']]}" for goal in row["goals"])
 
 
 if __name__ == "__main__":

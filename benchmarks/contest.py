@@ -119,8 +119,7 @@ def verify(
     if (got.grad is None) != (expected.grad is None):
         raise WrongResult(f"{contestant.name}: only one of it and the reference has a gradient")
     errors = Errors(
-        _distance(got.value, expected.value),
-        None if expected.grad is None else _distance(got.grad, expected.grad),
+        _distance(got.value, expected.value), None if expected.grad is None else _distance(got.grad, expected.grad)
     )
     limit = LIMITS[inputs[0].dtype] if limit is None else limit
     if not all(error <= limit for error in errors if error is not None):  # a NaN is not

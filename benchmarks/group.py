@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 from benchmarks import contest
 from benchmarks.contest import Contestant, Errors
@@ -30,43 +28,24 @@ class Goal(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """``ours`` and the ``rivals`` compute the same from the same inputs.
+    """``ours`` and the ``rivals`` compute the same from the same inputs."""
 
-    Attributes:
-        family: The room of the operation: ``"kl"``, ``"triplet"``, …
-        operation: The function, with what matters of its arguments: ``"kl_div reverse"``.
-        sizes: What the shape is made of, by the field's letters: ``{"B": 128, "K": 10}``.
-        dtype: Of the floating-point inputs; uint8 where there are none.
-        inputs: The arguments on a device; of a differentiable operation the first is a leaf that wants a gradient.
-        ours: Our public function on them.
-        rivals: Those that compute the same without us; nothing is compiled before it is called.
-        work: The least that has to be done, by direction.
-        directions: Of ``"forward"``, ``"backward"``, ``"both"`` those that are timed.
-        forms: Other ways to call us, by name: into a tensor that is there, the operator alone.
-        reference: Whether the specification takes part; networks are slow enough without it.
-        verify: Hold one contestant against the truth; by default value and gradient, relative to the largest entry.
-        truth: What is right, from the inputs; by default the reference in fp64.
-        extras: More figures of ours on a device, by name: shares of the time, how attacked images ended.
-        goals: What it should reach.
-        yardsticks: Names of contestants that compute less than ours; they are never the best of the others.
-    """
-
-    family: str
-    operation: str
-    sizes: dict[str, int]
-    dtype: torch.dtype
-    inputs: Callable[[str], tuple[Any, ...]]
-    ours: Callable[..., Any]
-    rivals: Callable[[], list[Contestant]] = list
-    work: dict[str, Work] = field(default_factory=dict)
-    directions: tuple[str, ...] = ("forward", "backward", "both")
-    forms: Callable[[], dict[str, Callable[..., Any]]] = dict
-    reference: bool = True
-    verify: Callable[[Contestant, tuple[Any, ...], Any], Errors] = contest.verify
-    truth: Callable[[Callable[..., Any], tuple[Any, ...]], Any] = contest.truth
-    extras: Callable[[str], dict[str, Any]] | None = None
+    family: str  # the room of the operation: "kl", "triplet", …
+    operation: str  # the function, with what matters of its arguments: "kl_div reverse"
+    sizes: dict[str, int]  # what the shape is made of, by the field's letters: {"B": 128, "K": 10}
+    dtype: torch.dtype  # of the floating-point inputs; uint8 where there are none
+    inputs: Callable[[str], tuple[Any, ...]]  # on a device; of a differentiable operation the first is the leaf
+    ours: Callable[..., Any]  # our public function on them
+    rivals: Callable[[], list[Contestant]] = list  # those without us; nothing is compiled before it is called
+    work: dict[str, Work] = field(default_factory=dict)  # the least that has to be done, by direction
+    directions: tuple[str, ...] = ("forward", "backward", "both")  # those that are timed
+    forms: Callable[[], dict[str, Callable[..., Any]]] = dict  # other ways to call us: into a tensor that is there, …
+    reference: bool = True  # whether the specification takes part; networks are slow enough without it
+    verify: Callable[[Contestant, tuple[Any, ...], Any], Errors] = contest.verify  # hold one against the truth
+    truth: Callable[[Callable[..., Any], tuple[Any, ...]], Any] = contest.truth  # by default the reference in fp64
+    extras: Callable[[str], dict[str, Any]] | None = None  # more figures of ours on a device, by name
     goals: tuple[Goal, ...] = ()
-    yardsticks: tuple[str, ...] = ()
+    yardsticks: tuple[str, ...] = ()  # contestants that compute less than ours: never the best of the others
 
     def __str__(self) -> str:
         sizes = ", ".join(f"{name} = {size}" for name, size in self.sizes.items())
@@ -108,14 +87,3 @@ def prepare(group: Group, device: str) -> Field:
             reason = str(error) if isinstance(error, contest.WrongResult) else f"{type(error).__name__}: {error}"
             found.left_out[entry.title] = reason.strip().splitlines()[0][:200]
     return found
-
-
-@contextmanager
-def no_gradient(inputs: tuple[Any, ...]) -> Iterator[None]:
-    """The leaf, where there is one, comes out as it went in: without a gradient."""
-    leaf = inputs[0]
-    try:
-        yield
-    finally:
-        if isinstance(leaf, Tensor) and leaf.requires_grad:
-            leaf.grad = None

@@ -41,10 +41,6 @@ class Limit(NamedTuple):
     arithmetic: float  # multiply-adds a second in fp32
     launch: float  # seconds
 
-    def share(self, seconds: float) -> float:
-        """Limit over achieved."""
-        return self.seconds / seconds
-
 
 def limit(work: Work, dtype: torch.dtype, device: str) -> Limit:
     """Measure the rates now, but for the matrix product's, which takes long and is kept."""

@@ -20,7 +20,7 @@ import torch
 from benchmarks import contest, machine
 from benchmarks.compare import US, peak_bytes, timed
 from benchmarks.contest import Contestant, WrongResult
-from benchmarks.group import Group, no_gradient, prepare
+from benchmarks.group import Group, prepare
 from benchmarks.timing import QUICK, Patience
 
 SECONDS, BYTES = 1.0, 2e9  # of a call; who would take more stops
@@ -149,14 +149,8 @@ def reduced(group: Group, axis: Axis, stopped: dict[str, Any], device: str) -> G
 def point(group: Group, size: int, device: str, patience: Patience) -> dict[str, Any]:
     """Everybody at one size: time of both directions where there are two, peak of memory, errors."""
     field = prepare(group, device)
-    with no_gradient(field.inputs):
-        peaks = {entry.title: peak_bytes(entry, group, field, device) for entry in field.errors}
-    row, _ = timed(group, device, group.directions[-1], field, patience)
-    kept = ("ours", "us", "value", "grad")
-    row["contestants"] = {
-        title: {**{name: entry[name] for name in kept}, "peak_bytes": peaks[title]}
-        for title, entry in row["contestants"].items()
-    }
+    peaks = {entry: peak_bytes(entry, group, field, device) for entry in field.errors}
+    row, _ = timed(group, device, group.directions[-1], field, patience, peaks)
     names = ("sizes", "dtype", "direction", "rounds", "limit", "contestants", "left_out")
     return {"size": size, **{name: row[name] for name in names}}
 

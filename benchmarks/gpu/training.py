@@ -1,24 +1,19 @@
 """GPU training: does a training step do what it should? ``python -m benchmarks.gpu.training [--out FILE] [--dry-run]``.
 
-Recorded and eager steps from the same weights end in the same, none of them waits for the device, and ``amkd-distill
-train`` learns with and without --whole-step and in low precision. How long steps take is the business of
-``benchmarks.compare training``. --dry-run goes through it all on a CPU with small sizes, where a recorded step is run
-again instead.
+Recorded and eager steps from the same weights end in the same, and none of them waits for the device. How long steps
+take is the business of ``benchmarks.compare training``. --dry-run goes through it all on a CPU with small sizes, where
+a recorded step is run again instead.
 """
 
 from __future__ import annotations
 
 import copy
-import csv
 import sys
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from amkd_fast.distill import cli
 from benchmarks import training_case
 from benchmarks.contest import tf32
 from benchmarks.gpu import script
@@ -36,7 +31,6 @@ LIMITS = {
     torch.float64: {"first": 1e-9, "losses": 1e-6, "weights": 1e-6},
     torch.float32: {"first": 1e-4, "losses": 5e-2, "weights": 1e-2},
 }
-CURVE, POINTS, LEARNT = 2e-2, 4.0, 0.95  # relative, of an epoch's loss; per cent; last epoch's loss over the first's
 
 
 def case(device: str) -> Case:
@@ -96,45 +90,6 @@ def synchronisations(device: str, faults: list[str]) -> dict[str, str]:
     return rows
 
 
-def command_line(device: str, faults: list[str]) -> dict[str, Any]:
-    """`amkd-distill train` on the digits, recorded and not, and in low precision; the teacher is trained once."""
-    words = ["--method", "amkd", "--memory", "64", "--device", device, "--no-progress", "--batch-size", "50"]
-    words += ["--epochs", "4", "--teacher-epochs", "4", "--boundary-schedule", "constant"]
-    words += ["--kl-weight-start", "1", "--kl-weight-end", "1"]  # so that a loss that falls has been learnt
-    runs = {"eager": [], "bf16": ["--precision", "bf16"]}
-    if device == "cuda":
-        runs |= {"fp16": ["--precision", "fp16"], "recorded": ["--whole-step"]}
-        runs |= {"recorded bf16": ["--whole-step", "--precision", "bf16"]}
-    else:  # which has nothing to record
-        words += ["--teacher-images", "200", "--student-images", "100", "--boundary-samples", "8"]
-    curves: dict[str, list[dict[str, float]]] = {}
-    threads = torch.get_num_threads()
-    with tempfile.TemporaryDirectory() as folder, tf32(False):
-        for number, (name, more) in enumerate(runs.items()):
-            output, known = Path(folder, str(number)), ["--teacher", str(Path(folder, "0", "teacher.ckpt"))]
-            with script.caught(f"train {name}", faults):
-                code = cli.main(["train", *words, *more, *(known if number else []), "--output", str(output)])
-                if code:
-                    raise RuntimeError(f"amkd-distill train {' '.join(more)}: exit code {code}")
-                curves[name] = rows = _curve(output / "log.csv")
-                if not rows[-1]["total"] <= LEARNT * rows[0]["total"]:
-                    faults.append(f"train {name} does not learn: losses {[round(row['total'], 3) for row in rows]}")
-    torch.set_num_threads(threads)
-    for name, plain in (("recorded", "eager"), ("recorded bf16", "bf16")):
-        for one, two in zip(curves.get(name, ()), curves.get(plain, ()), strict=False):
-            apart = abs(one["total"] - two["total"]) / two["total"]
-            same_lr = abs(one["lr"] - two["lr"]) <= 1e-6
-            if not apart <= CURVE or abs(one["accuracy"] - two["accuracy"]) > POINTS or not same_lr:
-                faults.append(f"train {name} against {plain}: epoch {one['epoch']:g}: {one}, {two}")
-    return curves
-
-
-def _curve(path: Path) -> list[dict[str, float]]:
-    names = ("epoch", "lr", "total", "accuracy", "ms_per_step")
-    with path.open() as file:
-        return [{name: float(row[name]) for name in names} for row in csv.DictReader(file)]
-
-
 def table(report: dict[str, Any]) -> str:
     lines = []
     for row in report.get("agreement", []):
@@ -143,14 +98,11 @@ def table(report: dict[str, Any]) -> str:
         lines.append(f"recorded against eager, {row['method']:28} {apart}")
     waiting = {name: place for name, place in report.get("synchronisations", {}).items() if place}
     lines.append(f"waits for the device: {waiting or 'nothing'}")
-    for name, rows in report.get("command_line", {}).items():
-        told = ", ".join(f"{row['total']:.3f} ({row['accuracy']:.0f} %)" for row in rows)
-        lines.append(f"train {name:16}{rows[-1]['ms_per_step']:8.1f} ms a step, losses and accuracies: {told}")
     return "\n".join(lines)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parts = {part.__name__: part for part in (agreement, synchronisations, command_line)}
+    parts = {part.__name__: part for part in (agreement, synchronisations)}
     return script.run(__doc__, arguments, parts, table)
 
 

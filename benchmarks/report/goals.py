@@ -49,7 +49,7 @@ def table(found: list[Judged], known: dict[str, str]) -> str:
     for one in found:
         goal, row = one.goal, one.row
         form = f", {goal['form']}" if goal["form"] else ""
-        case = f"{row['operation']} {words.shape(row)} {row['dtype']}, {row['direction']}{form}"
+        case = f"{words.case(row, way=False)}, {row['direction']}{form}"
         rival = goal["rival"] if goal["kind"] in ("speed-up", "time") else ""
         text = {True: "reached", None: f"not judged: {goal.get('reason', 'no reason given')}"}
         text[False] = f"**missed**: {known.get(one.name) or '**no analysis yet**'}"

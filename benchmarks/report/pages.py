@@ -194,21 +194,12 @@ def _scaled(results: Results, device: str, axes: list[Axis]) -> list[str]:
 def _farthest(rows: list[Row]) -> str:
     """Of those cases that have a limit; calls alone are no work, so the bound says what a share means."""
     known = [row for row in last_directions(rows) if row["limit"] is not None and row["ours"] is not None]
-    if not known:
-        return words.NOT_YET
-
-    def share(row: Row) -> float:
-        return row["contestants"][row["ours"]]["share_of_limit"]
-
+    shares = {row["contestants"][row["ours"]]["share_of_limit"]: row for row in known}
     lines = [
-        (
-            f"{row['operation']} {words.shape(row)} {row['dtype']}, {row['direction']}",
-            words.share(share(row)),
-            row["limit"]["bound"],
-        )
-        for row in sorted(known, key=share)[:WORST]
+        (f"{words.case(row, way=False)}, {row['direction']}", words.share(share), row["limit"]["bound"])
+        for share, row in sorted(shares.items())[:WORST]
     ]
-    return words.table(("case", "of the limit", "bound by"), lines)
+    return words.table(("case", "of the limit", "bound by"), lines) if lines else words.NOT_YET
 
 
 def _absent(results: Results) -> str:

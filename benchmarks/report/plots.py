@@ -59,7 +59,7 @@ def ratios(rows: list[Row]) -> Figure:
                 axes.vlines(goal["bound"], place - 0.4, place + 0.4, color="black", linewidth=1.6)
                 asked = True
     axes.axvline(1.0, color="black", linestyle="--", linewidth=1.0)
-    axes.set_yticks(range(len(rows)), [label(row) for row in rows])
+    axes.set_yticks(range(len(rows)), [words.case(row) for row in rows])
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xscale("log")
     axes.set_xlabel("time of the others over ours (median; p10–p90 within a round)")
@@ -133,11 +133,6 @@ def looks(points: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
             colour, shape = next(others)
             found[title] = {"color": colour, "marker": shape, "linewidth": 1.4, "markersize": 5}
     return found
-
-
-def label(row: Row) -> str:
-    way = "" if row["direction"] == "both" else f", {row['direction']}"
-    return f"{row['operation']} {words.shape(row)} {row['dtype']}{way}"
 
 
 def _short(size: int) -> str:

@@ -9,6 +9,8 @@ from benchmarks.report import goals, quality, words
 from benchmarks.report.load import DEVICES, Results, Row
 
 _RATIO = f"Ratios are those of the medians, theirs over ours; {words.SPREAD} of the ratio within a round."
+OUTSIDE = "outside the network"  # an extra: the share of an attack's time
+ASKED = ("triplet", "attack")  # have so many cases that README shows those with goals alone
 
 
 class Column(NamedTuple):
@@ -20,8 +22,6 @@ class Column(NamedTuple):
     inverse: bool = False  # ours over theirs instead
 
 
-OUTSIDE = "outside the network"  # an extra: the share of an attack's time
-ASKED = ("triplet", "attack")  # have so many cases that README shows those with goals alone
 COLUMNS = {
     "triplet": (
         Column("pytorch-metric-learning", ("pytorch-metric-learning",)),
@@ -51,118 +51,80 @@ COLUMNS = {
 }
 
 
-def summary(results: Results) -> str:
+def summary(results: Results, device: str) -> str:
     """The cases that have a goal for their speed; of a family without one, its first case."""
-    header = ("case", "amkd_fast", "best of the others", "ratio", "of the limit")
-
-    def line(row: Row) -> tuple[str, ...]:
-        ours = row["contestants"][row["ours"]]
-        best = ratio = ""
-        if row["best"] is not None:
-            best = f"{words.time(row['contestants'][row['best']]['us']['median'])} ({row['best']})"
-            ratio = words.ratio(row["ratios"][row["ours"]][row["best"]])
-        return f"{case(row)}{_way(row)}", words.time(ours["us"]["median"]), best, ratio, limit(row)
-
-    def headlines(device: str, family: str) -> list[Row]:
-        rows = [row for row in results.rows(device, family) if row["ours"] is not None]
-        asked = [row for row in rows if any(goal["kind"] in ("speed-up", "time") for goal in row["goals"])]
-        return asked or last_directions(rows)[:1]
-
-    def section(device: str) -> str:
-        families = [family for family, on in results.comparisons if on == device]
-        if not families:
-            return words.NOT_YET
-        lines = [line(row) for family in families for row in headlines(device, family)]
-        note = f"{_RATIO} The limit: the least work at this machine's rates."
-        return f"{words.table(header, lines)}\n\n{note}\n\n{_made(results, device)}"
-
-    return _by_device(section)
-
-
-def against(family: str) -> Callable[[Results], str]:
-    """Ours, and how many times longer each kind of rival takes: the last direction of every case."""
-
-    def section(results: Results, device: str) -> str:
-        rows = [row for row in last_directions(results.rows(device, family)) if row["ours"] is not None]
-        rows = [row for row in rows if row["goals"] or family not in ASKED]
-        if not rows:
-            return words.NOT_YET
-        lines = []
-        for row in rows:
+    lines = []
+    for family, on in results.comparisons:
+        rows = [row for row in results.rows(device, family) if on == device and row["ours"] is not None]
+        timed = [row for row in rows if any(goal["kind"] in ("speed-up", "time") for goal in row["goals"])]
+        for row in timed or last_directions(rows)[:1]:
+            best = ratio = ""
+            if row["best"] is not None:
+                best = f"{words.time(row['contestants'][row['best']]['us']['median'])} ({row['best']})"
+                ratio = words.ratio(row["ratios"][row["ours"]][row["best"]])
             ours = row["contestants"][row["ours"]]
-            line = {"case": case(row), "amkd_fast": words.time(ours["us"]["median"])}
-            ratios = {column.name: compared(row, column) for column in COLUMNS[family]}
-            more = {"memory": words.size(ours["peak_bytes"]) if family == "triplet" else ""}
-            more |= {OUTSIDE: words.share(row["extras"][OUTSIDE])} if OUTSIDE in row["extras"] else {}
-            if any(ratios.values()) or row["goals"]:
-                lines.append({**line, **ratios, **more})
-        header = dict.fromkeys(name for line in lines for name, cell in line.items() if cell)
-        header = [name for name in dict.fromkeys(name for line in lines for name in line) if name in header]
-        cells = [[line.get(name, "") for name in header] for line in lines]
-        return f"{words.table(header, cells)}\n\n{_RATIO} {words.made(results, f'{family}-{device}.json')}"
+            limit = f"{words.share(ours['share_of_limit'])} ({row['limit']['bound']})" if row["limit"] else ""
+            lines.append((words.case(row), words.time(ours["us"]["median"]), best, ratio, limit))
+    if not lines:
+        return words.NOT_YET
+    header = ("case", "amkd_fast", "best of the others", "ratio", "of the limit")
+    note = f"{_RATIO} The limit: the least work at this machine's rates."
+    return f"{words.table(header, lines)}\n\n{note}\n\n{_made(results, device)}"
 
-    return lambda results: _by_device(lambda device: section(results, device))
+
+def against(results: Results, device: str, family: str) -> str:
+    """Ours, and how many times longer each kind of rival takes: the last direction of every case."""
+    lines = []
+    for row in last_directions(results.rows(device, family)):
+        if row["ours"] is None or (family in ASKED and not row["goals"]):
+            continue
+        ours = row["contestants"][row["ours"]]
+        ratios = {column.name: compared(row, column) for column in COLUMNS[family]}
+        more = {"memory": words.size(ours["peak_bytes"])} if family == "triplet" else {}
+        more |= {OUTSIDE: words.share(row["extras"][OUTSIDE])} if OUTSIDE in row["extras"] else {}
+        if any(ratios.values()) or row["goals"]:
+            case = {"case": words.case(row, way=False), "amkd_fast": words.time(ours["us"]["median"])}
+            lines.append({**case, **ratios, **more})
+    if not lines:
+        return words.NOT_YET
+    header = dict.fromkeys(name for line in lines for name in line)
+    header = [name for name in header if any(line.get(name) for line in lines)]
+    cells = [[line.get(name, "") for name in header] for line in lines]
+    return f"{words.table(header, cells)}\n\n{_RATIO} {words.made(results, f'{family}-{device}.json')}"
 
 
 def compared(row: Row, column: Column) -> str:
     """The ratio of a column; empty where nobody is there."""
     forms = {entry["form"]: title for title, entry in row["contestants"].items() if entry["ours"]}
-    own = forms.get(column.form) if column.form else row["ours"]
-    rivals = [title for title in row["ratios"].get(own, {}) if title.startswith(column.titles)]
-    if not rivals:
+    ratios = row["ratios"].get(forms.get(column.form) if column.form else row["ours"], {})
+    found = [spread for title, spread in ratios.items() if title.startswith(column.titles)]
+    if not found:
         return ""
-    spread = row["ratios"][own][min(rivals, key=lambda title: row["ratios"][own][title]["median"])]
-    return words.ratio(words.inverse(spread) if column.inverse else spread)
+    spread = min(found, key=lambda spread: spread["median"])
+    if column.inverse:
+        spread = {"median": 1 / spread["median"], "p10": 1 / spread["p90"], "p90": 1 / spread["p10"]}
+    return words.ratio(spread)
 
 
-def reached(results: Results) -> str:
+def reached(results: Results, device: str) -> str:
     """How many goals are reached, and those that are not."""
-
-    def section(device: str) -> str:
-        found = goals.judged(results, device)
-        if not found:
-            return words.NOT_YET
-        count = sum(one.goal["reached"] is True for one in found)
-        missed = [one for one in found if one.missed]
-        text = (
-            f"{count} of {len(found)} goals reached, {len(missed)} missed, {len(found) - count - len(missed)} not "
-            "judged; [docs/benchmarks](docs/benchmarks/README.md) has all of them. "
-            f"Here {words.SPREAD} of the ratio within a round."
-        )
-        misses = [goals.table(missed, results.analyses)] if missed else []
-        return "\n\n".join([text, *misses, _made(results, device)])
-
-    return _by_device(section)
-
-
-TABLES: dict[str, Callable[[Results], str]] = {
-    "summary": summary,
-    **{family: against(family) for family in COLUMNS},
-    "methods": quality.methods,
-    "dropped": quality.dropped,
-    "presets": quality.presets,
-    "goals": reached,
-}
+    found = goals.judged(results, device)
+    if not found:
+        return words.NOT_YET
+    count = sum(one.goal["reached"] is True for one in found)
+    missed = [one for one in found if one.missed]
+    text = (
+        f"{count} of {len(found)} goals reached, {len(missed)} missed, {len(found) - count - len(missed)} not "
+        "judged; [docs/benchmarks](docs/benchmarks/README.md) has all of them. "
+        f"Here {words.SPREAD} of the ratio within a round."
+    )
+    misses = [goals.table(missed, results.analyses)] if missed else []
+    return "\n\n".join([text, *misses, _made(results, device)])
 
 
 def last_directions(rows: list[Row]) -> list[Row]:
     """Of every case the row that has all of it: both directions where there are two."""
     return list({(row["operation"], str(row["sizes"]), row["dtype"]): row for row in rows}.values())
-
-
-def case(row: Row) -> str:
-    return f"{row['operation']} {words.shape(row)} {row['dtype']}"
-
-
-def limit(row: Row) -> str:
-    """Ours in the share of the least time, and what bounds that."""
-    if row["limit"] is None or row["ours"] is None:
-        return ""
-    return f"{words.share(row['contestants'][row['ours']]['share_of_limit'])} ({row['limit']['bound']})"
-
-
-def _way(row: Row) -> str:
-    return "" if row["direction"] == "both" else f", {row['direction']}"
 
 
 def _made(results: Results, device: str) -> str:
@@ -174,7 +136,21 @@ def _made(results: Results, device: str) -> str:
     return "<br>\n".join(f"{', '.join(families)}: {run}" for run, families in runs.items())
 
 
-def _by_device(section: Callable[[str], str]) -> str:
+def _by_device(section: Callable[..., str], *more: str) -> Callable[[Results], str]:
     """The CPU's part as it is, the GPU's behind a line that says so."""
-    cpu, gpu = (section(device) for device in DEVICES)
-    return f"{cpu}\n\nOn a GPU: not measured yet." if gpu == words.NOT_YET else f"{cpu}\n\nOn a GPU:\n\n{gpu}"
+
+    def both(results: Results) -> str:
+        cpu, gpu = (section(results, device, *more) for device in DEVICES)
+        return f"{cpu}\n\nOn a GPU: not measured yet." if gpu == words.NOT_YET else f"{cpu}\n\nOn a GPU:\n\n{gpu}"
+
+    return both
+
+
+TABLES: dict[str, Callable[[Results], str]] = {
+    "summary": _by_device(summary),
+    **{family: _by_device(against, family) for family in COLUMNS},
+    "methods": quality.methods,
+    "dropped": quality.dropped,
+    "presets": quality.presets,
+    "goals": _by_device(reached),
+}
