@@ -7,8 +7,11 @@ without what crashes it.
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Callable
-from functools import partial
+from functools import cache
+from importlib.util import find_spec
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
@@ -16,9 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from amkd_fast.attacks import Status
-from benchmarks.baselines import adversarial_library, there
+from benchmarks.baselines import there
 
 TORCHATTACKS, ADV_LIB = "torchattacks", "adversarial-library"
+STEPS, STEP_SIZE, LOWER, UPPER = 10, 0.3, -2.5, 2.5  # of the public code
 
 
 class LoopSamples(NamedTuple):
@@ -29,57 +33,36 @@ class LoopSamples(NamedTuple):
     status: Tensor
 
 
-def bss_loop(
-    network: nn.Module,
-    images: Tensor,
-    base: Tensor,
-    target: Tensor,
-    *,
-    steps: int = 10,
-    step_size: float = 0.3,
-    lower: float = -2.5,
-    upper: float = 2.5,
-) -> LoopSamples:
+def bss_loop(network: nn.Module, images: Tensor, base: Tensor, target: Tensor) -> LoopSamples:
     """The public loop. It computes the gradients of all weights and leaves them there, runs all its steps with the
     whole batch although most samples are finished, and ends with a backward pass that nothing needs."""
     x = images.clone()
-    for step in range(steps + 1):
+    for step in range(STEPS + 1):
         x = x.detach().requires_grad_()
         logits = network(x)
         gap = _at(logits, base) - _at(logits, target)
         (-gap).sum().backward()
-        moving = logits.argmax(1) == base
-        if step < steps:
-            x = _step(x, x.grad, gap, moving, step_size, lower, upper)
-    return LoopSamples(x.detach(), logits.detach(), status(logits, base, target))
+        if step < STEPS:
+            x = _step(x, x.grad, gap, logits.argmax(1) == base)
+    return LoopSamples(x.detach(), logits.detach(), _status(logits, base, target))
 
 
-def bss_loop_lean(
-    network: nn.Module,
-    images: Tensor,
-    base: Tensor,
-    target: Tensor,
-    *,
-    steps: int = 10,
-    step_size: float = 0.3,
-    lower: float = -2.5,
-    upper: float = 2.5,
-) -> LoopSamples:
+def bss_loop_lean(network: nn.Module, images: Tensor, base: Tensor, target: Tensor) -> LoopSamples:
     """The same by a careful user: gradients of the images alone, and an end when every sample is finished.
 
     Give it a network whose weights want no gradient (:func:`quiet`).
     """
     x = images.clone()
-    for step in range(steps + 1):
-        x = x.detach().requires_grad_(step < steps)
+    for step in range(STEPS + 1):
+        x = x.detach().requires_grad_(step < STEPS)
         logits = network(x)
         moving = logits.argmax(1) == base
-        if step == steps or not moving.any():
+        if step == STEPS or not moving.any():
             break
         gap = _at(logits, base) - _at(logits, target)
         (grad,) = torch.autograd.grad(-gap.sum(), x)
-        x = _step(x, grad, gap, moving, step_size, lower, upper)
-    return LoopSamples(x.detach(), logits.detach(), status(logits, base, target))
+        x = _step(x, grad, gap, moving)
+    return LoopSamples(x.detach(), logits.detach(), _status(logits, base, target))
 
 
 def pgd_loop(
@@ -98,22 +81,36 @@ def pgd_loop(
 
 def pgd_libraries(network: nn.Module, *, eps: float, step_size: float, steps: int) -> dict[str, Callable]:
     """The same by the libraries that are there: functions of (images, labels), which import at their first call."""
-    options = {"eps": eps, "step_size": step_size, "steps": steps}
-    found = {TORCHATTACKS: _torchattacks, ADV_LIB: _adv_lib}
-    return {name: partial(attack, network, **options) for name, attack in found.items() if there(name)}
+
+    def torchattacks(images: Tensor, labels: Tensor) -> Tensor:
+        from torchattacks import PGD
+
+        return PGD(network, eps=eps, alpha=step_size, steps=steps, random_start=False)(images, labels)
+
+    def adv_lib(images: Tensor, labels: Tensor) -> Tensor:
+        options = {"steps": steps, "random_init": False, "absolute_step_size": step_size}
+        return adv_lib_pgd()(network, images, labels, eps, **options)
+
+    return {name: call for name, call in ((TORCHATTACKS, torchattacks), (ADV_LIB, adv_lib)) if there(name)}
 
 
-def _torchattacks(
-    network: nn.Module, images: Tensor, labels: Tensor, *, eps: float, step_size: float, steps: int
-) -> Tensor:
-    import torchattacks
+@cache
+def adv_lib_pgd() -> Callable:
+    """``adv_lib.attacks.pgd_linf``, without two libraries that its package imports and its PGD does not use.
 
-    return torchattacks.PGD(network, eps=eps, alpha=step_size, steps=steps, random_start=False)(images, labels)
-
-
-def _adv_lib(network: nn.Module, images: Tensor, labels: Tensor, *, eps: float, step_size: float, steps: int) -> Tensor:
-    pgd_linf = adversarial_library.pgd_linf()
-    return pgd_linf(network, images, labels, eps, steps=steps, random_init=False, absolute_step_size=step_size)
+    Where one is missing an empty module takes its name while adv_lib is being imported and goes afterwards, because
+    other libraries look for torchvision, and would find a hull.
+    """
+    absent = [name for name in ("torchvision", "visdom") if name not in sys.modules and find_spec(name) is None]
+    for name in absent:
+        sys.modules[name] = ModuleType(name)
+        sys.modules[name].models = ModuleType(f"{name}.models")
+    try:
+        from adv_lib.attacks import pgd_linf
+    finally:
+        for name in absent:
+            del sys.modules[name]
+    return pgd_linf
 
 
 def quiet(network: nn.Module) -> nn.Module:
@@ -121,14 +118,17 @@ def quiet(network: nn.Module) -> nn.Module:
     return copy.deepcopy(network).eval().requires_grad_(False)
 
 
-def _step(x: Tensor, grad: Tensor, gap: Tensor, moving: Tensor, step_size: float, lower: float, upper: float) -> Tensor:
-    with torch.no_grad():
-        unit = grad / _column(grad.flatten(1).norm(dim=1), grad)
-        moved = (x + step_size * (_column(gap, x) + 1e-4) * unit).clamp(lower, upper)
-        return torch.where(_column(moving, x), moved, x)
+@torch.no_grad()
+def _step(x: Tensor, grad: Tensor, gap: Tensor, moving: Tensor) -> Tensor:
+    def column(values: Tensor) -> Tensor:
+        return values.view(-1, *[1] * (x.dim() - 1))
+
+    unit = grad / column(grad.flatten(1).norm(dim=1))
+    moved = (x + STEP_SIZE * (column(gap) + 1e-4) * unit).clamp(LOWER, UPPER)
+    return torch.where(column(moving), moved, x)
 
 
-def status(logits: Tensor, base: Tensor, target: Tensor) -> Tensor:
+def _status(logits: Tensor, base: Tensor, target: Tensor) -> Tensor:
     prediction = logits.argmax(1)
     landed = torch.where(prediction == target, Status.CROSSED, Status.THIRD)
     return torch.where(prediction == base, Status.UNCROSSED, landed)
@@ -136,7 +136,3 @@ def status(logits: Tensor, base: Tensor, target: Tensor) -> Tensor:
 
 def _at(logits: Tensor, classes: Tensor) -> Tensor:
     return logits.gather(1, classes[:, None])[:, 0]
-
-
-def _column(values: Tensor, images: Tensor) -> Tensor:
-    return values.view(-1, *[1] * (images.dim() - 1))

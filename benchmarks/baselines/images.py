@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,13 +47,11 @@ def joint_augment(fill: int) -> list[Contestant]:
         return []
     from benchmarks.baselines import pillow
 
-    def serial(pixels: Tensor, draws: Any) -> Tensor:
-        return pillow.batch(pixels, draws, fill)
-
-    def shared(pixels: Tensor, draws: Any) -> Tensor:
-        return pillow.batch(pixels, draws, fill, two_threads())
-
-    return [Contestant("pillow", serial), Contestant("pillow, two threads", shared)]
+    calls = {"pillow": lambda: None, "pillow, two threads": two_threads}
+    return [
+        Contestant(name, lambda pixels, draws, pool=pool: pillow.batch(pixels, draws, fill, pool()))
+        for name, pool in calls.items()
+    ]
 
 
 @cache

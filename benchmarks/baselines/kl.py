@@ -23,10 +23,6 @@ def kl(temperature: float, divergence: str) -> list[Contestant]:
         log_q, p = F.log_softmax(student / temperature, -1), F.softmax(teacher / temperature, -1)
         return F.kl_div(log_q, p, reduction="batchmean") * temperature**2
 
-    def reverse(student: Tensor, teacher: Tensor) -> Tensor:
-        log_q, log_p = F.log_softmax(student / temperature, -1), F.log_softmax(teacher / temperature, -1)
-        return F.kl_div(log_p, log_q, reduction="batchmean", log_target=True) * temperature**2
-
     def jensen_shannon(student: Tensor, teacher: Tensor) -> Tensor:
         log_q, log_p = F.log_softmax(student / temperature, -1), F.log_softmax(teacher / temperature, -1)
         log_m = torch.logaddexp(log_q, log_p) - math.log(2.0)
@@ -34,7 +30,7 @@ def kl(temperature: float, divergence: str) -> list[Contestant]:
         return 0.5 * (halves[0] + halves[1]) * temperature**2
 
     if divergence == "reverse":
-        return written("kl_div", reverse)
+        return written("kl_div", lambda student, teacher: log_target(teacher, student))
     if divergence == "js":
         return written("kl_div twice", jensen_shannon)
     return [*written("log target", log_target), *written("softmax target", softmax_target), *_liger(temperature)]
@@ -72,8 +68,7 @@ def decoupled(temperature: float, target_weight: float, other_weight: float) -> 
         chosen = torch.zeros_like(student).scatter_(1, labels.unsqueeze(1), 1.0).bool()
 
         def binary(probabilities: Tensor) -> Tensor:
-            parts = [(probabilities * mask).sum(1, keepdim=True) for mask in (chosen, ~chosen)]
-            return torch.cat(parts, 1)
+            return torch.cat([(probabilities * mask).sum(1, keepdim=True) for mask in (chosen, ~chosen)], 1)
 
         q, p = F.softmax(student / temperature, 1), F.softmax(teacher / temperature, 1)
         target = F.kl_div(binary(q).log(), binary(p), reduction="batchmean")
@@ -91,8 +86,7 @@ def standardised(temperature: float) -> list[Contestant]:
         return (logits - logits.mean(-1, keepdim=True)) / logits.std(-1, keepdim=True)
 
     def kl_div(student: Tensor, teacher: Tensor) -> Tensor:
-        log_q = F.log_softmax(standard(student) / temperature, -1)
-        p = F.softmax(standard(teacher) / temperature, -1)
+        log_q, p = F.log_softmax(standard(student) / temperature, -1), F.softmax(standard(teacher) / temperature, -1)
         return F.kl_div(log_q, p, reduction="batchmean") * temperature**2
 
     return written("std and kl_div", kl_div)
@@ -101,17 +95,14 @@ def standardised(temperature: float) -> list[Contestant]:
 def consistency(temperature: float) -> list[Contestant]:
     """``F.kl_div`` of either view, rows of the second weighted by ``F.cosine_similarity``."""
 
-    def kl_div(students: Tensor, teachers: Tensor) -> Tensor:
+    def each_view(students: Tensor, teachers: Tensor) -> Tensor:
+        def divergence(view: int, reduction: str) -> Tensor:
+            log_q, p = F.log_softmax(students[view] / temperature, -1), F.softmax(teachers[view] / temperature, -1)
+            return F.kl_div(log_q, p, reduction=reduction)
+
         weight = F.cosine_similarity(teachers[0], teachers[1]) + 1.0
-        clean = F.kl_div(
-            F.log_softmax(students[0] / temperature, -1),
-            F.softmax(teachers[0] / temperature, -1),
-            reduction="batchmean",
-        )
-        augmented = F.kl_div(
-            F.log_softmax(students[1] / temperature, -1), F.softmax(teachers[1] / temperature, -1), reduction="none"
-        )
-        return temperature**2 * 0.5 * (clean + (weight * augmented.sum(-1)).mean())
+        augmented = (weight * divergence(1, "none").sum(-1)).mean()
+        return temperature**2 * 0.5 * (divergence(0, "batchmean") + augmented)
 
     def both_views(students: Tensor, teachers: Tensor) -> Tensor:
         log_q, p = F.log_softmax(students / temperature, -1), F.softmax(teachers / temperature, -1)
@@ -119,7 +110,7 @@ def consistency(temperature: float) -> list[Contestant]:
         clean, augmented = F.kl_div(log_q, p, reduction="none").sum(-1).unbind()
         return temperature**2 * 0.5 * (clean.mean() + (weight * augmented).mean())
 
-    return [*written("kl_div of each view", kl_div), *written("kl_div of both views", both_views)]
+    return [*written("kl_div of each view", each_view), *written("kl_div of both views", both_views)]
 
 
 def _liger(temperature: float) -> list[Contestant]:
@@ -131,8 +122,7 @@ def _liger(temperature: float) -> list[Contestant]:
     divergence = LigerKLDIVLoss(reduction="batchmean", log_target=True)
 
     def liger(student: Tensor, teacher: Tensor) -> Tensor:
-        log_q = F.log_softmax(student / temperature, -1, dtype=torch.float32)
-        log_p = F.log_softmax(teacher / temperature, -1, dtype=torch.float32)
+        log_q, log_p = (F.log_softmax(logits / temperature, -1, dtype=torch.float32) for logits in (student, teacher))
         return divergence(log_q, log_p) * temperature**2
 
     return [Contestant("liger-kernel", liger)]

@@ -30,17 +30,7 @@ def hard(margin: float, distance: str = "euclidean") -> list[Contestant]:
 
     name = "cdist" if distance == "euclidean" else "cosine matrix"
     found = [*written(name, matrix), Contestant("eager tiled", tiled(margin, distance))]
-    if there(METRIC_LEARNING):
-        from pytorch_metric_learning import miners, reducers
-
-        miner = miners.BatchHardMiner(distance=_library_distance(distance))
-        loss = _library_loss(margin, distance, reducers.MeanReducer())
-
-        def mined(rows: Tensor, labels: Tensor) -> Tensor:
-            rows = _wide(rows)
-            return loss(rows, labels, miner(rows, labels))
-
-        found.append(Contestant(METRIC_LEARNING, mined))
+    found += _library(margin, distance, lambda miners, own: miners.BatchHardMiner(distance=own))
     return [*found, *_sentences("BatchHardTripletLoss", margin, distance)]
 
 
@@ -93,13 +83,9 @@ def semihard(margin: float, fallback: bool) -> list[Contestant]:
     found = written("cdist, sorted", matrix)
     if fallback:
         return [*found, *_sentences("BatchSemiHardTripletLoss", margin)]
-    if there(METRIC_LEARNING):
-        from pytorch_metric_learning import miners, reducers
-
-        miner = miners.TripletMarginMiner(margin, "semihard", distance=_library_distance("euclidean"))
-        loss = _library_loss(margin, "euclidean", reducers.MeanReducer())
-        found.append(Contestant(METRIC_LEARNING, lambda rows, labels: loss(rows, labels, miner(rows, labels))))
-    return found
+    return found + _library(
+        margin, "euclidean", lambda miners, own: miners.TripletMarginMiner(margin, "semihard", distance=own)
+    )
 
 
 def topk(margin: float, k: int) -> list[Contestant]:
@@ -132,9 +118,7 @@ def every(margin: float) -> list[Contestant]:
         return loss
 
     found = [entry._replace(call=bounded(entry.call)) for entry in written("cube", cube)]
-    if there(METRIC_LEARNING):
-        found.append(Contestant(METRIC_LEARNING, _library_loss(margin, "euclidean")))
-    return [*found, *_sentences("BatchAllTripletLoss", margin)]
+    return [*found, *_library(margin, "euclidean"), *_sentences("BatchAllTripletLoss", margin)]
 
 
 def among_clean(margin: float, attacked: int) -> list[Contestant]:
@@ -193,16 +177,26 @@ def _wide(rows: Tensor) -> Tensor:
 def _library_distance(distance: str) -> Any:
     from pytorch_metric_learning import distances
 
-    if distance == "euclidean":
-        return distances.LpDistance(normalize_embeddings=False)
-    return distances.CosineSimilarity()
+    euclidean = distance == "euclidean"
+    return distances.LpDistance(normalize_embeddings=False) if euclidean else distances.CosineSimilarity()
 
 
-def _library_loss(margin: float, distance: str, reducer: Any = None) -> Any:
-    """Its own reducer is the mean of what is above 0."""
-    from pytorch_metric_learning import losses
+def _library(margin: float, distance: str, mine: Callable[[Any, Any], Any] | None = None) -> list[Contestant]:
+    """The library's loss: the mean over mined triplets, or of what is above 0 of all."""
+    if not there(METRIC_LEARNING):
+        return []
+    from pytorch_metric_learning import losses, miners, reducers
 
-    return losses.TripletMarginLoss(margin=margin, distance=_library_distance(distance), reducer=reducer)
+    own = _library_distance(distance)
+    reducer = None if mine is None else reducers.MeanReducer()
+    loss = losses.TripletMarginLoss(margin=margin, distance=own, reducer=reducer)
+    miner = None if mine is None else mine(miners, own)
+
+    def mined(rows: Tensor, labels: Tensor) -> Tensor:
+        rows = _wide(rows)
+        return loss(rows, labels, None if miner is None else miner(rows, labels))
+
+    return [Contestant(METRIC_LEARNING, mined)]
 
 
 def _sentences(name: str, margin: float, distance: str = "euclidean") -> list[Contestant]:

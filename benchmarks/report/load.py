@@ -20,29 +20,17 @@ Row = dict[str, Any]
 
 @dataclass
 class Results:
-    """What was measured, and what speaks against publishing it.
+    """What was measured, and what speaks against publishing it."""
 
-    Attributes:
-        comparisons: By family and device.
-        scaling: By device.
-        digits: ``amkd-distill compare`` on the digits.
-        dropped: The same with labels that the student never sees.
-        presets: ``benchmarks.presets``.
-        machines: Where, when and of what a file was made, by its name.
-        doubts: Why a file makes drafts only, by its name.
-        analyses: Why a goal is missed, by its name: ``misses.md`` beside the folder.
-        unread: Files that no table is made from, with the reason.
-    """
-
-    comparisons: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
-    scaling: dict[str, dict[str, Any]] = field(default_factory=dict)
-    digits: dict[str, Any] | None = None
-    dropped: dict[str, Any] | None = None
-    presets: dict[str, Any] | None = None
-    machines: dict[str, dict[str, Any]] = field(default_factory=dict)
-    doubts: dict[str, str] = field(default_factory=dict)
-    analyses: dict[str, str] = field(default_factory=dict)
-    unread: dict[str, str] = field(default_factory=dict)
+    comparisons: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)  # by family and device
+    scaling: dict[str, dict[str, Any]] = field(default_factory=dict)  # by device
+    digits: dict[str, Any] | None = None  # of `amkd-distill compare`
+    dropped: dict[str, Any] | None = None  # the same with labels that the student never sees
+    presets: dict[str, Any] | None = None  # of benchmarks.presets
+    machines: dict[str, dict[str, Any]] = field(default_factory=dict)  # where, when and of what, by the file's name
+    doubts: dict[str, str] = field(default_factory=dict)  # why a file makes drafts only, by its name
+    analyses: dict[str, str] = field(default_factory=dict)  # why a goal is missed, by its name: misses.md
+    unread: dict[str, str] = field(default_factory=dict)  # files that no table is made from, with the reason
 
     def rows(self, device: str, family: str = "") -> list[Row]:
         """The rows of a device, in the order of the families."""

@@ -10,9 +10,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from amkd_fast.distill.report.style import COLOURS, OTHERS, picture
-from benchmarks.report import words
+from benchmarks.report import pages, words
 from benchmarks.report.load import Results, Row
-from benchmarks.report.pages import Axis, ratio_rows, ratios_png, scaling_png
+from benchmarks.report.pages import Axis
 
 # Kinds of rivals by how their titles start; of each the fastest is shown. Whoever is left is the last kind.
 KINDS = {
@@ -31,12 +31,8 @@ _TICKS = (1, 2, 5)
 
 def drawn(results: Results) -> Iterator[tuple[str, bytes]]:
     """Every picture with its file name."""
-    for family, device in results.comparisons:
-        if rows := ratio_rows(results, family, device):
-            yield ratios_png(family, device), ratios(rows)
-    for device, found in results.scaling.items():
-        for axis in found["axes"]:
-            yield scaling_png(axis, device), scaling(axis)
+    for name, shown in pages.pictures(results).items():
+        yield name, ratios(shown) if isinstance(shown, list) else scaling(shown)
 
 
 @picture
