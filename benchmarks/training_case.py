@@ -1,33 +1,25 @@
-"""A teacher, a student that has learnt something, batches, and the ways in which their training step is taken."""
+"""A teacher, a student that has learnt something, a batch, and the ways in which their training step is taken."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from amkd_fast import CrossBatchMemory
 from amkd_fast.attacks.capture import CudaGraph
-from amkd_fast.distill.methods import AMKD, BSS, KD, Batch, Losses, Method, Moment
+from amkd_fast.distill.methods import AMKD, BSS, KD, Batch, Method, Moment
 from amkd_fast.distill.networks import Spec, build
 from amkd_fast.distill.whole_step import WholeStep
 from benchmarks import setting
 from benchmarks.setting import Setting
 
-EPOCHS, MEMORY = 60, 512
+EPOCHS = 60
 BATCH, LIMIT, LEARNING = 128, 32, 150  # images, attacked ones, steps before anything is measured
 NOW = Moment(epoch=0, epochs=EPOCHS, draw=7)
-
-
-class Way(NamedTuple):
-    """A way to take a step, with the student that learns by it."""
-
-    take: Callable[[Batch, Moment], Losses]
-    student: nn.Module
 
 
 class Case(NamedTuple):
@@ -52,31 +44,15 @@ class Case(NamedTuple):
     def pupil(self, dtype: torch.dtype = torch.float32) -> nn.Module:
         return copy.deepcopy(self.student).to(dtype).train()
 
-    def methods(self, dtype: torch.dtype = torch.float32) -> dict[str, Callable[..., Method]]:
+    def method(self, name: str, fixed_shape: bool = False, dtype: torch.dtype = torch.float32) -> Method:
+        """``"KD"``, or ``"BSS"`` or ``"AMKD"`` with a preset; by default ``"near_boundary"``."""
+        if name == "KD":
+            return KD()
+        kind, _, preset = name.partition(" ")
         # On the device: a copy from the host is waited for, and cannot be part of a CUDA graph.
         bounds = {name: part.to(dtype) for name, part in self.setting.bounds.items()}
-        near, official = {"attack": bounds, "limit": self.limit}, {"preset": "official", "limit": self.limit}
-
-        def remembering(**more: bool) -> Method:
-            memory = CrossBatchMemory(MEMORY, 10, dtype=dtype, device=self.device)
-            return AMKD(**near, **more, margin=3.0, memory=memory)
-
-        return {
-            "KD": lambda fixed_shape: KD(),
-            "BSS official": lambda **more: BSS(**official, **more),
-            "BSS near_boundary": lambda **more: BSS(**near, **more),
-            "AMKD official": lambda **more: AMKD(**official, **more),
-            "AMKD": lambda **more: AMKD(**near, **more),
-            "AMKD with memory": remembering,
-        }
-
-    def batches(self, steps: int, dtype: torch.dtype = torch.float32) -> Iterator[tuple[Batch, Moment]]:
-        """The same ones at every call, over two epochs."""
-        draws = torch.Generator().manual_seed(3)
-        images, labels = self.setting.images, self.setting.labels
-        for step in range(steps):
-            rows = torch.randint(len(labels), (self.size,), generator=draws).to(self.device)
-            yield Batch(images[rows].to(dtype), labels[rows]), Moment(2 * step // steps, EPOCHS, 1000 + step)
+        attack = {"preset": "official"} if preset == "official" else {"attack": bounds}
+        return {"BSS": BSS, "AMKD": AMKD}[kind](**attack, limit=self.limit, fixed_shape=fixed_shape)
 
 
 @cache
@@ -123,26 +99,16 @@ def step_of(loss: Callable[[nn.Module], Tensor], student: nn.Module) -> Callable
     return step
 
 
-def step(case: Case, method: str, kind: str) -> Callable[[], Losses]:
-    """A step of a method on the clean batch with learning rate 0: ``"fixed_shape"`` (eager) or ``"recorded"``."""
-    make = whole if kind == "recorded" else eager
-    way = make(case.methods()[method](fixed_shape=True), case.teacher, case.student, 0.0)
-    return lambda: way.take(case.clean, NOW)
-
-
-def eager(method: Method, teacher: nn.Module, student: nn.Module, lr: float) -> Way:
-    """A step on a copy of the student, as a training loop takes it."""
-    student = copy.deepcopy(student).train()
-    optimizer = torch.optim.SGD(student.parameters(), lr=lr, momentum=0.9, weight_decay=1e-4)
-
-    def take(batch: Batch, moment: Moment) -> Losses:
-        optimizer.zero_grad()
-        losses = method(batch, teacher, student, moment)
-        losses.total.backward()
-        optimizer.step()
-        return losses._replace(total=losses.total.detach())
-
-    return Way(take, student)
+def step(case: Case, name: str, kind: str) -> Callable[[], Tensor]:
+    """A step of a method on the clean batch with padded attacks: ``"fixed_shape"`` (eager) or ``"recorded"``."""
+    method, student = case.method(name, fixed_shape=True), case.pupil()
+    if kind == "fixed_shape":
+        return step_of(lambda own: method(case.clean, case.teacher, own, NOW).total, student)
+    rate = torch.tensor(0.0, device=case.device)
+    optimizer = torch.optim.SGD(student.parameters(), lr=rate, momentum=0.9, weight_decay=1e-4, fused=True)
+    graph = CudaGraph if case.device == "cuda" else Rehearsed
+    whole = WholeStep(method, case.teacher, student, optimizer, graph=graph)
+    return lambda: whole(case.clean, NOW).total
 
 
 class Rehearsed:
@@ -151,13 +117,3 @@ class Rehearsed:
     def __init__(self, function: Callable[[], None]) -> None:
         self.replay = function
         function()
-
-
-def whole(method: Method, teacher: nn.Module, student: nn.Module, lr: float) -> Way:
-    """The recorded step on a copy of the student."""
-    student = copy.deepcopy(student).train()
-    like = next(student.parameters())
-    rate = torch.tensor(lr, device=like.device)
-    optimizer = torch.optim.SGD(student.parameters(), lr=rate, momentum=0.9, weight_decay=1e-4, fused=True)
-    graph = CudaGraph if like.is_cuda else Rehearsed
-    return Way(WholeStep(method, teacher, student, optimizer, graph=graph), student)

@@ -66,7 +66,7 @@ def _training(training: ModuleType) -> list[Group]:
         def made(device: str, tf32: bool) -> Callable[[], Any]:
             return training_case.step(training_case.of_environment(device), name, kind)
 
-        return lambda images, labels: made(images.device.type, torch.backends.cudnn.allow_tf32)().total
+        return lambda images, labels: made(images.device.type, torch.backends.cudnn.allow_tf32)()
 
     def forms(name: str) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
         return {kind: way(name, kind) for kind in ("fixed_shape", "recorded")[name == "KD" :]}

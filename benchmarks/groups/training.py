@@ -50,7 +50,7 @@ def step(name: str, goals: tuple[Goal, ...]) -> Group:
 
     def extras(device: str) -> dict[str, Any]:
         case = of_environment(device)
-        attack = case.methods()[name](fixed_shape=False)(case.clean, case.teacher, case.pupil(), NOW).attack
+        attack = case.method(name)(case.clean, case.teacher, case.pupil(), NOW).attack
         counts = {} if attack is None else dict(zip(COUNTS, attack.tolist(), strict=True))
         return {"setting": case.setting.about, **counts}
 
@@ -67,7 +67,7 @@ def step(name: str, goals: tuple[Goal, ...]) -> Group:
 @cache
 def taken(name: str, device: str) -> Callable[[], Tensor]:
     case = of_environment(device)
-    method = case.methods()[name](fixed_shape=False)
+    method = case.method(name)
     return step_of(lambda own: method(case.clean, case.teacher, own, NOW).total, case.student)
 
 
@@ -84,7 +84,7 @@ def eager(name: str, device: str) -> Callable[[], Tensor]:
 @cache
 def bare(name: str, device: str) -> Callable[[], Tensor]:
     case = of_environment(device)
-    return baselines.bare_passes(case.methods()[name](fixed_shape=False), case.clean, case.teacher, case.student, NOW)
+    return baselines.bare_passes(case.method(name), case.clean, case.teacher, case.student, NOW)
 
 
 def truth(name: str, device: str) -> dict[str, Tensor | float]:
@@ -94,7 +94,7 @@ def truth(name: str, device: str) -> dict[str, Tensor | float]:
     batch = case.clean._replace(images=case.clean.images.double())
 
     def ours(method: str, batch: Batch = batch, fold: bool = True) -> Tensor:
-        step = case.methods(torch.float64)[method](fixed_shape=False)
+        step = case.method(method, dtype=torch.float64)
         step.fold = fold
         return step(batch, teacher, copy.deepcopy(student), NOW).total.detach()
 
