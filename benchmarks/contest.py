@@ -42,9 +42,9 @@ class Contestant(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """Value of a call, and the gradient in its first input where that asks for one."""
+    """Value of a call, in one tensor or several, and the gradient in its first input where that asks for one."""
 
-    value: Tensor
+    value: Any
     grad: Tensor | None
 
 
@@ -94,16 +94,21 @@ def answer(contestant: Contestant, inputs: tuple[Tensor, ...]) -> Answer:
     leaf.grad = None
     with contestant.chosen():
         value = contestant.call(*inputs)
+        if isinstance(value, tuple):
+            return Answer(value, None)
         if value.requires_grad:
             value.backward()
     grad, leaf.grad = leaf.grad, None
     return Answer(value.detach(), grad)
 
 
-def truth(call: Callable[..., Tensor], inputs: tuple[Tensor, ...], ask: Callable[..., Answer] = answer) -> Answer:
+def truth(call: Callable[..., Any], inputs: tuple[Tensor, ...], ask: Callable[..., Answer] = answer) -> Answer:
     """The reference in fp64; ``ask`` is what calls it."""
-    wide = tuple(x.detach().double().requires_grad_(x.requires_grad) if x.is_floating_point() else x for x in inputs)
-    return ask(reference(call), wide)
+    return ask(reference(call), wide(inputs))
+
+
+def wide(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(x.detach().double().requires_grad_(x.requires_grad) if x.is_floating_point() else x for x in inputs)
 
 
 def verify(
@@ -113,13 +118,15 @@ def verify(
     """Compare with :func:`truth`; ``ask`` is what calls the contestant.
 
     Raises:
-        WrongResult: The error is above ``limit``, by default that of :data:`LIMITS`.
+        WrongResult: The error is above ``limit``, by default that of :data:`LIMITS`, or whole numbers differ.
     """
     got = ask(contestant, inputs)
     if (got.grad is None) != (expected.grad is None):
         raise WrongResult(f"{contestant.name}: only one of it and the reference has a gradient")
+    parts, wanted = (part if isinstance(part, tuple) else (part,) for part in (got.value, expected.value))
     errors = Errors(
-        _distance(got.value, expected.value), None if expected.grad is None else _distance(got.grad, expected.grad)
+        max(_distance(*pair) for pair in zip(parts, wanted, strict=True)),
+        None if expected.grad is None else _distance(got.grad, expected.grad),
     )
     limit = LIMITS[inputs[0].dtype] if limit is None else limit
     if not all(error <= limit for error in errors if error is not None):  # a NaN is not
@@ -128,6 +135,9 @@ def verify(
 
 
 def _distance(got: Tensor, expected: Tensor) -> float:
+    """Relative to the largest entry; of whole numbers, infinite where they differ."""
+    if not expected.is_floating_point():
+        return 0.0 if torch.equal(got, expected) else float("inf")
     scale = expected.abs().max().clamp(min=torch.finfo(expected.dtype).tiny)
     return ((got.to(expected.dtype) - expected).abs().max() / scale).item()
 

@@ -37,8 +37,7 @@ class Group:
     inputs: Callable[[str], tuple[Any, ...]]  # on a device; of a differentiable operation the first is the leaf
     ours: Callable[..., Any]  # our public function on them
     rivals: Callable[[], list[Contestant]] = list  # those without us; nothing is compiled before it is called
-    work: dict[str, Work] = field(default_factory=dict)  # the least that has to be done, by direction
-    directions: tuple[str, ...] = ("forward", "backward", "both")  # those that are timed
+    work: dict[str, Work] = field(default_factory=dict)  # the least that has to be done, by direction that is timed
     forms: Callable[[], dict[str, Callable[..., Any]]] = dict  # other ways to call us: into a tensor that is there, …
     reference: bool = True  # whether the specification takes part; networks are slow enough without it
     verify: Callable[[Contestant, tuple[Any, ...], Any], Errors] = contest.verify  # hold one against the truth
@@ -50,6 +49,11 @@ class Group:
     def __str__(self) -> str:
         sizes = ", ".join(f"{name} = {size}" for name, size in self.sizes.items())
         return f"{self.operation}, {sizes}, {SHORT[self.dtype]}"
+
+    @property
+    def directions(self) -> tuple[str, ...]:
+        """Of ``"forward"``, ``"backward"``, ``"both"``; one call forward where nobody knows its work."""
+        return tuple(self.work) or ("forward",)
 
     def contestants(self, device: str) -> list[Contestant]:
         """The reference, those of others, ours on each backend that runs here."""

@@ -28,21 +28,15 @@ PATIENCE = Patience(block=7e-3, rounds=9, seconds=0.0, most=3.0, fewest=5)
 
 
 class Axis(NamedTuple):
-    """A size that grows.
-
-    Attributes:
-        family: Whose module of ``benchmarks.groups`` has the builder.
-        build: The group of a size, from that module.
-        left_out: Contestants whose title has one of these in it do not take part.
-    """
+    """A size that grows."""
 
     name: str
     title: str
-    family: str
+    family: str  # whose module of benchmarks.groups has the builder
     letter: str
     sizes: tuple[int, ...]
-    build: Callable[[Any, int], Group]
-    left_out: tuple[str, ...] = ("max-autotune",)
+    build: Callable[[Any, int], Group]  # the group of a size, from that module
+    left_out: tuple[str, ...] = ("max-autotune",)  # whose title has one of these in it does not take part
 
 
 FP32 = torch.float32
@@ -125,25 +119,14 @@ def reduced(group: Group, axis: Axis, stopped: dict[str, Any], device: str) -> G
     lost = group.reference and "reference" in stopped and group.truth is contest.truth
 
     def rivals() -> list[Contestant]:
-        return [
-            entry
-            for entry in group.rivals()
-            if entry.title not in stopped and not any(part in entry.title for part in axis.left_out)
-        ]
+        there = [entry for entry in group.rivals() if entry.title not in stopped]
+        return [entry for entry in there if not any(part in entry.title for part in axis.left_out)]
 
     def own_truth(call: Callable[..., Any], inputs: tuple[Any, ...]) -> Any:
-        wide = tuple(
-            x.detach().double().requires_grad_(x.requires_grad) if x.is_floating_point() else x for x in inputs
-        )
-        return contest.answer(contest.ours(group.family, call, device)[0], wide)
+        return contest.answer(contest.ours(group.family, call, device)[0], contest.wide(inputs))
 
-    return replace(
-        group,
-        rivals=rivals,
-        forms=dict,
-        reference=group.reference and "reference" not in stopped,
-        truth=own_truth if lost else group.truth,
-    )
+    reference = group.reference and "reference" not in stopped
+    return replace(group, rivals=rivals, forms=dict, reference=reference, truth=own_truth if lost else group.truth)
 
 
 def point(group: Group, size: int, device: str, patience: Patience) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -209,11 +208,11 @@ def bases(rows: int, classes: int, speedup: float | None = None) -> Group:
 
     work = Work(rows * (2 * classes * 4 + 8) + LIMIT * (3 * 8 + 1), 2 * rows * classes)
     goals = () if speedup is None else (Goal("speed-up", speedup, baselines.PUBLIC_BASES, "forward"),)
-    return _group("select_boundary_bases", {"B": rows, "K": classes}, inputs, ours, rivals, work, goals=goals)
+    more = {"verify": verify_draws, "goals": goals}
+    return _group("select_boundary_bases", {"B": rows, "K": classes}, inputs, ours, rivals, work, **more)
 
 
 def _group(name, sizes, inputs, ours, rivals, work, dtype=torch.float32, **more) -> Group:
-    more = {"directions": ("forward",), "verify": verify, "truth": truth, **more}
     return Group("attack", name, sizes, dtype, inputs, ours, rivals, {"forward": work}, **more)
 
 
@@ -226,63 +225,31 @@ def drawn(rows: int, classes: int, device: str) -> tuple[Tensor, Tensor, Tensor]
     return first.to(device), second.to(device), labels.to(device)
 
 
-def truth(call: Callable[..., Any], given: tuple[Tensor, ...]) -> Any:
-    """The reference's result in fp64, of however many parts."""
-    entry = contest.reference(call)
-    with entry.chosen():
-        return entry.call(*(part.double() if part.is_floating_point() else part for part in given))
-
-
-def verify(entry: Contestant, given: tuple[Tensor, ...], expected: Any) -> Errors:
-    """Hold every part of a contestant's result against :func:`truth`.
-
-    Raises:
-        WrongResult: A part differs, or draws do not follow their distribution.
-    """
-    largest = 0.0
-    with entry.chosen():
-        result = entry.call(*given)
-    for part, wanted in zip(visible(result, entry), visible(expected, entry), strict=True):
-        one = Contestant(entry.name, lambda *_, part=part: part)
-        # Whole numbers must agree, and the check of contest.py is relative to the largest.
-        if wanted.is_floating_point():
-            largest = max(largest, contest.verify(one, given, Answer(wanted, None)).value)
-        elif not torch.equal(part, wanted):
-            raise WrongResult(f"{entry.name}: whole numbers differ from the reference's")
-    if entry.name == baselines.PUBLIC_BASES:
-        check_draws(entry, given, expected)
-    return Errors(largest, None)
-
-
-def verify_signs(entry: Contestant, given: tuple[Tensor, ...], expected: Tensor) -> Errors:
-    """As :func:`verify` for steps along signs: one number in 10,000 may go the other way, by two steps.
+def verify_signs(entry: Contestant, given: tuple[Tensor, ...], expected: Answer) -> Errors:
+    """As the usual check for steps along signs: one number in 10,000 may go the other way, by two steps.
 
     Raises:
         WrongResult: More of them differ, or one is further off.
     """
     with entry.chosen():
         result = entry.call(*given).double()
-    error = (result - expected).abs()
+    error = (result - expected.value).abs()
     other_way = error > 1e-5
     if not (other_way.double().mean() <= 1e-4 and error.max() <= 2 * STEP_SIZE + 1e-5):
         raise WrongResult(f"{entry.name}: {int(other_way.sum())} numbers went another way than the reference's")
-    return Errors((error * ~other_way).max().item() / expected.abs().max().item(), None)
+    return Errors((error * ~other_way).max().item() / expected.value.abs().max().item(), None)
 
 
-def visible(result: Any, entry: Contestant) -> tuple[Tensor, ...]:
-    """The tensors of a result that must be the reference's: all but the draws of somebody else's generator."""
-    parts = result if isinstance(result, tuple) else (result,)
-    names = getattr(result, "_fields", ("",) * len(parts))
-    return tuple(part for name, part in zip(names, parts, strict=True) if entry.backend or name != "target")
-
-
-def check_draws(entry: Contestant, given: tuple[Tensor, ...], expected: BoundaryBases, times: int = 30) -> None:
-    """Whether each class is drawn about as often as it should be, over all rows and many calls."""
-    _, teacher, _ = given
-    p = teacher[expected.index].double().softmax(1).scatter(1, expected.base[:, None], 0.0)
+def verify_draws(entry: Contestant, given: tuple[Tensor, ...], expected: Answer, times: int = 30) -> Errors:
+    """The usual check; of somebody else's draws, whether each class is drawn about as often as it should be."""
+    if entry.backend is not None:
+        return contest.verify(entry, given, expected)
+    bases, (_, teacher, _) = expected.value, given
+    p = teacher[bases.index].double().softmax(1).scatter(1, bases.base[:, None], 0.0)
     p = p / p.sum(1, keepdim=True)  # [M, K]
-    drawn = torch.cat([entry.call(*given).target for _ in range(times)])
-    counts = drawn.bincount(minlength=p.shape[1])
+    counts = torch.cat([entry.call(*given).target for _ in range(times)]).bincount(minlength=p.shape[1])
     allowed = 6.0 * (times * (p * (1 - p)).sum(0)).sqrt() + 1.0
     if not ((counts - times * p.sum(0)).abs() <= allowed).all():
         raise WrongResult(f"{entry.name}: its draws do not follow the teacher's distribution")
+    others = entry._replace(call=lambda *given: entry.call(*given)._replace(target=bases.target))
+    return contest.verify(others, given, expected)

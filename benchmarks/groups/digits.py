@@ -62,7 +62,7 @@ def digits_step(name: str) -> Group:
         return {} if attack is None else dict(zip(COUNTS, attack.tolist(), strict=True))
 
     # No operation of ours is in a student alone: the reference's is the same step.
-    more = {"directions": ("forward",), "reference": name != "student", "extras": extras}
+    more = {"reference": name != "student", "extras": extras}
     sizes = {"B": SETTINGS.batch_size}
     return Group(
         "training", f"digits step {name}", sizes, torch.float32, inputs, ours, verify=verify, truth=truth, **more

@@ -83,5 +83,5 @@ def _group(name, sizes, dtype, inputs, ours, rivals, work, verify, goals=()) -> 
         """Levels are whole numbers, and the result has one dtype whatever comes in: the specification as it is."""
         return contest.answer(contest.reference(call), given)
 
-    more = {"directions": ("forward",), "verify": verify, "truth": truth, "goals": goals}
+    more = {"verify": verify, "truth": truth, "goals": goals}
     return Group("images", name, sizes, dtype, inputs, ours, rivals, {"forward": work}, **more)

@@ -47,7 +47,7 @@ def segment_mse(batch: int, dtype: torch.dtype, speedup: float | None = None, wi
     goals = () if speedup is None else (Goal("speed-up", speedup),)
     sizes, call = {"B": batch, "C": width, "H": side, "W": side}, _alone(ours, len(shapes))
     more = {"verify": partial(contest.verify, ask=answer), "truth": partial(contest.truth, ask=answer), "goals": goals}
-    return Group("segments", "segment_mse", sizes, dtype, inputs, call, rivals, work, directions=("both",), **more)
+    return Group("segments", "segment_mse", sizes, dtype, inputs, call, rivals, work, **more)
 
 
 def _alone(call: Callable[..., Tensor], count: int) -> Callable[..., Tensor]:

@@ -56,7 +56,7 @@ def step(name: str, goals: tuple[Goal, ...]) -> Group:
 
     sizes = {"B": BATCH} if name == "KD" else {"B": BATCH, "M": LIMIT}
     more = {"verify": verify, "truth": lambda _, given: truth(name, given[0].device.type), "extras": extras}
-    more |= {"directions": ("forward",), "reference": False, "goals": goals, "yardsticks": (BARE, PLAIN)}
+    more |= {"reference": False, "goals": goals, "yardsticks": (BARE, PLAIN)}
 
     def inputs(device: str) -> tuple[Tensor, ...]:
         return tuple(of_environment(device).clean[:2])

@@ -68,7 +68,7 @@ def hard(
     if count < MATRIX:
         return loss(rivals=lambda: baselines.hard(MARGIN, distance), reference=count <= 1024)
     tiled = baselines.tiled(MARGIN, distance)
-    return loss(directions=("both",), reference=False, truth=lambda _, inputs: contest.truth(tiled, inputs))
+    return loss(together=True, reference=False, truth=lambda _, inputs: contest.truth(tiled, inputs))
 
 
 def semihard(count: int, width: int, classes: int, fallback: bool = False) -> Group:
@@ -93,7 +93,7 @@ def every(count: int, width: int, classes: int, goals: tuple[Goal, ...] = ()) ->
     options = {"mining": "all", "reduction": "mean_nonzero"}
     more = {"rivals": partial(baselines.every, MARGIN), "verify": partial(contest.verify, limit=EDGE_LIMIT)}
     pairs = count * count * width
-    return _loss("all", count, width, classes, FP32, options, pairs, directions=("both",), goals=goals, **more)
+    return _loss("all", count, width, classes, FP32, options, pairs, together=True, goals=goals, **more)
 
 
 def amkd(attacked: int, clean: int, width: int) -> Group:
@@ -212,18 +212,19 @@ def _loss(
     options: dict[str, Any],
     backward: int = 0,
     sizes: dict[str, int] | None = None,
+    together: bool = False,
     **more: Any,
 ) -> Group:
-    """``options`` of the public function; ``backward`` products; ``more`` of the group."""
+    """``options`` of the public function; ``backward`` products; both directions alone; ``more`` of the group."""
     ours = partial(af.triplet_margin_loss, margin=MARGIN, **options)
     sizes = {"N": count, "D": width, "classes": classes, **(sizes or {})}
     work = _work(count * width * dtype.itemsize, count * count * width // 2, backward)
-    inputs = _batch(count, width, classes, dtype)
+    inputs, work = _batch(count, width, classes, dtype), {"both": work["both"]} if together else work
     return Group("triplet", f"triplet_margin_loss {name}", sizes, dtype, inputs, ours, work=work, **more)
 
 
 def _search(name, sizes, dtype, inputs, ours, rivals, work, verify, truth, **more) -> Group:
-    more |= {"directions": ("forward",), "verify": verify, "truth": truth}
+    more |= {"verify": verify, "truth": truth}
     return Group("triplet", name, sizes, dtype, inputs, ours, rivals, {"forward": work}, **more)
 
 

@@ -130,7 +130,7 @@ def pgd() -> Group:
 def _group(operation, batch, inputs, ours, rivals, truth, verify, extras, goals) -> Group:
     sizes, goals = {"B": batch, "C": 3, "H": 32, "W": 32}, (*goals, Goal(OUTSIDE, OUTSIDE_LIMIT, direction="forward"))
     more = {"reference": False, "verify": verify, "truth": truth, "extras": extras, "goals": goals}
-    return Group("whole_attack", operation, sizes, torch.float32, inputs, ours, rivals, directions=("forward",), **more)
+    return Group("whole_attack", operation, sizes, torch.float32, inputs, ours, rivals, **more)
 
 
 def boundary_loops() -> list[Contestant]:
