@@ -66,29 +66,28 @@ def load(path: str) -> Setting:
     return Setting(network.eval().requires_grad_(False), images, labels, *data.bounds(), found, real=True)
 
 
-def synthetic(name: str = "small-16-4", count: int = 1024, side: int = 32, epochs: int = 1) -> Setting:
-    """A network of :mod:`amkd_fast.distill.networks` that has learnt patterns, and others of them."""
-    network, images, labels = build(Spec(name, 3, 10), 0), *patterns(count, side, 1)
+def synthetic() -> Setting:
+    """A network that has learnt patterns, and others of them."""
+    network, images, labels = build(Spec("small-16-4", 3, 10), 0), *patterns(1)
     optimizer = torch.optim.SGD(network.parameters(), 0.05, momentum=0.9, nesterov=True)
     draws = torch.Generator().manual_seed(0)
-    for _ in range(epochs):
-        for rows in torch.randperm(count, generator=draws).split(32):
-            optimizer.zero_grad()
-            F.cross_entropy(network(images[rows]), labels[rows]).backward()
-            optimizer.step()
+    for rows in torch.randperm(len(labels), generator=draws).split(32):
+        optimizer.zero_grad()
+        F.cross_entropy(network(images[rows]), labels[rows]).backward()
+        optimizer.step()
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = 1.0  # so few steps leave the running statistics behind the weights
     with torch.no_grad():
         network(images[:256])
-    images, labels = patterns(count, side, 2)
+    images, labels = patterns(2)
     about = {"images": "synthetic patterns: the statistics of the attacks mean nothing"}
     about["accuracy"] = accuracy(network, images, labels)
     network.requires_grad_(False)
     return Setting(network, images, labels, torch.full((3,), -2.0), torch.full((3,), 2.0), about)
 
 
-def patterns(count: int, side: int, seed: int) -> tuple[Tensor, Tensor]:
+def patterns(seed: int, count: int = 1024, side: int = 32) -> tuple[Tensor, Tensor]:
     """Ten classes, each a smooth pattern of its own under noise: images [N, 3, H, W] and labels [N]."""
     coarse = torch.randn(10, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     smooth = F.interpolate(coarse, size=side, mode="bilinear")

@@ -10,7 +10,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from amkd_fast.attacks.capture import CudaGraph
 from amkd_fast.distill.methods import AMKD, BSS, KD, Batch, Method, Moment
 from amkd_fast.distill.networks import Spec, build
 from amkd_fast.distill.whole_step import WholeStep
@@ -25,8 +24,6 @@ NOW = Moment(epoch=0, epochs=EPOCHS, draw=7)
 class Case(NamedTuple):
     setting: Setting
     student: nn.Module
-    size: int = BATCH
-    limit: int = LIMIT
 
     @property
     def teacher(self) -> nn.Module:
@@ -39,7 +36,7 @@ class Case(NamedTuple):
     @property
     def clean(self) -> Batch:
         """The batch of every step that is measured; the student has not seen it."""
-        return Batch(self.setting.images[: self.size], self.setting.labels[: self.size])
+        return Batch(self.setting.images[:BATCH], self.setting.labels[:BATCH])
 
     def pupil(self, dtype: torch.dtype = torch.float32) -> nn.Module:
         return copy.deepcopy(self.student).to(dtype).train()
@@ -52,30 +49,22 @@ class Case(NamedTuple):
         # On the device: a copy from the host is waited for, and cannot be part of a CUDA graph.
         bounds = {name: part.to(dtype) for name, part in self.setting.bounds.items()}
         attack = {"preset": "official"} if preset == "official" else {"attack": bounds}
-        return {"BSS": BSS, "AMKD": AMKD}[kind](**attack, limit=self.limit, fixed_shape=fixed_shape)
+        return {"BSS": BSS, "AMKD": AMKD}[kind](**attack, limit=LIMIT, fixed_shape=fixed_shape)
 
 
 @cache
 def of_environment(device: str) -> Case:
     found = setting.of_environment(device)
-    return Case(found, learnt("resnet8", found, LEARNING))
+    return Case(found, learnt("resnet8", found))
 
 
-@cache
-def rehearsal() -> Case:
-    """What takes a second on a CPU. The teacher need not be right; the two need to agree on whom to attack."""
-    found = setting.synthetic("small-8-1", 256, 16, epochs=4)
-    found = found._replace(labels=found.network(found.images).argmax(1))
-    return Case(found, learnt("small-4-1", found, 40), size=16, limit=6)
-
-
-def learnt(name: str, teacher: Setting, steps: int) -> nn.Module:
+def learnt(name: str, teacher: Setting) -> nn.Module:
     """A student after some steps of KD."""
     student = build(Spec(name, teacher.images.shape[1], 10), 0).to(teacher.images.device).train()
     optimizer = torch.optim.SGD(student.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
     images, labels = teacher.images[BATCH:], teacher.labels[BATCH:]
     draws, method = torch.Generator().manual_seed(0), KD()
-    for step in range(steps):
+    for step in range(LEARNING):
         rows = torch.randint(len(labels), (BATCH,), generator=draws)
         optimizer.zero_grad()
         batch = Batch(images[rows], labels[rows])
@@ -106,14 +95,5 @@ def step(case: Case, name: str, kind: str) -> Callable[[], Tensor]:
         return step_of(lambda own: method(case.clean, case.teacher, own, NOW).total, student)
     rate = torch.tensor(0.0, device=case.device)
     optimizer = torch.optim.SGD(student.parameters(), lr=rate, momentum=0.9, weight_decay=1e-4, fused=True)
-    graph = CudaGraph if case.device == "cuda" else Rehearsed
-    whole = WholeStep(method, case.teacher, student, optimizer, graph=graph)
+    whole = WholeStep(method, case.teacher, student, optimizer)
     return lambda: whole(case.clean, NOW).total
-
-
-class Rehearsed:
-    """In place of a CUDA graph where there is none: the function itself."""
-
-    def __init__(self, function: Callable[[], None]) -> None:
-        self.replay = function
-        function()

@@ -1,4 +1,4 @@
-"""The calls whose launches and kernels are looked at: small ones, and those that fill a large GPU."""
+"""The small calls whose launches and waiting are looked at."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from torch import Tensor
 
 from benchmarks.group import Group
 from benchmarks.groups import attack, images, kl, relations, segments, triplet
-from benchmarks.roofline import Work
 
-FP32, BF16 = torch.float32, torch.bfloat16
+FP32 = torch.float32
 
 
 class Call(NamedTuple):
@@ -24,10 +23,6 @@ class Call(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.group}, {self.way}"
-
-    @property
-    def work(self) -> Work:
-        return self.group.work[self.way]
 
     def make(self, device: str) -> Callable[[], object]:
         """Draw the inputs. A backward pass is that of one graph, again and again."""
@@ -56,31 +51,4 @@ def small() -> list[Call]:
         *both(segments.segment_mse(64, FP32), 2),
         Call(relations.angle(64, 64, FP32)),
         Call(images.joint_augment(128), launches=one),
-    ]
-
-
-def headline() -> list[Call]:
-    ways = ("forward", "backward")
-    return [
-        *(Call(kl.kl_div(8192, 32768, BF16), way) for way in ways),
-        *(Call(kl.kl_div(512, 32000, FP32), way) for way in ways),
-        Call(triplet.select(16384, 512, 64, BF16)),
-        *(Call(attack.step(rule, 256, side=224)) for rule in ("linf", "boundary")),
-        Call(attack.boundary_objective(8192, 1000)),
-        Call(images.crop_flip(8192)),
-        Call(relations.angle(512, 512, FP32)),
-        Call(images.joint_augment(8192)),
-    ]
-
-
-def rehearsal() -> list[Call]:
-    """The headline's calls at sizes for a CPU."""
-    return [
-        *(Call(kl.kl_div(64, 100, FP32), way) for way in ("forward", "backward")),
-        Call(triplet.select(512, 64, 16)),
-        *(Call(attack.step(rule, 4, side=8)) for rule in ("linf", "boundary")),
-        Call(attack.boundary_objective(64, 10)),
-        Call(images.crop_flip(16)),
-        Call(relations.angle(16, 8, FP32)),
-        Call(images.joint_augment(16)),
     ]

@@ -9,7 +9,6 @@ PART=bench, or PART=checks,bench, runs some of the parts, each of which fits int
     emulated  the emulated kernels of tests/emulator against the device's, on every plan
     sanitize  compute-sanitizer's memcheck and racecheck over every kernel plan
     bench     launches and waiting of every operation; the families of operations, interleaved
-    profile   time, gaps and kernels of the headline calls and of training steps
     train     amkd-distill train, also of recorded steps; whole attacks and training steps, interleaved
 
 A step that fails or runs out of its time does not stop the next; the exit code says whether all succeeded. Results go
@@ -37,7 +36,7 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS, LOGS = ROOT / "benchmarks" / "results", ROOT / "build" / "gpu"
 RECORD = RESULTS / "gpu_run.json"
-PARTS = ("build", "tests", "emulated", "sanitize", "bench", "profile", "train")
+PARTS = ("build", "tests", "emulated", "sanitize", "bench", "train")
 LIMIT, TAIL = 540, 60  # seconds of a call; lines of a log that are shown
 SOURCES = ("amkd_fast", "benchmarks", "csrc", "tests", "setup.py")
 KINDS = {".py", ".cpp", ".cu", ".cuh", ".h"}
@@ -98,7 +97,6 @@ def steps(dry_run: bool = False) -> list[Step]:
         times("bench", "images", 30, "B = 128,"),
         times("bench", "segments", 30, "B = 64,"),
         times("bench", "relations", 30, "B = 64,"),
-        check("profile", "profile", "profile", 240),
         trained("train", "--precision", "32" if dry_run else "fp16"),
         trained("train_recorded", *([] if dry_run else ["--whole-step", "--precision", "bf16"])),
         times("train", "whole_attack", 110, "PGD"),
