@@ -1,4 +1,4 @@
-"""GPU checks: launches, waiting, and the selection at its largest: ``python -m benchmarks.gpu.checks [--out FILE]``.
+"""Launches, waiting, and the selection at its largest, on a GPU: ``python -m benchmarks.gpu.checks [--out FILE]``.
 
 Times are compared by ``python -m benchmarks.compare --device cuda``. ``--dry-run`` goes through it all on a CPU, where
 launches cannot be counted and sizes are small. The exit code is 1 when a check failed.
@@ -6,8 +6,11 @@ launches cannot be counted and sizes are small. The exit code is 1 when a check 
 
 from __future__ import annotations
 
+import argparse
 import sys
+import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,8 +18,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from amkd_fast import backends
 from amkd_fast.ops.triplet.distances import pairwise
-from benchmarks import contest, memory
-from benchmarks.gpu import calls, script
+from benchmarks import contest, machine, memory
+from benchmarks.gpu import calls
 from benchmarks.groups import triplet
 
 WARM_UP = 3
@@ -30,18 +33,37 @@ def operations(device: str, faults: list[str]) -> list[dict[str, Any]]:
     rows = []
     for call in calls.small():
         for name in contest.backend_names(call.group.family, device):
-            with script.caught(f"{name} {call}", faults), backends.backend(name):
-                run, promised = call.make(device), call.launches.get(name)
-                run()
-                waited = script.waits(run, device)
-                if waited:
-                    faults.append(f"{name} {call} waits for the device: {waited}")
-                count = launches(run) if device == "cuda" else None
-                if None not in (count, promised) and count > promised:
-                    faults.append(f"{name} {call}: {count} launches, promised are {promised}")
-                row = {"call": str(call), "backend": name, "launches": count, "promised": promised, "waits": waited}
-                rows.append(row)
+            try:
+                with backends.backend(name):
+                    run, promised = call.make(device), call.launches.get(name)
+                    run()
+                    waited = waits(run) if device == "cuda" else ""  # tests/traps.py looks for it on a CPU
+                    count = launches(run) if device == "cuda" else None
+            except Exception as error:  # one that breaks must not take the rest with it: a GPU is there for minutes
+                faults.append(f"{name} {call}: {type(error).__name__}: {' '.join(str(error).split())[:240]}")
+                continue
+            if waited:
+                faults.append(f"{name} {call} waits for the device: {waited}")
+            if None not in (count, promised) and count > promised:
+                faults.append(f"{name} {call}: {count} launches, promised are {promised}")
+            row = {"call": str(call), "backend": name, "launches": count, "promised": promised, "waits": waited}
+            rows.append(row)
     return rows
+
+
+def waits(call: Callable[[], object]) -> str:
+    """What waited for the device, and the place in amkd_fast that it was called from; empty where nothing did."""
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        call()
+    except RuntimeError as error:
+        ours = [frame for frame in traceback.extract_tb(error.__traceback__) if "/amkd_fast/" in frame.filename]
+        where = f" at {Path(ours[-1].filename).name}:{ours[-1].lineno} {ours[-1].line}" if ours else ""
+        return str(error).splitlines()[0] + where
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return ""
 
 
 def launches(call: Callable[[], object]) -> int:
@@ -97,19 +119,27 @@ def worse(rows: torch.Tensor, labels: torch.Tensor) -> int:
     return int(wrong.sum())
 
 
-def table(report: dict[str, Any]) -> str:
-    lines = [f"{'call':64}{'backend':9}{'launches':>9}{'promised':>9}  waits"]
-    for row in report.get("operations", []):
-        counts = "".join(f"{'-' if row[key] is None else row[key]:>9}" for key in ("launches", "promised"))
-        lines.append(f"{row['call']:64}{row['backend']:9}{counts}  {row['waits'] or 'no'}")
-    for row in report.get("selection", []):
-        held = f"of {row['held']} holds {row['peak_bytes'] / 2**20:.1f} MiB beyond its inputs"
-        lines.append(f"{row['backend']:9}{row['wrong']} anchors with a worse pair than fp64 finds; {held}")
-    return "\n".join(lines)
-
-
 def main(arguments: list[str] | None = None) -> int:
-    return script.run(__doc__, arguments, {"operations": operations, "selection": selection}, table)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.checks", description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, help="JSON file")
+    parser.add_argument("--dry-run", action="store_true", help="on a CPU, with small sizes")
+    options = parser.parse_args(arguments)
+    device, faults = "cpu" if options.dry_run else "cuda", []
+    found = {"kind": "gpu checks", "device": device, "machine": machine.describe()}
+    for part in (operations, selection):
+        found[part.__name__] = part(device, faults)
+        if options.out:
+            machine.write(options.out, {**found, "faults": faults})
+    print(f"{'call':72}{'backend':9}{'launches':>9}{'promised':>9}  waits")
+    for row in found["operations"]:
+        counts = "".join(f"{'-' if row[key] is None else row[key]:>9}" for key in ("launches", "promised"))
+        print(f"{row['call']:72}{row['backend']:9}{counts}  {row['waits'] or 'no'}")
+    for row in found["selection"]:
+        held = f"of {row['held']} holds {row['peak_bytes'] / 2**20:.1f} MiB beyond its inputs"
+        print(f"{row['backend']:9}{row['wrong']} anchors with a worse pair than fp64 finds; {held}")
+    for fault in faults:
+        print("FAULT", fault)
+    return 1 if faults else 0
 
 
 if __name__ == "__main__":
