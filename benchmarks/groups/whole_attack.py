@@ -54,11 +54,10 @@ def boundary(preset: str, *goals: Goal, batch: int = BATCH) -> Group:
     def ours(images: Tensor, base: Tensor, target: Tensor) -> Any:
         return our_boundary(preset, images.device.type)(images, base, target)
 
-    @torch.no_grad()
     def inputs(device: str) -> tuple[Tensor, ...]:
         setting = of_environment(device)
         images = setting.images[:batch]
-        logits = setting.network(images)
+        logits = setting.network(images)  # whose weights want no gradient
         return images, logits.argmax(1), draw_targets(logits, logits.argmax(1), seed=0)
 
     def truth(_: Callable, given: tuple[Tensor, ...]) -> dict[bool, Tensor]:
