@@ -3,7 +3,7 @@
 from amkd_fast import interrupt as _interrupt  # noqa: F401  before torch: importing that takes seconds
 
 # isort: split
-from amkd_fast import attacks, backends
+from amkd_fast import _moved, attacks, backends  # noqa: F401  _moved: imports by old names
 from amkd_fast.losses import (
     AMKDLoss,
     ConsistencyLoss,

@@ -2,8 +2,7 @@
 
 The names are ``reference`` (plain PyTorch, any device), ``cpu`` and ``cuda`` (the compiled extension) and ``triton``.
 Under ``auto`` a CUDA tensor takes ``cuda`` (where a GPU has confirmed it), then ``triton``, then ``reference``; a CPU
-tensor takes ``cpu``, then ``reference``; calls smaller than what :mod:`amkd_fast.crossover` says pass a backend over. A
-backend that was asked for by name never falls back: it raises.
+tensor takes ``cpu``, then ``reference``. A backend that was asked for by name never falls back: it raises.
 """
 
 from __future__ import annotations
@@ -21,7 +20,6 @@ import torch
 from torch.autograd import forward_ad
 
 from amkd_fast import checks
-from amkd_fast.crossover import SMALLEST
 
 BACKENDS = ("reference", "cpu", "triton", "cuda")
 
@@ -200,10 +198,9 @@ def differentiates() -> bool:
     return (torch.is_grad_enabled() and not torch.compiler.is_compiling()) or _transforms()
 
 
-def select(op: str, device: str, size: int, only_reference: str = "", function: str = "") -> str:
+def select(op: str, device: str, only_reference: str = "", function: str = "") -> str:
     """Choose the backend for a call of ``op`` on tensors of a device type (``"cpu"``, ``"cuda"``); :func:`last` tells.
 
-    ``size`` counts the elements of the call's first tensor, or of the batch that ``crop_flip`` makes.
     ``only_reference`` says why nothing but the reference computes this call, where that is so. ``function`` names the
     one that is called, where ``UNCONFIRMED`` tells it from its family.
 
@@ -217,12 +214,12 @@ def select(op: str, device: str, size: int, only_reference: str = "", function: 
         _ask_driver()
     if _transforms() or forward_ad._current_level >= 0:
         only_reference = only_reference or _ONLY_REFERENCE
-    if only_reference and forced not in ("auto", "reference"):
-        raise RuntimeError(f"backend {forced!r} was asked for by name, but for {op!r}: {only_reference}")
     if only_reference:
+        if forced not in ("auto", "reference"):
+            raise RuntimeError(f"backend {forced!r} was asked for by name, but for {op!r}: {only_reference}")
         name = "reference"
     else:
-        name = _select_auto(op, device, size, function or op) if forced == "auto" else _named(forced, op, device)
+        name = _select_auto(op, device, function or op) if forced == "auto" else _named(forced, op, device)
     setattr(_last, op, name)
     return name
 
@@ -252,12 +249,9 @@ def _named(name: str, op: str, device: str) -> str:
     return name
 
 
-def _select_auto(op: str, device: str, size: int, function: str) -> str:
+def _select_auto(op: str, device: str, function: str) -> str:
     for name in _AUTO.get(device, ("reference",)):
         if name in WRITTEN[op] and name not in UNCONFIRMED.get(function, ()):
-            smallest = SMALLEST.get((op, name), 0)
-            if smallest and size < smallest:  # 0 asks no question, for which torch.compile would watch the size
-                continue
             reason = _unusable(op, name)
             if not reason:
                 return name

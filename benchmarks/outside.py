@@ -13,7 +13,7 @@ from unittest import mock
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from amkd_fast.attacks import engine
+from amkd_fast.attacks import loop
 
 NETWORK = "attack: network"
 
@@ -26,7 +26,7 @@ def network_passes(around: Callable[[Callable, tuple, dict], Any]) -> Iterator[N
         return lambda *arguments, **options: around(function, arguments, options)
 
     names = ("evaluate", "input_gradient")
-    with mock.patch.multiple(engine, **{name: wrap(getattr(engine, name)) for name in names}):
+    with mock.patch.multiple(loop, **{name: wrap(getattr(loop, name)) for name in names}):
         yield
 
 

@@ -54,12 +54,12 @@ def of_environment(device: str) -> Setting:
 def load(path: str) -> Setting:
     """The teacher of a checkpoint, and the test images of its data in an order that mixes the classes."""
     from amkd_fast.distill import data as datasets
-    from amkd_fast.distill import models
+    from amkd_fast.distill import schemas
     from amkd_fast.distill.checkpoint import load_network
     from amkd_fast.distill.settings import Settings
 
     network, _, about = load_network(path)
-    data = datasets.load(models.settings(Settings, about["settings"], path))
+    data = datasets.load(schemas.settings(Settings, about["settings"], path))
     order = torch.randperm(len(data.test.labels), generator=torch.Generator().manual_seed(0))
     images, labels = data.test.images[order], data.test.labels[order]
     found = {"images": f"{about['settings']['data']}, test images", "accuracy": accuracy(network, images, labels)}

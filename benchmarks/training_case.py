@@ -10,15 +10,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from amkd_fast.distill.methods import AMKD, BSS, KD, Batch, Method, Moment
 from amkd_fast.distill.networks import Spec, build
 from amkd_fast.distill.whole_step import WholeStep
+from amkd_fast.methods import AMKD, BSS, KD, Batch, Method, StepContext
 from benchmarks import setting
 from benchmarks.setting import Setting
 
 EPOCHS = 60
 BATCH, LIMIT, LEARNING = 128, 32, 150  # images, attacked ones, steps before anything is measured
-NOW = Moment(epoch=0, epochs=EPOCHS, draw=7)
+NOW = StepContext(epoch=0, epochs=EPOCHS, draw=7)
 
 
 class Case(NamedTuple):
@@ -68,7 +68,7 @@ def learnt(name: str, teacher: Setting) -> nn.Module:
         rows = torch.randint(len(labels), (BATCH,), generator=draws)
         optimizer.zero_grad()
         batch = Batch(images[rows], labels[rows])
-        method(batch, teacher.network, student, Moment(0, EPOCHS, step)).total.backward()
+        method(batch, teacher.network, student, StepContext(0, EPOCHS, step)).total.backward()
         optimizer.step()
     return student
 

@@ -215,6 +215,10 @@ struct RowLoss : torch::autograd::Function<RowLoss> {
 
 namespace {
 
+struct {
+  PyObject *cpu = PyUnicode_InternFromString("cpu"), *cuda = PyUnicode_InternFromString("cuda");
+} names;
+
 // Whether something wants to see the call itself, which a boxed call would go past.
 bool is_watched() {
   return c10::impl::TorchDispatchModeTLS::any_modes_set() || at::impl::torch_function_mode_enabled() ||
@@ -262,6 +266,29 @@ PyObject* row_loss(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   END_HANDLE_TH_ERRORS
 }
 
+// logits(*tensors): the device type of logits [B, K] that are right as they are, all of one dtype, shape and device;
+// None where the checks in Python have to look at them, or something watches.
+PyObject* logits(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+  HANDLE_TH_ERRORS
+  if (is_transforming()) Py_RETURN_NONE;
+  const at::TensorBase* first = nullptr;
+  for (Py_ssize_t i = 0; i < count; ++i) {
+    if (!THPVariable_CheckExact(arguments[i])) Py_RETURN_NONE;
+    const at::TensorBase& x = THPVariable_Unpack(arguments[i]);
+    if (first == nullptr) {
+      first = &x;
+      const auto type = x.scalar_type();
+      const bool has_type = type == at::kFloat || type == at::kDouble || type == at::kHalf || type == at::kBFloat16;
+      if (!has_type || x.dim() != 2 || x.size(1) == 0 || x.layout() != at::kStrided) Py_RETURN_NONE;
+    } else if (x.scalar_type() != first->scalar_type() || x.layout() != at::kStrided || x.sizes() != first->sizes() ||
+               x.device() != first->device()) {
+      Py_RETURN_NONE;
+    }
+  }
+  return Py_NewRef(first->is_cpu() ? names.cpu : first->is_cuda() ? names.cuda : Py_None);
+  END_HANDLE_TH_ERRORS
+}
+
 // add(forward, backward, own, others, more_tensors, more_numbers, asks_determinism), as in RowLoss of row_loss.py: the
 // number of a loss whose operators have these names.
 PyObject* add(PyObject*, PyObject* arguments) {
@@ -298,6 +325,7 @@ PyObject* add(PyObject*, PyObject* arguments) {
 
 PyMethodDef methods[] = {
     {"row_loss", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(row_loss)), METH_FASTCALL, nullptr},
+    {"logits", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(logits)), METH_FASTCALL, nullptr},
     {"add", add, METH_VARARGS, nullptr},
     {nullptr, nullptr, 0, nullptr}};
 

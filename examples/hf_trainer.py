@@ -10,7 +10,7 @@ from torch import nn
 from transformers import Trainer, TrainingArguments
 from transformers.modeling_outputs import ImageClassifierOutput
 
-from amkd_fast.distill.methods import AMKD, Batch, LogitsOf, Method, Moment
+from amkd_fast.methods import AMKD, Batch, LogitsOf, Method, StepContext
 
 CLASSES, EPOCHS, BATCH = 4, 40, 64
 
@@ -47,7 +47,7 @@ class Distiller(Trainer):
         if not model.training:  # evaluate() and predict(): the model's own
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         # state.epoch counts in fractions; global_step counts optimizer steps: with accumulation count batches instead.
-        moment = Moment(int(self.state.epoch), self.state.num_train_epochs, draw=self.state.global_step)
+        moment = StepContext(int(self.state.epoch), self.state.num_train_epochs, draw=self.state.global_step)
         losses = self.method(Batch(inputs["pixel_values"], inputs["labels"]), self.teacher, LogitsOf(model), moment)
         self.parts = losses.parts
         return losses.total

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from amkd_fast.distill.methods import AMKD, Batch, Method, Moment
+from amkd_fast.methods import AMKD, Batch, Method, StepContext
 
 CLASSES, EPOCHS, BATCH = 4, 40, 64
 
@@ -34,7 +34,7 @@ class Distilled(lightning.LightningModule):
         images, labels = batch
         # A number that no other batch of the run has, also where gradients are accumulated.
         draw = self.current_epoch * self.trainer.num_training_batches + batch_idx
-        moment = Moment(self.current_epoch, self.trainer.max_epochs, draw)
+        moment = StepContext(self.current_epoch, self.trainer.max_epochs, draw)
         losses = self.method(Batch(images, labels), self.teacher, self.student, moment)
         self.log_dict({f"train/{name}": part for name, part in losses.parts.items()}, on_step=False, on_epoch=True)
         return losses.total

@@ -6,7 +6,7 @@ python examples/plain_loop.py
 import torch
 from torch import nn
 
-from amkd_fast.distill.methods import AMKD, Batch, Moment
+from amkd_fast.methods import AMKD, Batch, StepContext
 
 CLASSES, EPOCHS, BATCH = 4, 40, 64
 
@@ -50,7 +50,7 @@ def main() -> float:
     for epoch in range(EPOCHS):
         student.train()
         for rows in torch.randperm(400).split(BATCH):  # the student sees 400 of the points
-            losses = method(Batch(x[rows], y[rows]), teacher, student, Moment(epoch, EPOCHS, draw=step))
+            losses = method(Batch(x[rows], y[rows]), teacher, student, StepContext(epoch, EPOCHS, draw=step))
             optimizer.zero_grad()
             losses.total.backward()
             optimizer.step()

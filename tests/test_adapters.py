@@ -19,7 +19,7 @@ from torch import nn
 
 import amkd_fast as af
 from amkd_fast.distill.adapters import MDistillerMethod, TorchdistillLoss, mdistiller, torchdistill
-from amkd_fast.distill.methods import (
+from amkd_fast.methods import (
     AMKD,
     BSS,
     DKD,
@@ -31,8 +31,8 @@ from amkd_fast.distill.methods import (
     LogitsOf,
     Losses,
     Method,
-    Moment,
-    logits,
+    StepContext,
+    outputs,
 )
 
 B, K, EPOCHS = 16, 5, 8
@@ -94,7 +94,7 @@ def directly(method, batches, teacher, student, epochs):
     teacher.form = student.form = "logits"
     for (images, labels), epoch in zip(batches, epochs, strict=True):
         step = steps[epoch] = steps.get(epoch, -1) + 1
-        moment = Moment(epoch, EPOCHS, draw=epoch * 2**32 + step)
+        moment = StepContext(epoch, EPOCHS, draw=epoch * 2**32 + step)
         losses = method(Batch(images, labels), teacher, student, moment)
         found.append((losses, gradients(losses.total, student)))
     return found
@@ -456,7 +456,7 @@ def test_logits_of_names_an_answer_without_logits():
 
 
 def test_examples_in_the_docstrings():
-    for module in (logits, mdistiller, torchdistill):
+    for module in (outputs, mdistiller, torchdistill):
         found = doctest.testmod(module)
         assert found.attempted > 0
         assert found.failed == 0

@@ -13,7 +13,7 @@ from places import moving, stand_on, there
 
 from amkd_fast import backends, philox
 from amkd_fast.ops import attack
-from amkd_fast.ops.attack import reference, steps
+from amkd_fast.ops.attack import operators, reference
 
 OPERATION = "attack"
 RULES = ("linf", "l2", "l1", "unit", "newton")
@@ -70,7 +70,7 @@ def specified(x, grad, dtype, **step):
     wide = {
         name: t.to(dtype) if isinstance(t, torch.Tensor) and t.is_floating_point() else t for name, t in step.items()
     }
-    return steps.attack_step(x.to(dtype), grad.to(dtype), **wide)
+    return reference.attack_step(x.to(dtype), grad.to(dtype), **wide)
 
 
 def test_momentum_follows_its_recurrence():
@@ -326,7 +326,7 @@ def test_l1_projection_is_exact(kind):
     x0 = single(3, size, seed=4, dtype=torch.float64)
     for radius in (1e-6, 0.5, 3.0, 100.0):
         got = attack_step(x0 + difference, torch.ones_like(x0), x0=x0, step_size=1e-300, eps=radius, norm="l1", top=1.0)
-        want = x0 + steps.project_l1(difference, torch.full((3, 1), radius).double())
+        want = x0 + reference.project_l1(difference, torch.full((3, 1), radius).double())
         torch.testing.assert_close(got, want, rtol=0, atol=1e-12)
 
 
@@ -590,7 +590,7 @@ def step_arguments(x, out=None):
 def test_raw_operators_refuse_what_they_cannot_read(backend):
     if backend == "triton":
         pytest.skip("the Triton operators rely on the public functions' checks")
-    found = attack._serving(there(torch.zeros(1)))[1]
+    found = operators.serving(there(torch.zeros(1)))[1]
     x = there(single(3, 2, 4))
     good = step_arguments(x)
     wrong = {1: x[..., ::2], 2: x.double(), 0: x.half(), 3: x[:2], 4: there(torch.ones(2)), 10: there(torch.ones(3))}

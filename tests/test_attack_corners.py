@@ -6,7 +6,7 @@ from test_capture import Rehearsed, Told, assert_same, make_net
 
 import amkd_fast as af
 from amkd_fast.attacks import PGD, capture
-from amkd_fast.attacks.start import random_start
+from amkd_fast.attacks.loop import random_start
 
 OPERATION = "attack"
 pytestmark = pytest.mark.kernels

@@ -1,4 +1,4 @@
-"""The attack engine against a loop written sample by sample from METHODS section 3, and what it must leave alone."""
+"""The attack engine against a loop that takes sample by sample, and what it must leave alone."""
 
 import copy
 import functools
@@ -76,7 +76,7 @@ def make_net(seed=0, cls=Net):
 
 
 def eager_boundary(net, images, base, target, *, steps, eta, power, score, lower, upper):
-    """METHODS, one sample at a time, in the model's own eval mode with its own parameters."""
+    """The search (docs/methods.md, Boundary samples) one sample at a time, in the model's own eval mode."""
     net = copy.deepcopy(net).eval()
     results = []
     for image, b, k in zip(images, base.tolist(), target.tolist(), strict=True):

@@ -13,7 +13,7 @@ import torch
 
 from benchmarks import compare, contest, machine, roofline, scaling
 from benchmarks.groups import kl
-from benchmarks.report import goals, pages, readme, tables, words
+from benchmarks.report import goals, markers, pages, tables, words
 from benchmarks.report.__main__ import main as report
 from benchmarks.report.load import load, shortened
 from benchmarks.timing import QUICK
@@ -30,7 +30,7 @@ MACHINE = {
     },
     **{"gpu": None, "platform": "Linux", "python": "3.11.7", "torch": "2.13.0", "amkd_fast": "0.1.0", "build": {}},
 }
-README = "# A page\n\nBefore.\n\n<!-- benchmarks: summary -->\nold\n<!-- /benchmarks -->\n\nAfter 7 µs.\n"
+PAGE = "# A page\n\nBefore.\n\n<!-- benchmarks: summary -->\nold\n<!-- /benchmarks -->\n\nAfter 7 µs.\n"
 
 
 def around(value: float, part: float = 0.05) -> dict[str, float]:
@@ -111,9 +111,11 @@ def grown(**about: object) -> dict:
 
 @pytest.fixture
 def site(tmp_path):
-    """A folder with a README and results; returns a call that writes results and runs the report."""
+    """A folder with a page and results; returns a call that writes results and runs the report."""
     (tmp_path / "results").mkdir()
-    (tmp_path / "README.md").write_text(README)
+    (tmp_path / "docs" / "benchmarks").mkdir(parents=True)
+    for page in markers.PAGES:
+        (tmp_path / page).write_text(PAGE)
 
     def run(*options: str, **files: dict) -> int:
         for name, content in files.items():
@@ -134,7 +136,7 @@ def undrawn(monkeypatch):
 
 def test_report_writes_what_check_wants(site, undrawn):
     assert site(kl_cpu=comparison(row()), scaling_cpu=grown()) == 0
-    text = (site.path / "README.md").read_text()
+    text = (site.path / markers.PAGES[0]).read_text()
     assert text.startswith("# A page\n\nBefore.\n")
     assert text.endswith("<!-- /benchmarks -->\n\nAfter 7 µs.\n")
     assert (
@@ -149,12 +151,12 @@ def test_report_writes_what_check_wants(site, undrawn):
     assert before == {path: path.read_bytes() for path in site.path.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize("spoil", ["readme", "page", "picture", "surplus", "result"])
+@pytest.mark.parametrize("spoil", ["marked", "page", "picture", "surplus", "result"])
 def test_check_finds_what_differs(site, undrawn, spoil, capsys):
     site(kl_cpu=comparison(row()))
     docs = site.path / "docs" / "benchmarks"
-    if spoil == "readme":
-        path = site.path / "README.md"
+    if spoil == "marked":
+        path = site.path / markers.PAGES[0]
         path.write_text(path.read_text().replace("100 µs", "99 µs"))
     elif spoil == "page":
         (docs / "kl.md").write_text("nothing")
@@ -166,18 +168,18 @@ def test_check_finds_what_differs(site, undrawn, spoil, capsys):
     capsys.readouterr()
     assert site("--check", **changed) == 1
     wanted = {
-        "readme": "README.md",
+        "marked": "accuracy.md",
         "page": "kl.md",
         "picture": "kl-cpu.png",
         "surplus": "gone.md",
-        "result": "README.md",
+        "result": "accuracy.md",
     }
     assert wanted[spoil] in capsys.readouterr().out
 
 
 def test_check_ignores_what_stands_outside_of_markers(site, undrawn):
     site(kl_cpu=comparison(row()))
-    path = site.path / "README.md"
+    path = site.path / markers.PAGES[0]
     path.write_text(path.read_text().replace("After 7 µs.", "After 8 µs."))
     assert site("--check") == 0
 
@@ -195,9 +197,9 @@ def test_check_ignores_what_stands_outside_of_markers(site, undrawn):
 def test_unfit_files_are_refused(site, undrawn, file, reason, capsys):
     assert site(kl_cpu=file) == 1
     assert reason in capsys.readouterr().out
-    assert (site.path / "README.md").read_text() == README
+    assert (site.path / markers.PAGES[0]).read_text() == PAGE
     assert site("--draft") == 0
-    text = (site.path / "README.md").read_text()
+    text = (site.path / markers.PAGES[0]).read_text()
     assert "**Draft" in text if reason.startswith("made") else "*Not measured yet.*" in text
 
 
@@ -281,18 +283,17 @@ def test_results_of_the_methods_become_tables():
 )
 def test_broken_markers_are_errors(text, message):
     with pytest.raises(ValueError, match=message):
-        readme.filled(text, {"summary": "a table"})
+        markers.filled(text, {"summary": "a table"})
 
 
 def test_the_committed_reports_are_those_of_the_committed_results():
     assert report(["--check"]) == 0
 
 
-def test_every_marker_of_the_readme_has_a_table():
-    text = (machine.ROOT / "README.md").read_text()
+def test_every_table_has_its_marker_once():
+    text = "".join((machine.ROOT / page).read_text() for page in markers.PAGES)
     names = re.findall(r"<!-- benchmarks: (\S+) -->", text)
-    assert set(names) == set(tables.TABLES)
-    readme.filled(text, dict.fromkeys(tables.TABLES, ""))
+    assert sorted(names) == sorted(tables.TABLES)
 
 
 @pytest.mark.parametrize(
@@ -317,12 +318,13 @@ def test_of_runs_of_methods_the_tables_parts_are_kept(site, undrawn):
     digits = load(machine.RESULTS).digits
     assert shortened(digits) == digits
     other = {**digits["tests"][0], "baseline": "mkd"}
-    (site.path / "README.md").write_text("<!-- benchmarks: methods -->\n<!-- /benchmarks -->\n")
+    page = site.path / markers.PAGES[0]
+    page.write_text("<!-- benchmarks: methods -->\n<!-- /benchmarks -->\n")
     assert site("--draft", digits={**digits, "runs": [1, 2], "tests": [*digits["tests"], other]}) == 0
-    text = (site.path / "README.md").read_text()
+    text = page.read_text()
     assert json.loads((site.path / "results" / "digits.json").read_text()) == digits
     assert site("--draft", "--check") == 0
-    assert (site.path / "README.md").read_text() == text
+    assert page.read_text() == text
 
 
 @pytest.mark.usefixtures("one_thread")
@@ -344,7 +346,6 @@ class TestCompare:
         monkeypatch.setattr(compare, "groups", lambda family, device: self.small())
         assert compare.main(["kl", "--output", str(tmp_path)]) == 0
         assert "kl_div" in capsys.readouterr().out
-        (tmp_path / "README.md").write_text(README)
         found = json.loads((tmp_path / "kl-cpu.json").read_text())
         assert [row["direction"] for row in found["groups"]] == ["forward", "backward", "both"]
         last = found["groups"][-1]

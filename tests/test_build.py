@@ -62,7 +62,7 @@ before, start = set(sys.modules), time.process_time()
 import amkd_fast
 print(time.process_time() - start)
 print(*sys.modules.keys() - before)
-import amkd_fast.losses, amkd_fast.distill.adapters, amkd_fast.distill.cli, amkd_fast.distill.methods
+import amkd_fast.losses, amkd_fast.distill.adapters, amkd_fast.distill.cli, amkd_fast.methods
 import amkd_fast.distill.networks
 print(*sys.modules)
 """

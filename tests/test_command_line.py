@@ -28,10 +28,10 @@ from folders import picture_folder
 from lightning_utilities.core import imports
 
 import amkd_fast
-from amkd_fast.distill import door, experiment, files, journal, torchvision
-from amkd_fast.distill.claim import claimed
+from amkd_fast.distill import broken_torchvision, epoch_log, exit_codes, files, training_runs
 from amkd_fast.distill.cli import main
 from amkd_fast.distill.errors import UserError
+from amkd_fast.distill.lock import locked
 from amkd_fast.distill.settings import CompareSettings, TrainSettings
 from amkd_fast.distill.teacher import Teacher
 
@@ -89,7 +89,7 @@ STATELESS = {
     "rateless": (lambda c: c.update(lr_schedulers=[]), "lr_schedulers=[]: "),
     "rate": (lambda c: c.update(lr_schedulers=[{}]), "last_epoch is missing"),
     "logless": (lambda c: c["callbacks"].pop("Journal"), "callbacks.Journal is missing"),
-    "short": (lambda c: c["callbacks"]["Journal"].update(rows=[]), "must have a row in its journal for every epoch"),
+    "short": (lambda c: c["callbacks"]["Journal"].update(rows=[]), "must have a row in its log for every epoch"),
     "worst": (lambda c: c.update(callbacks={"Journal": c["callbacks"]["Journal"]}), "must hold the state of the best"),
     "seed": (lambda c: c[ABOUT].update(seed=7), "is of another run (seed 7, not 0)"),
     "teacher": (lambda c: c[ABOUT].pop("method"), "is of another run (method None, not 'student')"),
@@ -342,7 +342,7 @@ def place(tmp_path_factory):
                 raise KeyboardInterrupt
             write(path, content)
 
-        patch.setattr(journal, "write_atomic", full)
+        patch.setattr(epoch_log, "write_atomic", full)
         assert main([*words, "--output", "half"]) == 130
         for name in ("runs", "letters", "pets"):
             os.mkdir(name)
@@ -493,16 +493,16 @@ def test_signals_are_one_interruption_whatever_they_become(number, capfd):
 
     outside = signal.signal(number, signal.SIG_DFL)  # under nohup a hangup is ignored, and stays so
     try:
-        before = [signal.getsignal(one) for one in door.STOPPING]
-        assert door.guarded(work) == 130
+        before = [signal.getsignal(one) for one in exit_codes.STOPPING]
+        assert exit_codes.guarded(work) == 130
         assert capfd.readouterr().err == "amkd-distill: interrupted\n"
-        assert [signal.getsignal(one) for one in door.STOPPING] == before
+        assert [signal.getsignal(one) for one in exit_codes.STOPPING] == before
     finally:
         signal.signal(number, outside)
 
 
 def test_a_bug_shows_its_traceback_and_how_to_report_it(capfd):
-    assert door.guarded(lambda: {}["key"]) == 1
+    assert exit_codes.guarded(lambda: {}["key"]) == 1
     *lines, last = capfd.readouterr().err.splitlines()
     assert lines[0].startswith("Traceback")
     assert lines[-1] == "KeyError: 'key'"
@@ -524,7 +524,7 @@ def test_a_machine_that_has_no_more_to_give_is_no_bug(error, capfd):
     def work():
         raise error
 
-    assert door.guarded(work) == 2
+    assert exit_codes.guarded(work) == 2
     assert capfd.readouterr().err.count("\n") == 1
 
 
@@ -532,7 +532,7 @@ def test_nothing_that_is_printed_is_long_or_moves_the_cursor(capfd):
     def work():
         raise UserError(f"--data \x1b[2J{'x' * 10_000}\udcff: no")
 
-    assert door.guarded(work) == 2
+    assert exit_codes.guarded(work) == 2
     told = capfd.readouterr().err
     assert told.startswith("amkd-distill: --data \\x1b[2Jxxx")
     assert len(told) < 500
@@ -580,14 +580,14 @@ def test_a_torchvision_that_does_not_match_is_put_aside(tmp_path, monkeypatch, c
     assert bool(imports.RequirementCache("torchvision"))
     monkeypatch.setitem(sys.modules, "torchvision", None)  # what put_aside leaves is taken back, also where nothing was
     monkeypatch.delitem(sys.modules, "torchvision")
-    torchvision.put_aside()
+    broken_torchvision.put_aside()
     assert not bool(imports.RequirementCache("torchvision"))
     with pytest.raises(ModuleNotFoundError):
         importlib.import_module("torchvision.ops")
     told = capfd.readouterr().err
     assert told.startswith("amkd-distill: going on without torchvision: it does not match torch ")
     assert "operator torchvision::nms does not exist" in told
-    torchvision.put_aside()  # once is enough
+    broken_torchvision.put_aside()  # once is enough
     assert capfd.readouterr().err == ""
 
 
@@ -595,7 +595,7 @@ def test_a_torchvision_that_does_not_match_is_put_aside(tmp_path, monkeypatch, c
 
 
 def hold(place, told):
-    with claimed(place, str(place)):
+    with locked(place, str(place)):
         told.send("held")
         time.sleep(600)
 
@@ -632,7 +632,7 @@ def test_a_result_in_use_is_left_alone(place, name, holder, monkeypatch, capfd):
     process.kill()
     process.join()
     assert (place / f".{name}.lock").exists()  # of a dead process: no claim
-    with claimed(place / name, name):
+    with locked(place / name, name):
         assert json.loads((place / f".{name}.lock").read_text())["process"] == os.getpid()
     assert not (place / f".{name}.lock").exists()
 
@@ -738,7 +738,7 @@ def test_a_worker_killed_after_the_last_run_holds_nobody_up(place, tmp_path, mon
 
 
 def test_methods_that_diverge_are_told_and_the_others_go_on(place, tmp_path, monkeypatch, capfd):
-    train = experiment.train_student
+    train = training_runs.train_student
 
     def with_a_nan_teacher(name, seed, teacher, *rest, **options):
         if name == "rkd":
@@ -747,7 +747,7 @@ def test_methods_that_diverge_are_told_and_the_others_go_on(place, tmp_path, mon
             teacher = Teacher(network, rest[0])
         return train(name, seed, teacher, *rest, **options)
 
-    monkeypatch.setattr(experiment, "train_student", with_a_nan_teacher)
+    monkeypatch.setattr(training_runs, "train_student", with_a_nan_teacher)
     out = tmp_path / "out"
     words = ["compare", *SMALL, "--methods", "student,kd,bss-official,dkd,rkd", "--seeds", "2", "--jobs", "1"]
     words += ["--dkd-other-weight", "1e18", "--teacher", "good.ckpt", "--quality-images", "20", "--output", str(out)]

@@ -21,16 +21,16 @@ import processes
 from folders import picture_folder
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from amkd_fast.distill import boundaries, errors, experiment, files, networks, robustness
+from amkd_fast.distill import boundaries, errors, files, networks, robustness, training_runs
 from amkd_fast.distill import data as datasets
-from amkd_fast.distill.bar import bar
 from amkd_fast.distill.checkpoint import load_network
 from amkd_fast.distill.cli import main
-from amkd_fast.distill.module import Distillation
+from amkd_fast.distill.evaluate_settings import EvaluateSettings
+from amkd_fast.distill.evaluation_data import images_for
+from amkd_fast.distill.lightning_module import Distillation
 from amkd_fast.distill.networks import Spec
-from amkd_fast.distill.plan import Plan
+from amkd_fast.distill.progress import progress_bar
 from amkd_fast.distill.settings import METHODS, USUAL, Settings
-from amkd_fast.distill.subject import images_for
 
 TINY = {
     "teacher_images": 128,
@@ -131,7 +131,7 @@ def test_an_interrupted_comparison_runs_only_what_is_missing(teacher_file, tmp_p
     words = ["compare", *WORDS, "--seeds", "1", "--methods", "student,kd,amkd", "--jobs", "1"]
     words += ["--teacher", str(teacher_file)]
     assert main([*words, "--output", str(tmp_path / "straight")]) == 0
-    train, begun = experiment.train_student, []
+    train, begun = training_runs.train_student, []
 
     def stopped(name, *rest, **options):
         begun.append(name)
@@ -139,7 +139,7 @@ def test_an_interrupted_comparison_runs_only_what_is_missing(teacher_file, tmp_p
             raise KeyboardInterrupt
         return train(name, *rest, **options)
 
-    monkeypatch.setattr(experiment, "train_student", stopped)
+    monkeypatch.setattr(training_runs, "train_student", stopped)
     capsys.readouterr()
     assert main([*words, "--output", str(tmp_path / "broken")]) == 130
     assert one_line(capsys).endswith("interrupted (--resume goes on)")
@@ -193,7 +193,7 @@ def test_interrupted_and_resumed_is_as_if_nothing_had_happened(method, teacher_f
         write(path, content)
 
     with monkeypatch.context() as patch:
-        patch.setattr("amkd_fast.distill.journal.write_atomic", full_in_the_third_epoch)
+        patch.setattr("amkd_fast.distill.epoch_log.write_atomic", full_in_the_third_epoch)
         capsys.readouterr()
         assert main([*words, *WORDS, "--output", str(tmp_path / "broken")]) == 2
     assert one_line(capsys).endswith("No space left on device")
@@ -481,9 +481,9 @@ def test_a_radius_in_pixels_is_one_in_pixels(teacher_file, monkeypatch):
 
     monkeypatch.setattr(robustness, "robust_accuracy", spy)
     for norm, order, eps in (("linf", torch.inf, 0.1), ("l2", 2, 0.7), ("l1", 1, 3.0)):
-        plan = Plan(str(teacher_file), attack="pgd", norm=norm, eps=(eps,), limit=50)
-        _, data = images_for(plan, spec, about)
-        robustness.measure(network, data, plan, False)
+        options = EvaluateSettings(str(teacher_file), attack="pgd", norm=norm, eps=(eps,), limit=50)
+        _, data = images_for(options, spec, about)
+        robustness.measure(network, data, options, False)
         clean, attacked = (data.pixels(images) for images in found[-1])
         assert attacked.min() >= -1e-6
         assert attacked.max() <= 1 + 1e-6
@@ -497,9 +497,9 @@ def test_limited_images_come_from_every_class(tmp_path):
     settings = Settings(data=str(pets), image_size=8)
     spec = Spec("small-2-1", 3, 3)
     data = datasets.load(settings)
-    about = experiment.describe("student", 0, data, settings)
+    about = training_runs.describe("student", 0, data, settings)
     for limit in (3, 6, 17, 18, 99, 0):
-        _, found = images_for(Plan("net.ckpt", limit=limit), spec, about)
+        _, found = images_for(EvaluateSettings("net.ckpt", limit=limit), spec, about)
         counts = torch.bincount(found.test.labels, minlength=3)
         assert counts.sum() == min(limit or 18, 18)
         assert counts.max() - counts.min() <= 1
@@ -605,9 +605,9 @@ def test_networks_that_an_evaluation_cannot_use(teacher_file, tmp_path, capsys):
 
 
 def test_progress_bar(capsys):
-    with bar("counting", True) as report:
+    with progress_bar("counting", True) as report:
         report(1, 2)
         report(2, None)
-    with bar("nothing", False) as report:
+    with progress_bar("nothing", False) as report:
         assert report is None
     assert capsys.readouterr().out == ""

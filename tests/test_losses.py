@@ -1,4 +1,4 @@
-"""The torch.nn faces, and AMKDLoss against its formula written out by hand."""
+"""The torch.nn modules, and AMKDLoss against its formula written out by hand."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 import amkd_fast as af
 from amkd_fast import losses
-from amkd_fast.losses import Adversarial, AMKDLoss, DistillationLoss, KLDivLoss, TripletMarginLoss, amkd, faces
+from amkd_fast.losses import Adversarial, AMKDLoss, DistillationLoss, KLDivLoss, TripletMarginLoss, amkd, kl, triplet
 from amkd_fast.ops.kl import distillation_loss, kl_div
 from amkd_fast.ops.triplet import triplet_margin_loss
 
@@ -47,7 +47,7 @@ def soft_kl(student, teacher, temperature):
 
 
 def triplet_by_hand(student, labels, rows, features, variant, negatives, space, margin, temperature):
-    """Row by row, as METHODS section 4 says it; hardest selector, euclidean."""
+    """Row by row, as docs/methods.md has it (AMKD); hardest selector, euclidean."""
     if space == "features":
         clean, attacked, taught = features, rows.student_features, None
     elif space == "probabilities":
@@ -303,5 +303,5 @@ def test_features_must_be_given_for_their_space(batch):
 
 
 def test_examples_in_the_docstrings():
-    for module in (faces, amkd):
+    for module in (kl, triplet, amkd):
         assert doctest.testmod(module).failed == 0

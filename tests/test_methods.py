@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import copy
 import doctest
+import importlib
 import itertools
+import pkgutil
+import subprocess
+import sys
 
 import processes
 import pytest
@@ -15,9 +19,10 @@ from torch import nn
 from traps import NothingWaits
 
 import amkd_fast as af
+from amkd_fast import methods
 from amkd_fast.attacks import BoundaryAttack
 from amkd_fast.attacks.folding import Folds
-from amkd_fast.distill.methods import (
+from amkd_fast.methods import (
     AMKD,
     BN_POLICIES,
     BSS,
@@ -33,28 +38,20 @@ from amkd_fast.distill.methods import (
     ExtendedKD,
     Falling,
     Linear,
-    Moment,
     Rising,
+    StepContext,
     StudentAlone,
     TripletKD,
-    boundary,
-    decoupled,
-    features,
+    bss,
     frozen_statistics,
-    mixing,
-    particles,
-    plain,
-    relational,
+    outputs,
     schedules,
-    stages,
     statistics_of,
-    triplets,
     unchanged_statistics,
-    views,
 )
 
 B, K, LIMIT = 24, 5, 8
-NOW = Moment(epoch=0, epochs=60, draw=3)
+NOW = StepContext(epoch=0, epochs=60, draw=3)
 BOUNDS = {"lower": -2.0, "upper": 2.0}
 ATTACKING = {
     "official": lambda **more: BSS(preset="official", limit=LIMIT, **more),
@@ -222,8 +219,8 @@ def test_nobody_to_attack():
 
 def test_an_epoch_of_weight_zero_attacks_nothing(monkeypatch):
     batch, teacher, student = problem()
-    monkeypatch.setattr(boundary, "BoundaryAttack", None)
-    losses = AMKD(attack=BOUNDS)(batch, teacher, student, Moment(epoch=50, epochs=60))
+    monkeypatch.setattr(bss, "BoundaryAttack", None)
+    losses = AMKD(attack=BOUNDS)(batch, teacher, student, StepContext(epoch=50, epochs=60))
     assert set(losses.parts) == {"ce", "kl"}
     assert losses.attack is None
 
@@ -275,13 +272,13 @@ def test_the_teacher_is_folded_once_a_step(name, monkeypatch):
 
 def test_features_are_what_the_classifier_sees():
     batch, _, student = problem()
-    logits, seen = features.with_features(student, batch.images)
+    logits, seen = outputs.with_features(student, batch.images)
     torch.testing.assert_close(student.fc(seen), logits)
     with pytest.raises(ValueError, match=r"must have a torch.nn.Linear"):
-        features.with_features(nn.Conv2d(3, 4, 3), batch.images)
+        outputs.with_features(nn.Conv2d(3, 4, 3), batch.images)
     twice = nn.Linear(3, 3)
     with pytest.raises(ValueError, match="it ran 2 times"):
-        features.with_features(nn.Sequential(twice, twice), torch.zeros(2, 3))
+        outputs.with_features(nn.Sequential(twice, twice), torch.zeros(2, 3))
 
 
 def test_a_memory_is_in_the_state_dict_and_widens_the_pool():
@@ -521,6 +518,21 @@ def test_force_insists():
 
 
 def test_examples_in_the_docstrings():
-    modules = (boundary, decoupled, mixing, particles, plain, relational, schedules, stages, triplets, views)
-    for module in modules:
-        assert doctest.testmod(module).failed == 0
+    for info in pkgutil.iter_modules(methods.__path__, "amkd_fast.methods."):
+        assert doctest.testmod(importlib.import_module(info.name)).failed == 0
+
+
+def test_they_need_torch_alone():
+    """Import and step where the packages of the extra cannot be imported."""
+    code = """
+import sys
+for name in ("lightning", "torchmetrics", "sklearn", "matplotlib", "PIL", "pydantic", "yaml", "rich"):
+    sys.modules[name] = None  # what Python takes for not installed
+import torch
+from amkd_fast.methods import KD, Batch, StepContext
+student, teacher = torch.nn.Linear(2, 3), torch.nn.Linear(2, 3).eval()
+batch = Batch(torch.rand(8, 2), torch.zeros(8).long())
+KD()(batch, teacher, student, StepContext(epoch=0, epochs=60)).total.backward()
+assert not any(name.startswith("amkd_fast.distill") for name in sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

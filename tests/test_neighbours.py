@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from torch import nn
 
 import amkd_fast as af
-from amkd_fast.distill.methods import CCD, DKD, MKD, RKD, TALD, Batch, ExtendedKD, LogitsOf, Moment, TripletKD
-from amkd_fast.distill.methods.stages import find_stages
 from amkd_fast.distill.networks import Spec, build
+from amkd_fast.methods import CCD, DKD, MKD, RKD, TALD, Batch, ExtendedKD, LogitsOf, StepContext, TripletKD
+from amkd_fast.methods.extended_kd import find_stages
 
 B, K = 12, 4
-NOW = Moment(epoch=4, epochs=60, draw=5)
+NOW = StepContext(epoch=4, epochs=60, draw=5)
 MEAN, STD = (0.5, 0.4, 0.6), (0.5, 0.3, 0.4)
 
 

@@ -15,7 +15,7 @@ from torch import nn
 
 from amkd_fast.attacks import frozen
 from amkd_fast.attacks.folding import FoldedNetwork
-from amkd_fast.attacks.watch import Watch
+from amkd_fast.attacks.guards import Guards
 from amkd_fast.distill import networks
 from amkd_fast.distill.errors import UserError
 from amkd_fast.distill.networks import Spec, build, check, is_users, names
@@ -300,7 +300,7 @@ def test_gradients_against_differences(name):
 
 
 def left_unfolded(network):
-    folded = FoldedNetwork(network, Watch(network))._network
+    folded = FoldedNetwork(network, Guards(network))._network
     called = {node.target for node in folded.graph.nodes if node.op == "call_module"}
     return [name for name, module in network.named_modules() if isinstance(module, nn.BatchNorm2d) and name in called]
 

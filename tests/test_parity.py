@@ -13,9 +13,9 @@ pytest.importorskip("lightning", reason="the extra `train` is not installed")
 
 from amkd_fast import philox
 from amkd_fast.distill import data as datasets
-from amkd_fast.distill import experiment, networks
+from amkd_fast.distill import networks, training_runs
 from amkd_fast.distill.data import Batches
-from amkd_fast.distill.module import Distillation
+from amkd_fast.distill.lightning_module import Distillation
 from amkd_fast.distill.networks import Spec
 from amkd_fast.distill.settings import Settings
 from amkd_fast.distill.teacher import Teacher
@@ -107,11 +107,11 @@ def training(request, one_thread):
     """Settings, data and a teacher of a precision."""
     settings = Settings(**{**SETTINGS.as_dict(), "precision": request.param})
     data = datasets.load(settings)
-    return settings, data, Teacher(experiment.train_teacher(data, SETTINGS)[0].network, data, request.param)
+    return settings, data, Teacher(training_runs.train_teacher(data, SETTINGS)[0].network, data, request.param)
 
 
 def train(settings, data, teacher):
-    run = experiment.train_student("bss-official", SEED, teacher, data, settings)
+    run = training_runs.train_student("bss-official", SEED, teacher, data, settings)
     attacked = [row["attacked"] for row in run.rows if "attacked" in row]
     assert len(attacked) == 4
     assert min(attacked[1:]) > 50

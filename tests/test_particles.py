@@ -185,9 +185,9 @@ def test_raw_operator_refuses_what_it_cannot_read(backend):
         arguments = list(good)
         arguments[place] = value
         with pytest.raises(RuntimeError):
-            op._serving(x)(*arguments)
+            op.operators.serving(x)[1].svgd(*arguments)
     with pytest.raises(RuntimeError, match="from 1 to 64"):
-        op._serving(x)(torch.empty_like(many), many, many, *good[3:])
+        op.operators.serving(x)[1].svgd(torch.empty_like(many), many, many, *good[3:])
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

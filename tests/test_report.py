@@ -25,13 +25,24 @@ import scipy.stats
 
 from amkd_fast.attacks import PGD, BoundaryAttack, Status, frozen
 from amkd_fast.distill import data as datasets
-from amkd_fast.distill import networks, qualities, report
+from amkd_fast.distill import metrics, networks, report
+from amkd_fast.distill.attack_examples import attack_examples
 from amkd_fast.distill.data import subsets
-from amkd_fast.distill.experiment import Run
+from amkd_fast.distill.fit import Run
+from amkd_fast.distill.metrics import METRICS, Metric
 from amkd_fast.distill.networks import Spec
-from amkd_fast.distill.probe import probe
-from amkd_fast.distill.qualities import QUALITIES, Quality
-from amkd_fast.distill.report import page, panels, plots, provenance, samples, screen, statistics, style, summary, text
+from amkd_fast.distill.report import (
+    page,
+    panels,
+    plots,
+    provenance,
+    samples,
+    screen,
+    statistics,
+    style,
+    summary,
+    tables,
+)
 from amkd_fast.distill.settings import METHODS, Settings
 
 NAMES = ("student", "kd", "bss-official", "bss-paper", "bss-zoo", "bss-near_boundary", "amkd")
@@ -59,7 +70,7 @@ def run(method, seed, **changed):
         if method.startswith(("bss", "amkd")) and epoch < 3:
             row |= {"boundary": draws.random(), "attacked": 40, "accepted": 30, "crossed": 20, "third": 4}
         rows.append(row)
-    found = {name: float(draws.random()) for name in QUALITIES}
+    found = {name: float(draws.random()) for name in METRICS}
     found["accuracy"] = rows[-1]["accuracy"]
     return Run(None, rows, {**found, **changed})
 
@@ -93,7 +104,7 @@ def result_of(runs, **changed):
         "teacher_accuracy": 97.5,
         "methods": summary.summarise(runs),
         "qualities": {
-            "protocol": qualities.protocol(digits(), SMALL),
+            "protocol": metrics.protocol(digits(), SMALL),
             "teacher": {"accuracy": 97.5, "ece": 1.25, "nll": 0.125, "pgd_accuracy": 44.5},
         },
         "tests": summary.paired_tests(runs),
@@ -204,8 +215,8 @@ def test_which_pairs_are_compared():
 def test_tests_of_a_comparison():
     runs = made_up()
     rows = summary.paired_tests(runs)
-    assert len(rows) == len(QUALITIES) * (6 + 4)
-    for quality in QUALITIES:
+    assert len(rows) == len(METRICS) * (6 + 4)
+    for quality in METRICS:
         part = [row for row in rows if row["quality"] == quality]
         for row in part:
             sides = [[runs[row[side], seed].qualities[quality] for seed in range(5)] for side in ("method", "baseline")]
@@ -214,7 +225,7 @@ def test_tests_of_a_comparison():
     runs["kd", 0] = runs["kd", 0]._replace(qualities=None)
     runs["kd", 1].qualities["ece"] = None
     counts = {row["quality"]: row["n"] for row in summary.paired_tests(runs) if row["method"] == "student"}
-    assert counts == {quality: 3 if quality == "ece" else 4 for quality in QUALITIES}
+    assert counts == {quality: 3 if quality == "ece" else 4 for quality in METRICS}
     assert summary.summarise(runs)["kd"]["qualities"]["ece"]["values"][:2] == [None, None]
 
 
@@ -248,10 +259,10 @@ def test_qualities_by_direct_computation():
     images, labels = data.test.images, data.test.labels
     student, teacher = tiny(1), tiny(2, width=4)
     state = torch.get_rng_state()
-    found = qualities.measure(student, teacher, data, SMALL)
+    found = metrics.measure(student, teacher, data, SMALL)
     assert torch.equal(torch.get_rng_state(), state)
-    assert list(found) == list(QUALITIES)
-    assert found == qualities.measure(student, teacher, data, SMALL)
+    assert list(found) == list(METRICS)
+    assert found == metrics.measure(student, teacher, data, SMALL)
     with torch.no_grad():
         p, q = student(images).double().softmax(1), teacher(images).double().softmax(1)
     right = p.argmax(1) == labels
@@ -293,8 +304,8 @@ def test_qualities_by_direct_computation():
 def test_qualities_of_a_network_and_itself():
     data = few(digits())
     teacher = tiny(2)
-    alone, itself = qualities.measure(teacher, None, data, SMALL), qualities.measure(teacher, teacher, data, SMALL)
-    assert tuple(alone) == qualities.OF_THE_TEACHER
+    alone, itself = metrics.measure(teacher, None, data, SMALL), metrics.measure(teacher, teacher, data, SMALL)
+    assert tuple(alone) == metrics.OF_THE_TEACHER
     assert {name: itself[name] for name in alone} == alone
     assert (itself["agreement"], itself["fidelity_kl"]) == (100.0, 0.0)
     assert (itself["magsim"], itself["angsim"]) == pytest.approx((1.0, 1.0))
@@ -305,24 +316,24 @@ def test_qualities_that_cannot_be_measured_are_none():
     student, teacher = tiny(1), tiny(2)
     with torch.no_grad():
         student.head.bias.fill_(math.nan)
-    found = qualities.measure(student, teacher, data, SMALL)
-    assert found == {**dict.fromkeys(QUALITIES), "accuracy": 0.0}
+    found = metrics.measure(student, teacher, data, SMALL)
+    assert found == {**dict.fromkeys(METRICS), "accuracy": 0.0}
     with torch.no_grad():  # always wrong, so that there is no pair of boundary samples
         student.head.weight.zero_()
         student.head.bias.copy_(torch.arange(10.0))
     nines = data.test.labels != 9
-    found = qualities.measure(student, teacher, replace(data, test=data.test.take(nines)), SMALL)
+    found = metrics.measure(student, teacher, replace(data, test=data.test.take(nines)), SMALL)
     assert (found["accuracy"], found["pgd_accuracy"], found["magsim"], found["angsim"]) == (0.0, 0.0, None, None)
     assert found["nll"] > 1.0
 
 
 def test_radius_and_number_of_attacked_images():
     data = digits()
-    assert qualities.radius(Settings()) == 0.1
-    assert qualities.radius(Settings(data="pets")) == 8 / 255
-    assert qualities.protocol(data, Settings())["attacked_images"] == 500
-    assert qualities.protocol(data, Settings(quality_images=7))["attacked_images"] == 7
-    assert qualities.radius(Settings(pgd_eps=0.0)) == 0.0
+    assert metrics.radius(Settings()) == 0.1
+    assert metrics.radius(Settings(data="pets")) == 8 / 255
+    assert metrics.protocol(data, Settings())["attacked_images"] == 500
+    assert metrics.protocol(data, Settings(quality_images=7))["attacked_images"] == 7
+    assert metrics.radius(Settings(pgd_eps=0.0)) == 0.0
     assert subsets.evenly(10, 5).tolist() == [0, 2, 4, 6, 8]
     assert subsets.evenly(3, 5).tolist() == subsets.evenly(3, 0).tolist() == [0, 1, 2]
     assert subsets.evenly(0, 5).tolist() == []
@@ -332,7 +343,7 @@ def test_measuring_the_digits_takes_seconds():
     data = digits()
     student, teacher = (networks.build(Spec(name, 1, 10), 0) for name in ("small-4-1", "small-16-2"))
     start = time.process_time()  # which other processes take nothing of
-    qualities.measure(student, teacher, data, SMALL)
+    metrics.measure(student, teacher, data, SMALL)
     assert time.process_time() - start < 20.0  # 2 s on an idle machine
 
 
@@ -398,9 +409,9 @@ def test_summary_csv():
     runs = made_up(("kd", "amkd"), 3)
     runs["kd", 0].qualities["ece"] = runs["kd", 1].qualities["ece"] = runs["kd", 2].qualities["ece"] = None
     methods = summary.summarise(runs)
-    rows = list(csv.DictReader(io.StringIO(text.summary_csv(methods))))
+    rows = list(csv.DictReader(io.StringIO(tables.summary_csv(methods))))
     assert [(row["method"], row["quality"]) for row in rows] == [
-        (method, quality) for method in ("kd", "amkd") for quality in ("best_accuracy", *QUALITIES)
+        (method, quality) for method in ("kd", "amkd") for quality in ("best_accuracy", *METRICS)
     ]
     for row in rows:
         found = methods[row["method"]]
@@ -491,12 +502,12 @@ def test_plots_of_what_is_missing_and_of_odd_names(seeds, recwarn):
 def test_samples_of_odd_classes_and_of_none():
     data = few(digits(), 40)
     data = replace(data, classes=tuple(f"{EVIL}{n}" for n in range(10)))
-    look = probe(tiny(2), data, SMALL)
+    look = attack_examples(tiny(2), data, SMALL)
     assert samples.samples(look, data).startswith(b"\x89PNG")
     assert len(look.quartiles()) == 2
     labels = (tiny(2)(data.test.images).argmax(1) + 1) % 10
     wrong = replace(data, test=replace(data.test, labels=labels))
-    look = probe(tiny(2), wrong, SMALL)
+    look = attack_examples(tiny(2), wrong, SMALL)
     assert look.quartiles() == {}
     assert samples.samples(look, wrong).startswith(b"\x89PNG")
 
@@ -585,16 +596,16 @@ def test_every_number_of_the_page_is_one_of_the_results():
     result = result_of(runs)
     found = make_page(result)
     header, teacher, *rows = found.tables["results"]
-    others = [name for name in QUALITIES if name != "accuracy"]
+    others = [name for name in METRICS if name != "accuracy"]
     assert len(header) == 3 + len(others)
     assert close(teacher[1], result["teacher_accuracy"], 2)
     for cell, name in zip(teacher[3:], others, strict=True):
-        assert close(cell, result["qualities"]["teacher"].get(name), QUALITIES[name].digits)
+        assert close(cell, result["qualities"]["teacher"].get(name), METRICS[name].digits)
     assert [row[0] for row in rows] == list(result["methods"])
     for method, *cells in rows:
         numbers = result["methods"][method]
         columns = [(numbers["last"], 2), (numbers["best"], 2)]
-        columns += [(numbers["qualities"][name], QUALITIES[name].digits) for name in others]
+        columns += [(numbers["qualities"][name], METRICS[name].digits) for name in others]
         for cell, (values, digits) in zip(cells, columns, strict=True):
             mean, *notes = cell.split("|")
             assert close(mean, values["mean"], digits)
@@ -612,7 +623,7 @@ def test_every_number_of_the_page_is_one_of_the_results():
         expected = [numbers["attacked"], *(None if share is None else 100.0 * share for share in shares), *times]
         assert all(close(cell, value, 1) for cell, value in zip(cells, expected, strict=True))
 
-    for name, quality in QUALITIES.items():
+    for name, quality in METRICS.items():
         tests = [test for test in result["tests"] if test["quality"] == name]
         rows = found.tables[name][1:]
         assert [row[0] for row in rows] == [f"{test['method']} − {test['baseline']}" for test in tests]
@@ -672,7 +683,7 @@ def test_page_without_tests(names, seeds, said):
     result = result_of(made_up(names, seeds))
     found = make_page(result)
     assert any(said in content for content in found.texts)
-    assert not set(QUALITIES) & set(found.tables)
+    assert not set(METRICS) & set(found.tables)
     if seeds == 1:
         assert not any("±" in cell for row in found.tables["results"] for cell in row)
 
@@ -712,9 +723,9 @@ def test_tables_on_the_screen_stay_narrow(names, seeds, capsys, monkeypatch):
 
 
 def test_heading_of_a_quality():
-    assert Quality("x", "", "higher", 2, "").heading == "x"
-    assert QUALITIES["nll"].heading == QUALITIES["nll"].heading_of_differences == "NLL, nat"
-    assert QUALITIES["ece"].heading_of_differences == "ECE, % points"
+    assert Metric("x", "", "higher", 2, "").heading == "x"
+    assert METRICS["nll"].heading == METRICS["nll"].heading_of_differences == "NLL, nat"
+    assert METRICS["ece"].heading_of_differences == "ECE, % points"
 
 
 def test_runs_are_copied_nowhere():

@@ -26,11 +26,11 @@ from amkd_fast.attacks import PGD, BoundaryAttack, ParticleAttack, frozen, pixel
 from amkd_fast.attacks.boundary import _warn_of_bounds
 from amkd_fast.distill.data import pictures
 from amkd_fast.distill.errors import UserError
-from amkd_fast.distill.methods import BSS, CCD, KD, MKD, TALD, Batch, Moment
-from amkd_fast.distill.methods.features import with_features
-from amkd_fast.distill.methods.normalisation import statistics_of
 from amkd_fast.losses import Adversarial, AMKDLoss
-from amkd_fast.ops.attack import attack_step, draw_targets, select_boundary_bases, svgd_step
+from amkd_fast.methods import BSS, CCD, KD, MKD, TALD, Batch, StepContext
+from amkd_fast.methods.batchnorm import statistics_of
+from amkd_fast.methods.outputs import with_features
+from amkd_fast.ops.attack import attack_step, draw_targets, operators, select_boundary_bases, svgd_step
 from amkd_fast.ops.images import crop_flip, joint_augment
 
 OPERATION = "attack"
@@ -274,7 +274,7 @@ def options_of(user):
 @pytest.mark.parametrize("make", [KD, lambda: BSS(limit=4, attack={"lower": -9.0, "upper": 9.0})])
 def test_methods_learn_from_an_averaged_teacher(make):
     teacher, student, images = make_net(), make_net(), images_of(8)
-    batch, moment = Batch(images, teacher(images).argmax(1)), Moment(0, 60, draw=1)
+    batch, moment = Batch(images, teacher(images).argmax(1)), StepContext(0, 60, draw=1)
     method = make()
     first = method(batch, teacher, student, moment).parts["kl"]
     moved_average(teacher)
@@ -668,7 +668,7 @@ def test_a_failed_step_is_not_taken_again(monkeypatch):
             out.add_(1.0)
             raise RuntimeError("out of memory: a thread's scratch for rows of 9 elements")
 
-    monkeypatch.setattr("amkd_fast.ops.attack._NATIVE", Failing)
+    monkeypatch.setitem(operators._OPERATORS, "cpu", Failing)
     x = images_of(2, size=4)
     if backends.build_info() is None:
         pytest.skip("no compiled extension")
@@ -747,7 +747,7 @@ def test_methods_without_a_draw_have_one_of_their_own(make):
 
     def total(**draw):
         other = copy.deepcopy(student)
-        return method(batch, teacher, other, Moment(0, 60, **draw)).total
+        return method(batch, teacher, other, StepContext(0, 60, **draw)).total
 
     torch.manual_seed(2)
     losses = [total() for _ in range(4)]
@@ -757,7 +757,7 @@ def test_methods_without_a_draw_have_one_of_their_own(make):
     assert torch.equal(total(draw=5), total(draw=5))
     method.distributed = True
     with pytest.raises(ValueError, match=r"moment\.draw=None"):
-        method.draw_of(Moment(0, 60), images.device)
+        method.draw_of(StepContext(0, 60), images.device)
 
 
 # Networks inside of nn.DataParallel. Right: what the module within gives
@@ -775,7 +775,7 @@ def test_a_data_parallel_network_is_its_module(fold):
         got, want = PGD(user, eps=0.1)(images, labels), PGD(net, eps=0.1)(images, labels)
         torch.testing.assert_close(got.images, want.images, rtol=0, atol=1e-5)
         assert robust_accuracy(user, (images, labels), PGD(user, eps=0.1)).count == 6
-    batch, moment = Batch(images, net(images).argmax(1)), Moment(0, 60, draw=1)
+    batch, moment = Batch(images, net(images).argmax(1)), StepContext(0, 60, draw=1)
     for make in (KD, lambda: BSS(limit=4)):
         losses = [make()(batch, teacher, copy.deepcopy(net), moment).total for teacher in (net, wrapped.eval())]
         torch.testing.assert_close(*losses)

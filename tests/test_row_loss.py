@@ -281,7 +281,7 @@ def test_numbers_are_looked_at(node):
     """What no public function lets through."""
     if node == IN_PYTHON:
         pytest.skip("the operator itself looks")
-    from amkd_fast.ops.kl import _OPERATORS
+    from amkd_fast.ops.kl.op import _OPERATORS
 
     student, teacher = logits()
     call = partial(row_loss.row_loss, _OPERATORS["cpu"])

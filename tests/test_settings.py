@@ -13,7 +13,8 @@ import yaml
 
 pytest.importorskip("lightning", reason="the extra `train` is not installed")
 
-from amkd_fast.distill import choice, cli, methods, options
+from amkd_fast import methods
+from amkd_fast.distill import build, cli, options
 from amkd_fast.distill import data as datasets
 from amkd_fast.distill.errors import UserError
 from amkd_fast.distill.settings import BN_POLICIES, METHODS, USUAL, CompareSettings, Settings, TrainSettings
@@ -125,16 +126,16 @@ def test_wishes_that_cannot_be_granted(words, expected, tmp_path, monkeypatch, c
 
 def test_what_a_whole_step_does_not_go_with(monkeypatch):
     cuda = torch.device("cuda")
-    choice.check(TrainSettings(whole_step=True), cuda)
+    build.check(TrainSettings(whole_step=True), cuda)
     for more in ({"accumulate": 2}, {"precision": "fp16"}, {"compile": True}):
         with pytest.raises(UserError, match="--whole-step: does not go with"):
-            choice.check(TrainSettings(whole_step=True, **more), cuda)
+            build.check(TrainSettings(whole_step=True, **more), cuda)
     with pytest.raises(UserError, match=r"--whole-step: is for the methods student, kd, .*, not for dkd"):
-        choice.check(CompareSettings(whole_step=True, methods="kd,dkd"), cuda)
+        build.check(CompareSettings(whole_step=True, methods="kd,dkd"), cuda)
     for name, value in LAUNCHED.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match="--whole-step: is for one process"):
-        choice.check(TrainSettings(whole_step=True), cuda)
+        build.check(TrainSettings(whole_step=True), cuda)
 
 
 # --- from settings to methods
@@ -149,7 +150,7 @@ def digits():
 @pytest.mark.parametrize("name", USUAL)
 def test_methods_of_settings(digits, name, bn):
     settings = Settings(bn=bn, temperature=2.5, margin=4.0, memory=32, boundary_samples=7, attack_steps=3)
-    method = choice.method(name, settings, digits)
+    method = build.method(name, settings, digits)
     kinds = {"student": methods.StudentAlone, "kd": methods.KD, "amkd": methods.AMKD}
     assert type(method) is kinds.get(name, methods.BSS)
     if name == "student":
@@ -188,7 +189,7 @@ def test_neighbouring_methods_of_settings(digits):
         rkd_distance_weight=1.0,
         rkd_angle_weight=2.0,
     )
-    found = {name: choice.method(name, settings, digits) for name in METHODS if name not in USUAL}
+    found = {name: build.method(name, settings, digits) for name in METHODS if name not in USUAL}
     for name, weight in (("triplet-ce", 0.0), ("triplet-kd", 1.0)):
         triplets = found.pop(name)
         assert (triplets.triplet_weight, triplets.margin, triplets.criterion.kl_weight) == (3.0, 4.0, weight)
@@ -221,9 +222,9 @@ def test_all_is_a_word_for_every_method():
 
 def test_schedules_of_settings():
     constant = Settings(boundary_schedule="constant", boundary_weight=0.5)
-    assert choice.boundary_weight("amkd", constant) == methods.Constant(0.5)
-    assert choice.boundary_weight("amkd", Settings(boundary_schedule="zoo")) == methods.ZOO_BOUNDARY
-    assert choice.boundary_weight("bss-zoo", Settings(boundary_schedule="falling")) == methods.OFFICIAL_BOUNDARY
+    assert build.boundary_weight("amkd", constant) == methods.Constant(0.5)
+    assert build.boundary_weight("amkd", Settings(boundary_schedule="zoo")) == methods.ZOO_BOUNDARY
+    assert build.boundary_weight("bss-zoo", Settings(boundary_schedule="falling")) == methods.OFFICIAL_BOUNDARY
 
 
 def test_networks_of_settings():

@@ -67,7 +67,7 @@ def networks():
 
 
 def eager_search(net, image, base, target, *, steps, eta, lower, upper):
-    """The preset ``paper``, METHODS section 3: one sample, the model's own eval mode. None where it does not cross."""
+    """The preset ``paper`` (docs/methods.md, Boundary samples): one sample. None where it does not cross."""
     x = image[None].clone()
     for _ in range(steps):
         x = x.detach().requires_grad_()

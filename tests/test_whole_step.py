@@ -10,10 +10,10 @@ from test_methods import ATTACKING, BOUNDS, K, Net, problem
 from traps import NothingWaits
 
 import amkd_fast as af
-from amkd_fast.attacks import engine
+from amkd_fast.attacks import arguments
 from amkd_fast.attacks.capture import CudaGraph
-from amkd_fast.distill.methods import AMKD, KD, Batch, Moment, StudentAlone
 from amkd_fast.distill.whole_step import WholeStep
+from amkd_fast.methods import AMKD, KD, Batch, StepContext, StudentAlone
 
 EPOCHS, STEPS = 4, 3
 NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -22,7 +22,7 @@ NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.fixture(autouse=True)
 def _bounds_are_not_looked_at(monkeypatch):
     """As while a graph is captured."""
-    monkeypatch.setattr(engine.Inside, "check", lambda *_: None)
+    monkeypatch.setattr(arguments.BoundsCheck, "check", lambda *_: None)
 
 
 class Rehearsed:
@@ -68,7 +68,7 @@ def batches():
             images, labels = batch.images.roll(step, 0)[rows], batch.labels.roll(step, 0)[rows]
             with torch.no_grad():
                 known = teacher(images)
-            yield Batch(images, labels, None, known), Moment(epoch, EPOCHS, 10 * epoch + step)
+            yield Batch(images, labels, None, known), StepContext(epoch, EPOCHS, 10 * epoch + step)
 
 
 @pytest.mark.parametrize(("device", "graph"), [("cpu", Rehearsed), pytest.param("cuda", CudaGraph, marks=NO_GPU)])
@@ -113,8 +113,8 @@ def test_a_batch_of_which_nobody_is_attacked():
     wrong = batch._replace(labels=(batch.labels + 1) % K)
     eager, recorded = amkd(), amkd(fixed_shape=True)
     optimizer = optimizer_of(student, torch.tensor(0.0, dtype=torch.float64))
-    expected = eager(wrong, teacher, copy.deepcopy(student), Moment(0, EPOCHS, 1))
-    found = WholeStep(recorded, teacher, student, optimizer, graph=Rehearsed)(wrong, Moment(0, EPOCHS, 1))
+    expected = eager(wrong, teacher, copy.deepcopy(student), StepContext(0, EPOCHS, 1))
+    found = WholeStep(recorded, teacher, student, optimizer, graph=Rehearsed)(wrong, StepContext(0, EPOCHS, 1))
     torch.testing.assert_close(found.total, expected.total.detach())
     for one, other in zip(eager.criterion.memory.buffers(), recorded.criterion.memory.buffers(), strict=True):
         torch.testing.assert_close(one, other)
@@ -131,7 +131,7 @@ def test_a_failed_recording_changes_nothing():
 
     whole = WholeStep(KD(), teacher, student, optimizer_of(student, torch.tensor(0.1)), graph=failing)
     with pytest.raises(RuntimeError, match="not to be recorded"):
-        whole(batch, Moment(0, EPOCHS, 1))
+        whole(batch, StepContext(0, EPOCHS, 1))
     assert all(torch.equal(before[key], value) for key, value in student.state_dict().items())
 
 

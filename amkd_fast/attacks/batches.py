@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from amkd_fast import checks
-from amkd_fast.attacks import engine
-from amkd_fast.attacks.frozen import FrozenModel
-from amkd_fast.attacks.surroundings import undisturbed
+from amkd_fast.attacks import arguments
+from amkd_fast.attacks.frozen import FrozenModel, forked_rng
+from amkd_fast.attacks.loop import LogitsOf, evaluate
 
 Progress = Callable[[int, int | None], object]
 
@@ -45,10 +45,10 @@ def device_of(view: FrozenModel) -> torch.device | None:
     return None if first is None else first.device
 
 
-def predict(view: FrozenModel, logits_of: engine.LogitsOf | None, images: Tensor) -> Tensor:
+def predict(view: FrozenModel, logits_of: LogitsOf | None, images: Tensor) -> Tensor:
     """Logits [B, K] without a graph, and without a trace in the model or in the random state."""
-    with undisturbed(images.device), torch.no_grad():
-        return engine.evaluate(view, logits_of, images, grad=False)[0]
+    with forked_rng(images.device), torch.no_grad():
+        return evaluate(view, logits_of, images, grad=False)[0]
 
 
 def _parts(batches: object, size: int | None) -> Iterable:
@@ -79,10 +79,10 @@ def _unpack(batch: object, device: torch.device | None) -> tuple[Tensor, Tensor 
     if not isinstance(batch, (tuple, list)) or not batch:
         raise TypeError(f"batches holds a {type(batch).__name__}: must be images or (images, labels)")
     images, labels = batch[0], batch[1] if len(batch) > 1 else None
-    engine.check_images(images, None, None)
+    arguments.check_images(images, None, None)
     images = images.detach().to(device)
     if labels is not None:
         checks.integer("labels", labels)
         labels = labels.to(images.device)
-        engine.check_rows("labels", labels, images)
+        arguments.check_rows("labels", labels, images)
     return images, labels

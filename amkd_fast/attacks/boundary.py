@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import warnings
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -11,13 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from amkd_fast import checks
-from amkd_fast.attacks import engine
+from amkd_fast.attacks import arguments, loop
 from amkd_fast.attacks.capture import Graphs, check_capture
-from amkd_fast.attacks.frozen import FrozenModel
-from amkd_fast.attacks.search import Search
-from amkd_fast.attacks.surroundings import undisturbed
-from amkd_fast.ops.attack import attack_objective
-from amkd_fast.ops.attack.steps import has_channels
+from amkd_fast.attacks.frozen import FrozenModel, as_frozen, forked_rng
+from amkd_fast.ops.attack.arguments import check_objective
+from amkd_fast.ops.attack.bases import draw_targets
+from amkd_fast.ops.attack.objective import objective
+from amkd_fast.ops.attack.reference import best_other, has_channels
+from amkd_fast.ops.attack.step import step
 
 
 class Status(IntEnum):
@@ -154,21 +156,21 @@ class BoundaryAttack:
         capture: str | bool = "auto",
         compact: str | bool = "auto",
         early_exit: bool = True,
-        logits_of: engine.LogitsOf | None = None,
+        logits_of: loop.LogitsOf | None = None,
     ) -> None:
         checks.choice("preset", preset, PRESETS)
-        engine.check_count("steps", steps, 1)
+        arguments.check_count("steps", steps, 1)
         check_capture(capture)
-        engine.check_switch("compact", compact, "auto")
-        engine.check_switch("early_exit", early_exit)
+        arguments.check_switch("compact", compact, "auto")
+        arguments.check_switch("early_exit", early_exit)
         if not early_exit and (compact is True or capture is True):
             raise ValueError("early_exit=False: must not be used with compact=True or capture=True, which end early")
         if step_size is not None and not isinstance(step_size, Tensor):
             checks.positive("step_size", step_size)
         if refine is not None:
-            engine.check_count("refine", refine, 0)
+            arguments.check_count("refine", refine, 0)
         for name, value in (("project", project), ("retarget", retarget)):
-            engine.check_switch(name, value, None)
+            arguments.check_switch(name, value, None)
         given = {
             "step_size": step_size,
             "project": project,
@@ -177,18 +179,18 @@ class BoundaryAttack:
             "lower": lower,
             "upper": upper,
         }
-        self.model = engine.as_frozen(model)
+        self.model = as_frozen(model)
         self.steps = steps
         self.settings = PRESETS[preset]._replace(**{name: value for name, value in given.items() if value is not None})
         self.compact, self.capture, self.graphs = (
             (compact, capture, Graphs()) if early_exit else (False, False, Graphs())
         )
         self.early_exit = early_exit
-        self.given_bounds, self.inside = (lower, upper), engine.Inside()
+        self.given_bounds, self.inside = (lower, upper), arguments.BoundsCheck()
         if self.settings.lower is None or self.settings.upper is None:
             _warn_of_bounds(preset)
         self._bounds: tuple[torch.device, dict[str, float | Tensor | None]] | None = None
-        engine.check_logits_of(logits_of)
+        arguments.check_logits_of(logits_of)
         self.logits_of = logits_of
 
     def __call__(
@@ -219,46 +221,208 @@ class BoundaryAttack:
             TypeError: A dtype or a type differs from the above.
             ValueError: A shape, a device or a value breaks a rule above, or the model gives no logits [M, K].
         """
-        engine.check_images(images, self.settings.lower, self.settings.upper)
-        engine.check_rows("base", base, images)
-        engine.check_rows("target", target, images)
-        engine.check_rows("valid", valid, images, flags=True)
+        arguments.check_images(images, self.settings.lower, self.settings.upper)
+        arguments.check_rows("base", base, images)
+        arguments.check_rows("target", target, images)
+        arguments.check_rows("valid", valid, images, flags=True)
         self.inside.check(images, *self.given_bounds, valid)
-        step_size = engine.size_on("step_size", self.settings.step_size, images)
+        step_size = arguments.size_on("step_size", self.settings.step_size, images)
         if self.settings.norm_power == 2 and has_channels(step_size):
             raise ValueError(f"step_size.shape={tuple(step_size.shape)}: must not be by channel for near_boundary")
-        with undisturbed(images.device), torch.no_grad():
-            search = Search(self, images, base, target, valid, seed, record_gaps, step_size)
-            search.step_until_done()
-            search.bisect()
-            return self._samples(search)
+        settings = self.settings
+        options = {"norm": "boundary", "norm_power": settings.norm_power, "project": settings.project}
+        options |= self.bounds_on(images.device)
+        with forked_rng(images.device), torch.no_grad():
+            obstacle = "record_gaps=True asks for the gap of every step" if record_gaps else ""
+            run = loop.Loop(self, images, obstacle)
+            context = _Step(run.evaluate, settings, step_size, options, seed, run.compact, [] if record_gaps else None)
+            results = _Results(run.clean, base, target, valid, settings.refine > 0)
+            rows = run.rows(valid)
+            if rows.numel():
+                run.take_steps(
+                    context, results.start(rows, step_size), self.steps, results.store,
+                    until_done=self.early_exit, judge_first=base is None or target is None,
+                )  # fmt: skip
+                if settings.refine:
+                    results.bisect(run, context, settings.refine)
+            else:
+                results.logits = images.new_zeros((images.shape[0], loop.count_classes(run.evaluate, images)))
+            return self._samples(images, results, context.trajectory(self.steps, results))
 
     def bounds_on(self, device: torch.device) -> dict[str, float | Tensor | None]:
         """The bounds beside the images, moved once: a copy from the host waits, and no CUDA graph admits it."""
         if self._bounds is None or self._bounds[0] != device:
             named = {name: getattr(self.settings, name) for name in ("lower", "upper")}
-            self._bounds = device, {name: engine.to_device(bound, device) for name, bound in named.items()}
+            self._bounds = device, {name: arguments.to_device(bound, device) for name, bound in named.items()}
         return self._bounds[1]
 
-    def _samples(self, search: Search) -> BoundarySamples:
-        settings, logits, base, target = self.settings, search.logits, search.base, search.target
-        value, _, prediction, _ = attack_objective(logits, base, loss="boundary", target=target, score=settings.score)
+    def _samples(self, like: Tensor, results: _Results, gaps: Tensor | None) -> BoundarySamples:
+        settings, logits, base, target = self.settings, results.logits, results.base, results.target
+        check_objective(logits, "boundary")
+        value, _, prediction, _ = objective(logits, base, "boundary", target, settings.score)
         landed = torch.where(prediction == target, Status.CROSSED, Status.THIRD)
-        left = torch.where(search.steps > 0, landed, Status.OUTSIDE)
+        left = torch.where(results.steps > 0, landed, Status.OUTSIDE)
         status = torch.where(prediction != base, left, Status.UNCROSSED)
         status = torch.where(torch.isfinite(value), status, Status.FAILED)
-        status = torch.where(search.valid, status, Status.PADDED)
+        status = torch.where(results.valid, status, Status.PADDED)
         accepted = status <= Status.OUTSIDE if settings.accept == "all" else status == Status.CROSSED
         if settings.retarget:
             third = status == Status.THIRD
             accepted = accepted | third
             target = torch.where(third, prediction, target)
-            value = attack_objective(logits, base, loss="boundary", target=target, score=settings.score)[0]
-        images = torch.empty_like(search.original).copy_(search.images)
-        gap = torch.where(search.valid, -value, 0.0)
-        gaps = search.trajectory()
-        logits = torch.where(search.valid[:, None], logits, 0.0) if search.some_padded else logits
-        return BoundarySamples(images, logits, target, status, search.steps, gap, accepted, base, gaps)
+            value = objective(logits, base, "boundary", target, settings.score)[0]
+        images = torch.empty_like(like).copy_(results.images)
+        gap = torch.where(results.valid, -value, 0.0)
+        logits = torch.where(results.valid[:, None], logits, 0.0) if results.some_padded else logits
+        return BoundarySamples(images, logits, target, status, results.steps, gap, accepted, base, gaps)
+
+
+class _State(NamedTuple):
+    """The m samples that are worked on: all of the batch, or with compaction those that have not finished."""
+
+    rows: Tensor  # int64 [m], where in the batch they are
+    x: Tensor
+    inside: Tensor | None  # the last point inside the base class; None where no bisection follows
+    base: Tensor | None  # these two: None before the logits on the clean images have settled them
+    target: Tensor | None
+    step_size: Tensor | None  # [m] or [m, C, 1, ...] where it is not one number for all
+    active: Tensor  # bool [m], still to be moved
+    steps: Tensor
+
+
+class _Seen(NamedTuple):
+    """What was found at the samples."""
+
+    logits: Tensor
+    gap: Tensor
+
+
+class _Interval(NamedTuple):
+    """Samples between a point inside their base class and one outside."""
+
+    inside: Tensor
+    outside: Tensor
+    logits: Tensor  # of the points outside
+    base: Tensor
+    crossed: Tensor  # bool, the others stay
+
+
+@dataclass(frozen=True)
+class _Step(loop.StepContext):
+    evaluate: loop.Evaluate
+    settings: Preset
+    step_size: float | Tensor
+    options: dict  # of the attack step
+    seed: int | Tensor | None
+    all_active: bool  # finished samples are taken out
+    gaps: list[Tensor] | None  # one [M] for every evaluation, where they are asked for
+
+    def judge(self, s: _State, logits: Tensor) -> tuple[_State, Tensor, _Seen]:
+        check_objective(logits, "boundary")
+        if s.base is None:
+            s = s._replace(base=logits.argmax(1))
+        if s.target is None:
+            drawn = self.seed is not None
+            target = draw_targets(logits, s.base, seed=self.seed, rows=s.rows) if drawn else best_other(logits, s.base)
+            s = s._replace(target=target)
+        value, grad_logits, _, unfinished = objective(logits, s.base, "boundary", s.target, self.settings.score)
+        seen = _Seen(logits.detach(), -value)
+        if self.gaps is not None:
+            self._record(s, seen)
+        return s._replace(active=s.active & unfinished), grad_logits, seen
+
+    def move(self, s: _State, seen: _Seen, grad: Tensor) -> _State:
+        size = self.step_size if s.step_size is None else s.step_size
+        x = step(s.x, grad, step_size=size, gap=seen.gap, active=s.active, **self.options)
+        inside = s.inside
+        if inside is not None:
+            inside = s.x if self.all_active else loop.where_rows(s.active, s.x, inside)
+        return s._replace(x=x, inside=inside, steps=s.steps + s.active)
+
+    def halve(self, s: _Interval) -> _Interval:
+        """Evaluate the point in the middle and let it take the place of the end on its side."""
+        work = torch.promote_types(s.inside.dtype, torch.float32)
+        middle = torch.lerp(s.inside.to(work), s.outside.to(work), 0.5).to(s.inside.dtype)
+        logits, _ = self.evaluate(middle, grad=False)
+        beyond = s.crossed & _left(logits, s.base)
+        short = s.crossed & (logits.argmax(1) == s.base)
+        return s._replace(
+            inside=loop.where_rows(short, middle, s.inside),
+            outside=loop.where_rows(beyond, middle, s.outside),
+            logits=torch.where(beyond[:, None], logits, s.logits),
+        )
+
+    def _record(self, s: _State, seen: _Seen) -> None:
+        gap = seen.gap
+        if self.settings.retarget:
+            prediction = seen.logits.argmax(1)
+            landed = torch.where(prediction == s.base, s.target, prediction)
+            gap = -objective(seen.logits, s.base, "boundary", landed, self.settings.score)[0]
+        self.gaps.append((s.rows[s.active], gap[s.active]))
+
+    def trajectory(self, limit: int, results: _Results) -> Tensor | None:
+        """[limit + 1, M]: a sample that has finished repeats its last gap, NaN in padded rows."""
+        if self.gaps is None:
+            return None
+        dtype = self.gaps[0][1].dtype if self.gaps else results.logits.dtype
+        gaps = torch.full((limit + 1, results.valid.numel()), torch.nan, dtype=dtype, device=results.logits.device)
+        for taken, (rows, gap) in enumerate(self.gaps):
+            gaps[taken:, rows] = gap
+        return gaps
+
+
+class _Results:
+    """The results of a batch of M images, full length, while the samples that are worked on grow fewer."""
+
+    def __init__(
+        self, images: Tensor, base: Tensor | None, target: Tensor | None, valid: Tensor | None, refine: bool
+    ) -> None:
+        count, device = images.shape[0], images.device
+        self.images = images
+        self.inside = torch.empty_like(images) if refine else None
+        self.some_padded = valid is not None
+        self.valid = torch.ones(count, dtype=torch.bool, device=device) if valid is None else valid
+        self.steps = torch.zeros(count, dtype=torch.int64, device=device)
+        self.given = {"base": base, "target": target}
+        self.base, self.target = (self.steps.clone() if c is None else c.long() for c in (base, target))
+        self.logits = None
+
+    def start(self, rows: Tensor, step_size: float | Tensor) -> _State:
+        """The samples of some rows."""
+        classes = (None if self.given[name] is None else getattr(self, name) for name in ("base", "target"))
+        sizes = step_size if isinstance(step_size, Tensor) else None
+        parts = (self.images, None, *classes, sizes, self.valid, self.steps)
+        if rows.numel() < self.valid.numel():
+            parts = (None if part is None else part[rows] for part in parts)
+        s = _State(rows, *parts)
+        return s if self.inside is None else s._replace(inside=s.x)
+
+    def store(self, s: _State, seen: _Seen) -> None:
+        """Write samples to their rows."""
+        if self.logits is None:
+            self.logits = seen.logits.new_zeros((self.valid.numel(), seen.logits.shape[1]))
+        # What is inside goes first: after one step it is the tensor of the clean images, which the others end in.
+        own = [(self.inside, s.inside), (self.images, s.x), (self.logits, seen.logits), (self.steps, s.steps)]
+        own += [(getattr(self, name), getattr(s, name)) for name, given in self.given.items() if given is None]
+        for full, part in own:
+            if full is not None and part is not full:
+                full.index_copy_(0, s.rows, part)
+
+    def bisect(self, run: loop.Loop, context: _Step, times: int) -> None:
+        """Halve the last step of every sample that left its base class."""
+        crossed = _left(self.logits, self.base) & self.valid & (self.steps > 0)
+        rows = run.rows(crossed)
+        if rows.numel() == 0:
+            return
+        s = _Interval(self.inside, self.images, self.logits, self.base, crossed)
+        s = run.repeat(context.halve, loop.take(s, rows) if run.compact else s, times)
+        self.images.index_copy_(0, rows, s.outside)
+        self.logits.index_copy_(0, rows, s.logits)
+
+
+def _left(logits: Tensor, base: Tensor) -> Tensor:
+    """Whether the prediction is another class than the base, and no NaN is among the logits."""
+    return (logits.argmax(1) != base) & ~torch.isnan(logits).any(1)
 
 
 @functools.cache

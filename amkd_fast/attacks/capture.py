@@ -155,7 +155,7 @@ class Graphs:
     def _recorded(self, function: Callable, state: NamedTuple) -> Recording | None:
         size = _bucket(len(state[0]))
         parts = ((t.shape[1:], t.dtype, t.stride()[1:], t.device) for t in state if t is not None)
-        key = (function.func.__name__, size, *parts)
+        key = (function.__name__, size, *parts)
         if key not in self._kept:
             try:
                 self._kept[key] = Recording(function, state, self._graph)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from amkd_fast.attacks.watch import Watch, has_hooks
+from amkd_fast.attacks.guards import Guards, has_hooks
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _BATCHNORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -26,20 +26,20 @@ class FoldedNetwork:
 
     Args:
         model: The user's network; only read.
-        watch: What it holds besides tensors.
+        guards: What it holds besides tensors.
 
     Raises:
         UnfoldableError: It has hooks, cannot be copied or traced, or holds nothing to fold, or what cannot be followed.
     """
 
-    def __init__(self, model: nn.Module, watch: Watch) -> None:
+    def __init__(self, model: nn.Module, guards: Guards) -> None:
         if has_hooks(model):
             raise UnfoldableError("the model has hooks, which a folded copy would not run")
-        if watch.loose:
-            raise UnfoldableError(f"the model holds {watch.loose[0]}, whose changes nobody would see")
+        if guards.loose:
+            raise UnfoldableError(f"the model holds {guards.loose[0]}, whose changes nobody would see")
         try:
             copied = copy.deepcopy(model).requires_grad_(False)
-            sources = _sources(model, copied, watch)
+            sources = _sources(model, copied, guards)
             for module in copied.modules():
                 module.training = False
             graph = _Tracer().trace(copied)
@@ -229,7 +229,7 @@ def _slots(model: nn.Module) -> list[tuple[dict, str]]:
     return [(store, name) for store in stores for name, value in store.items() if isinstance(value, Tensor)]
 
 
-def _sources(model: nn.Module, copied: nn.Module, watch: Watch) -> dict[int, tuple[Tensor, bool]]:
+def _sources(model: nn.Module, copied: nn.Module, guards: Guards) -> dict[int, tuple[Tensor, bool]]:
     """For each tensor of the copy, by its id, the model's own and whether forward may write into it.
 
     Tensors that are mere attributes become buffers of the copy, which the trace follows.
@@ -237,7 +237,7 @@ def _sources(model: nn.Module, copied: nn.Module, watch: Watch) -> dict[int, tup
     own, others = _slots(model), _slots(copied)
     for module, other in zip(model.modules(), copied.modules(), strict=True):
         steady = [
-            name for name, part in vars(module).items() if isinstance(part, Tensor) and watch.steady(module, name)
+            name for name, part in vars(module).items() if isinstance(part, Tensor) and guards.steady(module, name)
         ]
         own += [(vars(module), name) for name in steady]
         for name in steady:

@@ -12,9 +12,8 @@ from torch.utils import _pytree as pytree
 
 from amkd_fast import checks
 from amkd_fast.attacks.folding import Copies, FoldedNetwork, UnfoldableError, tensors
+from amkd_fast.attacks.guards import Guards, has_hooks
 from amkd_fast.attacks.parallel import refuse_replicas, unwrapped
-from amkd_fast.attacks.surroundings import undisturbed
-from amkd_fast.attacks.watch import Watch, has_hooks
 
 # How far a folded network may be from the original on the batch it is first tried on, relative to the largest output.
 _AGREEMENT = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 2e-1}
@@ -41,7 +40,7 @@ class FrozenModel:
         self._run: FoldedNetwork | _PlainNetwork | None = None
         self._run_channels_last = False
         self._native: torch.dtype | None = None
-        self._watch: Watch | None = None  # None: the next call builds
+        self._guards: Guards | None = None  # None: the next call builds
         self._hooked = False
         self._kept: list[Tensor] | None = None  # what recordings read
         self._held: bool | None = None  # in a block of `held`: whether the model has been looked at in it
@@ -57,14 +56,14 @@ class FrozenModel:
             x: Images of the kind that it will see.
             recorded: Run on the tensors that recordings of it read; they get the new numbers.
         """
-        watch = self._watch
-        if self._held and not recorded and watch is not None:
+        guards = self._guards
+        if self._held and not recorded and guards is not None:
             return self._evaluate
-        if watch is None or self._hooked != has_hooks(self.model) or watch.changed() or not self._run.fits():
-            self._watch = None  # should the building fail
-            with undisturbed(x.device), torch.no_grad():
-                watch = self._build(x)
-            self._watch = watch if x.shape[0] else None  # an empty batch proves nothing: build again next time
+        if guards is None or self._hooked != has_hooks(self.model) or guards.changed() or not self._run.fits():
+            self._guards = None  # should the building fail
+            with forked_rng(x.device), torch.no_grad():
+                guards = self._build(x)
+            self._guards = guards if x.shape[0] else None  # an empty batch proves nothing: build again next time
         with torch.inference_mode(False), torch.no_grad():
             values = self._run.values()
             self._run.use(self._for_recordings(values) if recorded else values)
@@ -103,20 +102,20 @@ class FrozenModel:
     def _evaluate(self, x: Tensor):
         return _evaluate(self._run, x, self._run_channels_last, self._native, self._dtype)
 
-    def _build(self, x: Tensor) -> Watch:
+    def _build(self, x: Tensor) -> Guards:
         self.folded, self.reason, self._kept = False, "", None
-        self._hooked, watch = has_hooks(self.model), Watch(self.model)
+        self._hooked, guards = has_hooks(self.model), Guards(self.model)
         self._native = next((value.dtype for value in tensors(self.model).values() if value.is_floating_point()), None)
         plain = _PlainNetwork(self.model)
         # Whatever the model itself raises comes out here, before anything is tried on it.
         expected = _evaluate(plain, x.detach(), False, self._native, None) if x.shape[0] else None
-        watch.forgive()
+        guards.forgive()
         try:
             if self._fold_batchnorm and expected is not None:
-                self._run = self._verified(FoldedNetwork(self.model, watch), x, expected)
+                self._run = self._verified(FoldedNetwork(self.model, guards), x, expected)
                 self.folded = True
-                watch.forgive()
-                return watch
+                guards.forgive()
+                return guards
         except UnfoldableError as error:
             self.reason = str(error)
         try:
@@ -126,8 +125,8 @@ class FrozenModel:
         if expected is None:
             self._run_channels_last = False
         self._run.convert(dtype=self._dtype, channels_last=self._run_channels_last)
-        watch.forgive()
-        return watch
+        guards.forgive()
+        return guards
 
     def _verified(self, run: FoldedNetwork | _PlainNetwork, x: Tensor, expected: object):
         """Accept ``run`` in the memory format in which it gives the expected outputs on ``x``."""
@@ -194,6 +193,22 @@ def frozen(
     model = unwrapped(model)
     refuse_replicas(model, "model")
     return FrozenModel(model, fold_batchnorm, channels_last, dtype)
+
+
+def as_frozen(model: nn.Module | FrozenModel) -> FrozenModel:
+    """Take a view as it is; make the default one of a module."""
+    return model if isinstance(model, FrozenModel) else frozen(model)
+
+
+@contextmanager
+def forked_rng(device: torch.device) -> Iterator[None]:
+    """Put the random state back after the block, whatever happens in it, and leave inference mode for its length.
+
+    Within a CUDA graph of the caller's the device's random state cannot be read, and is left alone.
+    """
+    gpu = device.type == "cuda" and not torch.cuda.is_current_stream_capturing()
+    with torch.inference_mode(False), torch.random.fork_rng([device] if gpu else []):
+        yield
 
 
 class _PlainNetwork:

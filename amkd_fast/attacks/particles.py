@@ -9,13 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from amkd_fast import checks, philox
-from amkd_fast.attacks import engine
-from amkd_fast.attacks.frozen import FrozenModel
-from amkd_fast.attacks.start import random_start
-from amkd_fast.attacks.surroundings import undisturbed
-from amkd_fast.ops.attack import attack_objective, svgd_step
-from amkd_fast.ops.attack.arguments import LOSSES
-from amkd_fast.ops.attack.particles import MOST
+from amkd_fast.attacks import arguments, loop
+from amkd_fast.attacks.frozen import FrozenModel, as_frozen, forked_rng
+from amkd_fast.ops.attack.arguments import check_objective
+from amkd_fast.ops.attack.objective import objective
+from amkd_fast.ops.attack.operators import LOSSES
+from amkd_fast.ops.attack.particles import MOST, particle_step
 
 
 class ParticleSamples(NamedTuple):
@@ -79,12 +78,12 @@ class ParticleAttack:
         lower: float | Tensor | None = None,
         upper: float | Tensor | None = None,
         loss: str = "ce",
-        logits_of: engine.LogitsOf | None = None,
+        logits_of: loop.LogitsOf | None = None,
     ) -> None:
-        engine.check_count("particles", particles, 1)
+        arguments.check_count("particles", particles, 1)
         if particles > MOST:
             raise ValueError(f"particles={particles}: must be at most {MOST}")
-        engine.check_count("steps", steps, 1)
+        arguments.check_count("steps", steps, 1)
         checks.choice("loss", loss, LOSSES)
         if not isinstance(eps, Tensor):
             checks.non_negative("eps", eps)
@@ -92,10 +91,10 @@ class ParticleAttack:
             step_size = 2.5 * eps / steps
         elif not isinstance(step_size, Tensor):
             checks.positive("step_size", step_size)
-        self.model = engine.as_frozen(model)
+        self.model = as_frozen(model)
         self.particles, self.eps, self.steps, self.step_size = particles, eps, steps, step_size
-        self.lower, self.upper, self.inside, self.loss = lower, upper, engine.Inside(), loss
-        engine.check_logits_of(logits_of)
+        self.lower, self.upper, self.inside, self.loss = lower, upper, arguments.BoundsCheck(), loss
+        arguments.check_logits_of(logits_of)
         self.logits_of = logits_of
 
     def __call__(
@@ -118,40 +117,40 @@ class ParticleAttack:
             TypeError: A dtype or a type differs from the above.
             ValueError: A shape, a device or a value breaks a rule above, or the model gives no logits.
         """
-        engine.check_images(images, self.lower, self.upper)
+        arguments.check_images(images, self.lower, self.upper)
         checks.integer("labels", labels)
-        engine.check_rows("labels", labels, images)
-        engine.check_rows("rows", rows, images)
+        arguments.check_rows("labels", labels, images)
+        arguments.check_rows("rows", rows, images)
         seed = philox.chosen_seed(seed, images.device)
         self.inside.check(images, self.lower, self.upper)
         device, n = images.device, self.particles
-        eps, step_size = (engine.size_on(name, getattr(self, name), images) for name in ("eps", "step_size"))
-        lower, upper = (engine.to_device(value, device) for value in (self.lower, self.upper))
-        with undisturbed(device), torch.no_grad():
-            evaluate = partial(engine.evaluate, self.model.network(images), self.logits_of)
+        eps, step_size = (arguments.size_on(name, getattr(self, name), images) for name in ("eps", "step_size"))
+        lower, upper = (arguments.to_device(value, device) for value in (self.lower, self.upper))
+        with forked_rng(device), torch.no_grad():
+            evaluate = partial(loop.evaluate, self.model.network(images), self.logits_of)
             if images.shape[0] == 0:
-                logits = images.new_zeros((0, n, engine.count_classes(evaluate, images)), dtype=torch.float32)
+                logits = images.new_zeros((0, n, loop.count_classes(evaluate, images)), dtype=torch.float32)
                 return ParticleSamples(images.detach().new_zeros((0, n, *images.shape[1:])), logits)
 
             layout = self.model.memory_format(images)
-            clean = engine.own(images, layout)
-            classes = labels.repeat_interleave(n)  # [B · n], as all that the network sees
+            clean = images.detach().clone(memory_format=layout)
+            classes = labels.long().repeat_interleave(n)  # [B · n], as all that the network sees
             each, radius = torch.arange(n, device=device), eps
             rows = torch.arange(images.shape[0], device=device) if rows is None else rows.long()
             if isinstance(eps, Tensor):
                 radius = eps.repeat_interleave(n, 0)
-            x = random_start(
+            x = loop.random_start(
                 clean.repeat_interleave(n, 0), radius, "linf", (rows[:, None] * n + each).flatten(), seed, 0
             )
-            x = engine.clipped(x, lower, upper).contiguous(memory_format=layout)
+            x = loop.clipped(x, lower, upper).contiguous(memory_format=layout)
             for _ in range(self.steps):
                 logits, leaf = evaluate(x, grad=True)
-                _, grad_logits, _, _ = attack_objective(logits, classes, loss=self.loss)
-                grad = engine.input_gradient(logits, leaf, grad_logits)
-                moved = svgd_step(
-                    x.unflatten(0, (-1, n)), grad.unflatten(0, (-1, n)), clean,
-                    step_size=step_size, eps=eps, lower=lower, upper=upper,
-                )  # fmt: skip
+                check_objective(logits, self.loss)
+                _, grad_logits, _, _ = objective(logits, classes, self.loss)
+                grad = loop.input_gradient(logits, leaf, grad_logits)
+                moved = particle_step(
+                    x.unflatten(0, (-1, n)), grad.unflatten(0, (-1, n)), clean, step_size, eps, lower, upper
+                )
                 x = moved.flatten(0, 1)
             logits, _ = evaluate(x, grad=False)
             last = images.dim() == 4 and images.is_contiguous(memory_format=torch.channels_last)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from amkd_fast import checks, philox
-from amkd_fast.attacks import engine
+from amkd_fast.attacks import arguments, loop
 from amkd_fast.attacks.capture import Graphs, check_capture
-from amkd_fast.attacks.descent import Descent
-from amkd_fast.attacks.frozen import FrozenModel
-from amkd_fast.attacks.surroundings import undisturbed
-from amkd_fast.ops.attack.arguments import LOSSES
+from amkd_fast.attacks.frozen import FrozenModel, as_frozen, forked_rng
+from amkd_fast.ops.attack.arguments import check_objective, check_top
+from amkd_fast.ops.attack.objective import objective
+from amkd_fast.ops.attack.operators import LOSSES
+from amkd_fast.ops.attack.step import step
 
 KEEPS = ("last", "best", "first")
 
@@ -106,17 +108,18 @@ class PGD:
         top: float = 0.01,
         capture: str | bool = "auto",
         compact: str | bool = "auto",
-        logits_of: engine.LogitsOf | None = None,
+        logits_of: loop.LogitsOf | None = None,
     ) -> None:
-        engine.check_count("steps", steps, 1)
-        engine.check_count("restarts", restarts, 1)
+        arguments.check_count("steps", steps, 1)
+        arguments.check_count("restarts", restarts, 1)
         check_capture(capture)
-        engine.check_switch("compact", compact, "auto")
+        arguments.check_switch("compact", compact, "auto")
         for name, value in (("random_start", random_start), ("targeted", targeted), ("project", project)):
-            engine.check_switch(name, value)
+            arguments.check_switch(name, value)
         checks.choice("norm", norm, ("linf", "l2", "l1"))
         checks.choice("loss", loss, LOSSES)
         checks.choice("keep", keep, KEEPS)
+        check_top(top)
         if not isinstance(eps, Tensor):
             checks.non_negative("eps", eps)
         if step_size is not None and not isinstance(step_size, Tensor):
@@ -127,14 +130,14 @@ class PGD:
             raise ValueError(f"restarts={restarts}: must be 1 without random_start, every run would be the same")
         if step_size is None:
             step_size = eps if steps == 1 else 2.5 * eps / steps
-        self.model = engine.as_frozen(model)
+        self.model = as_frozen(model)
         self.eps, self.step_size, self.steps, self.restarts = eps, step_size, steps, restarts
         self.random_start, self.momentum, self.keep = random_start, momentum, keep
-        self.lower, self.upper, self.inside = lower, upper, engine.Inside()
+        self.lower, self.upper, self.inside = lower, upper, arguments.BoundsCheck()
         self.objective = {"loss": loss, "targeted": targeted}
         self.step = {"norm": norm, "project": project, "top": top}
         self.compact, self.capture, self.graphs = compact, capture, Graphs()
-        engine.check_logits_of(logits_of)
+        arguments.check_logits_of(logits_of)
         self.logits_of = logits_of
 
     def __call__(
@@ -163,19 +166,147 @@ class PGD:
             TypeError: A dtype or a type differs from the above.
             ValueError: A shape, a device or a value breaks a rule above, or the model gives no logits [M, K].
         """
-        engine.check_images(images, self.lower, self.upper)
-        engine.check_rows("labels", labels, images)
-        engine.check_rows("target", target, images)
-        engine.check_rows("valid", valid, images, flags=True)
+        arguments.check_images(images, self.lower, self.upper)
+        arguments.check_rows("labels", labels, images)
+        arguments.check_rows("target", target, images)
+        arguments.check_rows("valid", valid, images, flags=True)
         if seed is not None or self.random_start:
             seed = philox.chosen_seed(seed, images.device)
         self.inside.check(images, self.lower, self.upper, valid)
-        sizes = {name: engine.size_on(name, getattr(self, name), images) for name in ("eps", "step_size")}
+        sizes = {name: arguments.size_on(name, getattr(self, name), images) for name in ("eps", "step_size")}
         if self.objective["targeted"] and target is None:
             raise ValueError("target=None: must be given for a targeted attack")
-        with undisturbed(images.device), torch.no_grad():
-            descent = Descent(self, images, labels, target, valid, seed, sizes)
+        lower, upper = (arguments.to_device(bound, images.device) for bound in (self.lower, self.upper))
+        with forked_rng(images.device), torch.no_grad():
+            run = loop.Loop(self, images)
+            results = _Results(run.clean.clone(), valid, self.keep)
+            decay = 1.0 if self.momentum is None else self.momentum
+            options = {**sizes, "decay": decay, "lower": lower, "upper": upper, **self.step}
+            context = _Step(run.evaluate, self.objective, options, self.keep)
+            labels, target = (None if classes is None else classes.long() for classes in (labels, target))
             for restart in range(self.restarts):
-                if not descent.run(restart):
+                left = results.valid & ~results.adversarial
+                rows = run.rows(left)
+                if rows.numel() == 0 or (restart > 0 and not run.compact and not bool(left.any())):
                     break
-            return PGDSamples(*descent.result())
+                active, x0 = left[rows], run.clean[rows]
+                if labels is None:
+                    logits, _ = run.evaluate(x0, grad=False)
+                    labels = torch.zeros_like(results.steps).index_copy_(0, rows, logits.argmax(1))
+                of_rows = {name: size[rows] if isinstance(size, Tensor) else None for name, size in sizes.items()}
+                x = x0
+                if self.random_start:
+                    radius = sizes["eps"] if of_rows["eps"] is None else of_rows["eps"]
+                    x = loop.random_start(x0, radius, self.step["norm"], rows, seed, restart)
+                    x = loop.where_rows(active, loop.clipped(x, lower, upper), x0)
+                work = torch.promote_types(x.dtype, torch.float32)
+                s = _State(
+                    rows, x, x0, None if self.momentum is None else torch.zeros_like(x, dtype=work), labels[rows],
+                    None if target is None else target[rows], **of_rows, active=active, steps=torch.zeros_like(rows),
+                )  # fmt: skip
+                until_done, judge_first = self.keep == "first", self.keep == "best"
+                run.take_steps(context, s, self.steps, results.store, until_done=until_done, judge_first=judge_first)
+            return results.samples(images, run)
+
+
+class _State(NamedTuple):
+    """The m samples of a run, or with compaction those that have not finished."""
+
+    rows: Tensor  # int64 [m], where in the batch they are
+    x: Tensor
+    x0: Tensor
+    velocity: Tensor | None
+    labels: Tensor
+    target: Tensor | None
+    eps: Tensor | None  # [m] or [m, C, 1, ...] where it is not one number for all
+    step_size: Tensor | None
+    active: Tensor  # bool [m], still to be moved
+    steps: Tensor  # of this run
+    best_x: Tensor | None = None  # these four where the best iterate is kept
+    best_logits: Tensor | None = None
+    best_value: Tensor | None = None
+    best_adversarial: Tensor | None = None
+
+
+class _Seen(NamedTuple):
+    """What was found at the samples."""
+
+    logits: Tensor
+    value: Tensor
+    adversarial: Tensor
+
+
+@dataclass(frozen=True)
+class _Step(loop.StepContext):
+    evaluate: loop.Evaluate
+    objective: dict  # loss and targeted
+    options: dict  # of the attack step
+    keep: str
+
+    def judge(self, s: _State, logits: Tensor) -> tuple[_State, Tensor, _Seen]:
+        check_objective(logits, **self.objective)
+        value, grad_logits, prediction, unfinished = objective(logits, s.labels, target=s.target, **self.objective)
+        reached = prediction == s.target if self.objective["targeted"] else prediction != s.labels
+        seen = _Seen(logits.detach(), value, reached & torch.isfinite(value))
+        if self.keep == "first":
+            s = s._replace(active=s.active & unfinished)
+        elif self.keep == "best":
+            new, old = (s.x, *seen), s[-4:]
+            if s.best_x is not None:
+                better = (s.steps == 0) | _surpasses(seen.adversarial, value, s.best_adversarial, s.best_value)
+                new = (loop.where_rows(better, *pair) for pair in zip(new, old, strict=True))
+            s = _State(*s[:-4], *new)
+        return s, grad_logits, seen
+
+    def move(self, s: _State, seen: _Seen, grad: Tensor) -> _State:
+        """Everyone that is active one step on; the velocity changes in place."""
+        sizes = {name: part for name, part in (("eps", s.eps), ("step_size", s.step_size)) if part is not None}
+        x = step(s.x, grad, x0=s.x0, momentum=s.velocity, active=s.active, **{**self.options, **sizes})
+        return s._replace(x=x, steps=s.steps + s.active)
+
+
+class _Results:
+    """The results of a batch of M images, full length, over all restarts."""
+
+    def __init__(self, images: Tensor, valid: Tensor | None, keep: str) -> None:
+        count, device = images.shape[0], images.device
+        self.images, self.keep = images, keep
+        self.valid = torch.ones(count, dtype=torch.bool, device=device) if valid is None else valid
+        self.steps = torch.zeros(count, dtype=torch.int64, device=device)
+        self.known = torch.zeros(count, dtype=torch.bool, device=device)  # an iterate has been recorded
+        self.adversarial = self.known.clone()
+        self.logits = self.value = None
+
+    def store(self, s: _State, seen: _Seen) -> None:
+        """Write what a run found to its rows, where it is better than what an earlier run left there."""
+        if self.logits is None:
+            self._allocate(seen.logits, seen.value)
+        self.steps.index_add_(0, s.rows, s.steps)
+        x = s.x
+        if s.best_x is not None:
+            x, seen = s.best_x, _Seen(*s[-3:])
+        before = self.adversarial[s.rows]
+        better = seen.adversarial & ~before
+        if self.keep == "best":
+            better = _surpasses(seen.adversarial, seen.value, before, self.value[s.rows])
+        better = (better | ~self.known[s.rows]) & self.valid[s.rows] & ~before
+        own = (self.images, self.logits, self.value, self.adversarial, self.known)
+        for full, part in zip(own, (x, *seen, torch.ones_like(before)), strict=True):
+            full.index_copy_(0, s.rows, loop.where_rows(better, part, full[s.rows]))
+
+    def samples(self, images: Tensor, run: loop.Loop) -> PGDSamples:
+        """What was found, in the memory format of ``images``."""
+        if self.logits is None:
+            blank = images.new_zeros((0, loop.count_classes(run.evaluate, images)), dtype=torch.float32)
+            self._allocate(blank, blank)
+        images = torch.empty_like(images).copy_(self.images)
+        return PGDSamples(images, self.logits, self.adversarial, self.steps, self.value)
+
+    def _allocate(self, logits: Tensor, value: Tensor) -> None:
+        count = self.valid.numel()
+        self.logits, self.value = logits.new_zeros((count, logits.shape[1])), value.new_zeros(count)
+
+
+def _surpasses(success: Tensor, value: Tensor, success_before: Tensor, value_before: Tensor) -> Tensor:
+    """Adversarial iterates are better than others, and then a larger objective is."""
+    return (success & ~success_before) | ((success == success_before) & (value > value_before))

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from amkd_fast import philox
+from amkd_fast.attacks import arguments
 from amkd_fast.attacks import batches as sets
-from amkd_fast.attacks import engine
-from amkd_fast.attacks.frozen import FrozenModel
+from amkd_fast.attacks.frozen import FrozenModel, as_frozen
+from amkd_fast.attacks.loop import LogitsOf
 from amkd_fast.attacks.pgd import PGD
 
 _Z = 1.959963984540054  # 97.5 % quantile of the normal distribution
@@ -64,7 +65,7 @@ def robust_accuracy(
     attack: PGD | Mapping[str, PGD] | Sequence[PGD],
     *,
     seed: int = 0,
-    logits_of: engine.LogitsOf | None = None,
+    logits_of: LogitsOf | None = None,
     progress: sets.Progress | None = None,
 ) -> RobustAccuracy:
     """Measure the share of images that a network classifies rightly whatever the attacks do to them.
@@ -105,8 +106,8 @@ def robust_accuracy(
     """
     attacks = _named(attack)
     seed = philox.check_seed(seed, torch.device("cpu"))
-    engine.check_logits_of(logits_of)
-    view = engine.as_frozen(model)
+    arguments.check_logits_of(logits_of)
+    view = as_frozen(model)
     own = [each for each in attacks.values() if _shows(each, view, logits_of)]
     view = own[0].model if own else view  # a view that is built already
     found = []
@@ -150,8 +151,8 @@ def wilson_interval(successes: int, count: int) -> tuple[float, float]:
         >>> [round(end, 3) for end in wilson_interval(9, 10)]
         [0.596, 0.982]
     """
-    engine.check_count("successes", successes, 0)
-    engine.check_count("count", count, 0)
+    arguments.check_count("successes", successes, 0)
+    arguments.check_count("count", count, 0)
     if successes > count:
         raise ValueError(f"successes={successes}: must be at most count={count}")
     if count == 0:
@@ -182,7 +183,7 @@ def _named(attack: object) -> dict[str, PGD]:
     return attacks
 
 
-def _shows(attack: PGD, view: FrozenModel, logits_of: engine.LogitsOf | None) -> bool:
+def _shows(attack: PGD, view: FrozenModel, logits_of: LogitsOf | None) -> bool:
     """Whether the attack's logits are those of ``view``."""
     same = attack.model.model is view.model and attack.model._dtype == view._dtype
     return same and attack.logits_of is logits_of

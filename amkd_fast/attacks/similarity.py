@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from amkd_fast import checks, philox
+from amkd_fast.attacks import arguments
 from amkd_fast.attacks import batches as sets
-from amkd_fast.attacks import engine
 from amkd_fast.attacks.boundary import BoundaryAttack, Status
 from amkd_fast.attacks.frozen import FrozenModel
+from amkd_fast.attacks.loop import LogitsOf
 from amkd_fast.ops.attack import draw_targets
-from amkd_fast.ops.attack.objective import best_other
+from amkd_fast.ops.attack.reference import best_other
 
 TARGETS = ("every", "drawn", "runner_up")
 
@@ -99,7 +100,7 @@ def boundary_similarity(
     seed: int = 0,
     pairs_at_once: int = 256,
     compact: str | bool = "auto",
-    logits_of: engine.LogitsOf | None = None,
+    logits_of: LogitsOf | None = None,
     progress: sets.Progress | None = None,
 ) -> BoundarySimilarity:
     """Compare the decision boundaries of two networks by the boundary samples of the same images.
@@ -155,7 +156,7 @@ def boundary_similarity(
         ('0.825 0.707', 2)
     """
     checks.choice("targets", targets, TARGETS)
-    engine.check_count("pairs_at_once", pairs_at_once, 1)
+    arguments.check_count("pairs_at_once", pairs_at_once, 1)
     seed = philox.check_seed(seed, torch.device("cpu"))
     options = {
         "preset": preset,

@@ -9,20 +9,20 @@ import torch
 from torch import Tensor, nn
 
 from amkd_fast.attacks import PRESETS, BoundaryAttack, Status, boundary_similarity
-from amkd_fast.distill.bar import bar
+from amkd_fast.distill.build import boundary_attack
 from amkd_fast.distill.checkpoint import load_network
-from amkd_fast.distill.choice import boundary_attack
 from amkd_fast.distill.data import Data, InOrder
 from amkd_fast.distill.errors import UserError
-from amkd_fast.distill.plan import Plan
+from amkd_fast.distill.evaluate_settings import EvaluateSettings
+from amkd_fast.distill.evaluation_data import check_network, normalisation
+from amkd_fast.distill.progress import progress_bar
 from amkd_fast.distill.settings import Settings
-from amkd_fast.distill.subject import check_network, normalisation
 from amkd_fast.distill.teacher import predict
 from amkd_fast.ops.attack import draw_targets
 
 
 def measure(
-    network: nn.Module, data: Data, settings: Settings, plan: Plan, progress: bool
+    network: nn.Module, data: Data, settings: Settings, options: EvaluateSettings, progress: bool
 ) -> dict[str, dict[str, Any]]:
     """By preset how the attacks on the rightly classified test images end: the same images and targets for all.
 
@@ -36,13 +36,13 @@ def measure(
     if right.numel() == 0:
         raise UserError("--attack boundary: no test image is classified rightly, so there is nothing to attack")
     base = data.test.labels[right]
-    target = draw_targets(logits[right], base, seed=plan.seed)
+    target = draw_targets(logits[right], base, seed=options.seed)
     images = data.test.take(right).images
     summary = {}
     for preset in PRESETS:
-        attack = boundary_attack(settings, data, network, preset, steps=plan.steps)
-        with bar(f"boundary, {preset}", progress) as report:
-            summary[preset] = _endings(attack, images, base, target, data.std, plan.batch_size, report)
+        attack = boundary_attack(settings, data, network, preset, steps=options.steps)
+        with progress_bar(f"boundary, {preset}", progress) as report:
+            summary[preset] = _endings(attack, images, base, target, data.std, options.batch_size, report)
     return summary
 
 
@@ -64,30 +64,32 @@ def show(summary: dict[str, dict[str, Any]], bounds: str) -> None:
     Console().print(view)
 
 
-def compare(network: nn.Module, data: Data, settings: Settings, plan: Plan, progress: bool) -> dict[str, Any]:
-    """MagSim and AngSim of the network as the student and the plan's other checkpoint as the teacher.
+def compare(
+    network: nn.Module, data: Data, settings: Settings, options: EvaluateSettings, progress: bool
+) -> dict[str, Any]:
+    """MagSim and AngSim of the network as the student and the other checkpoint as the teacher.
 
     Raises:
         UserError: The other checkpoint cannot be read, or is not for these images.
     """
-    name = f"--compare {plan.compare}"
-    other, spec, about = load_network(plan.compare, plan.network or "")
+    name = f"--compare {options.compare}"
+    other, spec, about = load_network(options.compare, options.network or "")
     check_network(name, spec, data)
     mean, std = normalisation(name, about, data.channels)
     teacher = Renormalised(other, data, mean, std).to(data.test.images.device)
-    attack = boundary_attack(settings, data, network, plan.preset)
-    with bar("similarity", progress) as report:
+    attack = boundary_attack(settings, data, network, options.preset)
+    with progress_bar("similarity", progress) as report:
         result = boundary_similarity(
             network,
             teacher,
-            InOrder(data.test, plan.batch_size),
-            preset=plan.preset,
-            steps=plan.steps,
+            InOrder(data.test, options.batch_size),
+            preset=options.preset,
+            steps=options.steps,
             lower=attack.settings.lower,
             upper=attack.settings.upper,
-            targets=plan.targets,
-            seed=plan.seed,
-            pairs_at_once=plan.batch_size,
+            targets=options.targets,
+            seed=options.seed,
+            pairs_at_once=options.batch_size,
             progress=report,
         )
     found = result._asdict()
@@ -95,9 +97,9 @@ def compare(network: nn.Module, data: Data, settings: Settings, plan: Plan, prog
     return {"method": about["method"], **found}
 
 
-def show_similarity(found: dict[str, Any], plan: Plan) -> None:
+def show_similarity(found: dict[str, Any], options: EvaluateSettings) -> None:
     """MagSim and AngSim with their standard errors, and what they rest on."""
-    print(f"boundaries against {found['method']} of {plan.compare} ({plan.preset}, {plan.targets} target):")
+    print(f"boundaries against {found['method']} of {options.compare} ({options.preset}, {options.targets} target):")
     if found["count"] == 0:
         print("no pair of boundary samples to compare")
         return

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from amkd_fast.distill import models, networks
+from amkd_fast.distill import networks, schemas
 from amkd_fast.distill.errors import UserError, allocating, short
 from amkd_fast.distill.files import write_atomic
-from amkd_fast.distill.models import FORMAT
 from amkd_fast.distill.networks import Spec
+from amkd_fast.distill.schemas import FORMAT
 
 KEY = "amkd_fast"  # where a checkpoint keeps what is needed to build its network and data again
 
@@ -25,7 +25,7 @@ def save(checkpoint: dict[str, Any], path: str | Path) -> None:
     write_atomic(path, buffer.getbuffer())
 
 
-def read(path: str | Path, about: type[models.About] = models.About) -> dict[str, Any]:
+def read(path: str | Path, about: type[schemas.About] = schemas.About) -> dict[str, Any]:
     """Load one of our checkpoints without running any code from it.
 
     Args:
@@ -51,7 +51,7 @@ def read(path: str | Path, about: type[models.About] = models.About) -> dict[str
     found = checkpoint[KEY]
     if isinstance(found, dict) and "format" in found and found["format"] != FORMAT:
         raise UserError(f"checkpoint {path}: format {short(found['format'])}, this version reads {FORMAT}")
-    models.check(about, found, f"checkpoint {path}")
+    schemas.check(about, found, f"checkpoint {path}")
     return checkpoint
 
 
@@ -68,7 +68,7 @@ def read_training(path: Path, about: dict[str, Any], spec: Spec) -> None:
     """
     checkpoint = read(path)
     where = f"--resume: {path}"
-    models.check(models.Training, checkpoint, where)
+    schemas.check(schemas.Training, checkpoint, where)
     found = checkpoint[KEY]
     expected = {"method": None, **about, "network": spec._asdict()}  # a teacher's has no method
     before = found.get("settings")
@@ -88,7 +88,7 @@ def save_network(path: str | Path, network: nn.Module, spec: Spec, about: dict[s
 
 
 def load_network(
-    path: str | Path, allowed: str = "", option: str = "--network", about: type[models.About] = models.About
+    path: str | Path, allowed: str = "", option: str = "--network", about: type[schemas.About] = schemas.About
 ) -> tuple[nn.Module, Spec, dict[str, Any]]:
     """The network of a checkpoint, in eval mode, how it is built, and what the checkpoint says about itself.
 

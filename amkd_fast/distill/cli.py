@@ -1,4 +1,4 @@
-"""The command line ``amkd-distill train|compare|evaluate``; :mod:`.door` makes exit codes of what can happen."""
+"""The command line ``amkd-distill train|compare|evaluate``; :mod:`.exit_codes` makes exit codes of what can happen."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import sys
 from dataclasses import fields
 from typing import Any, NoReturn
 
-from amkd_fast.distill import door
+from amkd_fast.distill import exit_codes
 from amkd_fast.distill.errors import UserError, require_extra, short
+from amkd_fast.distill.evaluate_settings import EvaluateSettings
 from amkd_fast.distill.options import add as add_settings
 from amkd_fast.distill.options import given, resolve
-from amkd_fast.distill.plan import Plan
 from amkd_fast.distill.settings import LARGEST, MOST, SEED, CompareSettings, TrainSettings
 from amkd_fast.version import __version__
 
@@ -22,12 +22,12 @@ THREADS = 1024  # more than this many make no program faster
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command; return its exit code (see :mod:`.door`).
+    """Run a command; return its exit code (see :mod:`.exit_codes`).
 
     Args:
         arguments: Words of the command line; None takes those of the process.
     """
-    return door.guarded(lambda: _main(sys.argv[1:] if arguments is None else arguments))
+    return exit_codes.guarded(lambda: _main(sys.argv[1:] if arguments is None else arguments))
 
 
 class _Parser(argparse.ArgumentParser):
@@ -40,21 +40,22 @@ def _main(arguments: list[str]) -> int:
     parser = _parser()
     if not arguments:
         parser.print_help()
-        return door.OK
+        return exit_codes.OK
     options = parser.parse_args(arguments)
     require_extra()
     return _run(options)
 
 
 def _run(options: argparse.Namespace) -> int:
-    from amkd_fast.distill.launch import launched
-    from amkd_fast.distill.torchvision import put_aside
+    from amkd_fast.distill.broken_torchvision import put_aside
+    from amkd_fast.distill.distributed import torchrun_variables
 
     values = vars(options)
-    if launched().WORLD_SIZE > 1 and options.command != "train":
+    if torchrun_variables().WORLD_SIZE > 1 and options.command != "train":
         raise UserError(f"{options.command}: runs in one process; torchrun is for train")
     if options.command == "evaluate":
-        plan = Plan.from_options({field.name: values[field.name] for field in fields(Plan) if field.name in values})
+        named = [field.name for field in fields(EvaluateSettings)]
+        evaluation = EvaluateSettings.from_options({name: values[name] for name in named if name in values})
     else:
         if options.overwrite and options.resume:
             raise UserError("--overwrite, --resume: give one of them")
@@ -73,11 +74,11 @@ def _run(options: argparse.Namespace) -> int:
     if options.command == "evaluate":
         from amkd_fast.distill.evaluate import evaluate
 
-        evaluate(plan, device=device, progress=progress)
-        return door.OK
-    from amkd_fast.distill import choice
+        evaluate(evaluation, device=device, progress=progress)
+        return exit_codes.OK
+    from amkd_fast.distill import build
 
-    choice.check(settings, device)
+    build.check(settings, device)
     stated = settings.as_dict() if options.config else words
     common = {"output": options.output, "overwrite": options.overwrite, "resume": options.resume}
     common |= {"device": device, "progress": progress}
@@ -88,7 +89,7 @@ def _run(options: argparse.Namespace) -> int:
     from amkd_fast.distill.train import train
 
     train(settings, stated, **common)
-    return door.OK
+    return exit_codes.OK
 
 
 def _device(name: str) -> Any:
@@ -107,7 +108,7 @@ def _jobs(count: int, device: Any) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    about = {"epilog": door.CODES}
+    about = {"epilog": exit_codes.CODES}
     parser = _Parser(prog="amkd-distill", description="Train small networks from large ones: KD, BSS, AMKD.", **about)
     parser.add_argument("--version", action="version", version=f"amkd_fast {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="train|compare|evaluate")
@@ -161,7 +162,7 @@ def _add_machine(parser: argparse.ArgumentParser) -> Any:
 
 
 def _add_evaluation(parser: argparse.ArgumentParser) -> None:
-    from amkd_fast.distill import plan as p
+    from amkd_fast.distill import evaluate_settings as e
     from amkd_fast.distill import settings as s
 
     def add(name: str, group: Any = parser, **more: Any) -> None:
@@ -172,10 +173,10 @@ def _add_evaluation(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", help="a .ckpt of train or compare")
     add("network", help="module:factory or timm:NAME, to allow its code where a checkpoint names it")
     add("data", help="other data than it was trained with")
-    add("attack", choices=p.ATTACKS, help="pgd: robust accuracy; boundary: how the presets reach it (default: none)")
-    add("steps", type=_whole(1), help=f"of an attack (default: {Plan.steps})")
-    add("seed", type=_whole(0, SEED), help=f"of random starts and targets (default: {Plan.seed})")
-    add("batch-size", type=_whole(1), help=f"images attacked together (default: {Plan.batch_size})")
+    add("attack", choices=e.ATTACKS, help="pgd: robust accuracy; boundary: how the presets reach it (default: none)")
+    add("steps", type=_whole(1), help=f"of an attack (default: {EvaluateSettings.steps})")
+    add("seed", type=_whole(0, SEED), help=f"of random starts and targets (default: {EvaluateSettings.seed})")
+    add("batch-size", type=_whole(1), help=f"images attacked together (default: {EvaluateSettings.batch_size})")
     add("limit", type=_whole(0), help="test images, taken evenly over the set; 0: all (default)")
     add("output", metavar="FILE.json", help="write settings, versions and results there")
     add("overwrite", action="store_true", help="replace that file")
@@ -183,20 +184,20 @@ def _add_evaluation(parser: argparse.ArgumentParser) -> None:
     pgd = parser.add_argument_group("with --attack pgd")
     add("eps", pgd, type=_number(0.0), nargs="+", help="radius or several, pixels in [0, 1] (default: 0.1)")
     add("step-size", pgd, type=_number(0.0, above=True), help="default: 2.5 eps / steps, eps in a single step")
-    add("norm", pgd, choices=p.NORMS, help=f"default: {Plan.norm}")
+    add("norm", pgd, choices=e.NORMS, help=f"default: {EvaluateSettings.norm}")
     add("restarts", pgd, type=_whole(1), help="runs on what the ones before left right (default: 1)")
-    add("loss", pgd, choices=p.LOSSES, help=f"default: {Plan.loss}")
+    add("loss", pgd, choices=e.LOSSES, help=f"default: {EvaluateSettings.loss}")
     add(
         "keep",
         pgd,
-        choices=p.KEEPS,
-        help=f"the iterate that counts; first, best: any that fools (default: {Plan.keep})",
+        choices=e.KEEPS,
+        help=f"the iterate that counts; first, best: any that fools (default: {EvaluateSettings.keep})",
     )
 
     boundary = parser.add_argument_group("with --attack boundary")
     add("compare", boundary, metavar="OTHER.ckpt", help="MagSim and AngSim against this network as the teacher")
-    add("preset", boundary, choices=s.PRESETS, help=f"attack of --compare (default: {Plan.preset})")
-    add("targets", boundary, choices=p.TARGETS, help=f"classes of --compare (default: {Plan.targets})")
+    add("preset", boundary, choices=s.PRESETS, help=f"attack of --compare (default: {EvaluateSettings.preset})")
+    add("targets", boundary, choices=e.TARGETS, help=f"classes of --compare (default: {EvaluateSettings.targets})")
 
 
 def _whole(least: int, most: int = MOST) -> Any:

@@ -8,16 +8,16 @@ from typing import Any
 
 from torch import nn
 
-from amkd_fast.distill import choice, door, experiment, networks, pool, qualities, report
+from amkd_fast.distill import build, exit_codes, metrics, networks, pool, report, training_runs
 from amkd_fast.distill import data as datasets
+from amkd_fast.distill.attack_examples import AttackExamples, attack_examples
 from amkd_fast.distill.data import Data
-from amkd_fast.distill.files import write_atomic
+from amkd_fast.distill.files import finite, write_atomic
 from amkd_fast.distill.networks import Spec
-from amkd_fast.distill.probe import Probe, probe
-from amkd_fast.distill.report import panels, plots, samples, screen, summary, text
+from amkd_fast.distill.report import panels, plots, samples, screen, summary, tables
 from amkd_fast.distill.report.page import page
 from amkd_fast.distill.report.summary import Runs
-from amkd_fast.distill.result import MARKER, result_folder
+from amkd_fast.distill.result_folder import MARKER, result_folder
 from amkd_fast.distill.settings import CompareSettings, Settings
 from amkd_fast.distill.teacher import Teacher
 
@@ -57,11 +57,11 @@ def compare(
     with result_folder(output, "compare", settings, given, **flags) as (folder, settings):
         if folder is None:
             print(f"{output} is complete: there is nothing left to do")
-            return door.OK
-        choice.check(settings, device)
+            return exit_codes.OK
+        build.check(settings, device)
         data = datasets.load(settings).to(device)
-        experiment.prepare(settings.names(), data, settings)
-        network, accuracy = experiment.obtain_teacher(settings, data, folder, progress=progress, resume=resume)
+        training_runs.prepare(settings.names(), data, settings)
+        network, accuracy = training_runs.obtain_teacher(settings, data, folder, progress=progress, resume=resume)
         names, seeds = settings.names(), settings.seeds
         finished = pool.Finished(folder / "runs")
         # Seed by seed, so that a drift of the machine's speed meets all methods alike.
@@ -73,7 +73,7 @@ def compare(
             jobs = min(jobs, len(missing))
             pool.run_apart(missing, finished, settings, folder / "teacher.ckpt", device, jobs)
         runs = {(method, seed): finished[method, seed] for method in names for seed in range(seeds)}
-        look = probe(network, data, settings)
+        examples = attack_examples(network, data, settings)
         result = {
             "kind": "compare",
             "environment": {**report.environment(), "device": str(device)},
@@ -82,16 +82,16 @@ def compare(
             **_subject(network, data, settings),
             "teacher_accuracy": accuracy,
             **_findings(runs, network, data, settings),
-            "attack_gaps": look.quartiles(),
+            "attack_gaps": examples.quartiles(),
             "seconds": time.perf_counter() - begun,
         }
         # From here on every number is one that the JSON can hold.
-        result = text.finite(result)
-        written = _write(folder, runs, result, look, data)
+        result = finite(result)
+        written = _write(folder, runs, result, examples, data)
         finished.clear()
     screen.show(result)
     print(f"{result['seconds']:.0f} s; results in {output}: {', '.join(written)}, teacher.ckpt")
-    return door.DIVERGED if all(run.diverged for run in runs.values()) else door.OK
+    return exit_codes.DIVERGED if all(run.diverged for run in runs.values()) else exit_codes.OK
 
 
 def _subject(teacher: nn.Module, data: Data, settings: CompareSettings) -> dict[str, Any]:
@@ -114,14 +114,14 @@ def _subject(teacher: nn.Module, data: Data, settings: CompareSettings) -> dict[
 
 
 def _findings(runs: Runs, teacher: nn.Module, data: Data, settings: Settings) -> dict[str, Any]:
-    measured = {name: qualities.EVERY[name] for name in summary.measured(runs)}
+    measured = {name: metrics.EVERY[name] for name in summary.measured(runs)}
     return {
         "methods": summary.summarise(runs),
         "qualities": {
-            "units": {name: quality.unit for name, quality in measured.items()},
-            "better": {name: quality.better for name, quality in measured.items()},
-            "protocol": qualities.protocol(data, settings),
-            "teacher": qualities.measure(teacher, None, data, settings),
+            "units": {name: metric.unit for name, metric in measured.items()},
+            "better": {name: metric.better for name, metric in measured.items()},
+            "protocol": metrics.protocol(data, settings),
+            "teacher": metrics.measure(teacher, None, data, settings),
         },
         "tests": summary.paired_tests(runs),
         "runs": [
@@ -139,7 +139,7 @@ def _findings(runs: Runs, teacher: nn.Module, data: Data, settings: Settings) ->
     }
 
 
-def _write(folder: Path, runs: Runs, result: dict[str, Any], look: Probe, data: Data) -> list[str]:
+def _write(folder: Path, runs: Runs, result: dict[str, Any], examples: AttackExamples, data: Data) -> list[str]:
     """Fill the result folder; return the names of its files."""
     found, accuracy = result["methods"], result["teacher_accuracy"]
     pictures = {
@@ -148,13 +148,13 @@ def _write(folder: Path, runs: Runs, result: dict[str, Any], look: Probe, data: 
         "differences": panels.differences(result["tests"]) if result["tests"] else b"",
         "loss_curves": plots.loss_curves(runs),
         "gaps": plots.gaps(result["attack_gaps"]),
-        "samples": samples.samples(look, data),
+        "samples": samples.samples(examples, data),
     }
     pictures = {name: content for name, content in pictures.items() if content}
     contents = {
         "report.html": page(result, pictures),
-        "results.csv": text.to_csv(runs),
-        "summary.csv": text.summary_csv(found),
+        "results.csv": tables.to_csv(runs),
+        "summary.csv": tables.summary_csv(found),
         **{f"{name}.png": content for name, content in pictures.items()},
         MARKER: report.to_json(result),  # the last, see there
     }

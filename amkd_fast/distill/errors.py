@@ -1,4 +1,4 @@
-"""What ends a command by no fault of the code: each is one line to its user (:mod:`.door` has the exit codes)."""
+"""What ends a command by no fault of the code: each is one line to its user (:mod:`.exit_codes` has the exit codes)."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Diverged(Exception):
     Attributes:
         epoch: The first such epoch, from 1.
         what: Which parts of the loss, or the weights.
-        rows: The journal of the epochs before.
+        rows: The log of the epochs before.
     """
 
     def __init__(self, epoch: int, what: str, rows: list[dict[str, Any]], message: str = "") -> None:

@@ -1,11 +1,16 @@
-"""Files that are either whole or not there."""
+"""Files that are either whole or not there, and JSON without anything that strict JSON lacks."""
 
 from __future__ import annotations
 
 import contextlib
+import json
+import math
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
+
+from amkd_fast.distill.errors import UserError
 
 
 def write_atomic(path: Path | str, content: bytes | str) -> None:
@@ -26,3 +31,28 @@ def write_atomic(path: Path | str, content: bytes | str) -> None:
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
+
+
+def read_json(path: Path, option: str) -> Any:
+    """The content of a JSON file of ours."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "damaged"
+        raise UserError(f"{option}: {path} is missing or damaged ({reason})") from error
+
+
+def to_json(result: dict[str, Any]) -> str:
+    """Strict JSON: what is not a finite number becomes null."""
+    return json.dumps(finite(result), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def finite(value: Any) -> Any:
+    """The same value with None for every number in it that is not finite."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -62,7 +62,7 @@ def to_yaml(settings: Settings) -> str:
 
 
 def _read(path: Path, kind: type[Settings]) -> dict[str, Any]:
-    from amkd_fast.distill import models
+    from amkd_fast.distill import schemas
 
     name = f"--config {path}"
     values = _parsed(_text(path, name), name)
@@ -74,7 +74,7 @@ def _read(path: Path, kind: type[Settings]) -> dict[str, Any]:
     for key in values:
         if key not in known:
             raise UserError(f"{name}: there is no setting {short(key)}")
-    found = models.check(models.of_settings(kind), values, name)
+    found = schemas.check(schemas.of_settings(kind), values, name)
     return {key: getattr(found, key) for key in values}
 
 
@@ -127,14 +127,14 @@ def _converter(kind: type[Settings], name: str, base: type) -> Any:
     """From a word of the command line."""
 
     def convert(text: str) -> Any:
-        from amkd_fast.distill import models
+        from amkd_fast.distill import schemas
 
         try:
             value = base(text)
         except ValueError as error:
             raise argparse.ArgumentTypeError(f"{short(text)}: must be a {_NAMES[base]}") from error
         try:
-            return models.checked(kind, name, value)
+            return schemas.checked(kind, name, value)
         except ValueError as error:
             raise argparse.ArgumentTypeError(
                 f"{short(value) if base is str else short(text)[1:-1]}: {error}"

@@ -21,12 +21,11 @@ from typing import Any
 import torch
 
 from amkd_fast.distill import data as datasets
-from amkd_fast.distill import experiment, models, qualities
-from amkd_fast.distill.continuation import read_json
+from amkd_fast.distill import metrics, schemas, training_runs
 from amkd_fast.distill.data import Data
 from amkd_fast.distill.errors import Diverged, UserError
-from amkd_fast.distill.experiment import Run
-from amkd_fast.distill.files import write_atomic
+from amkd_fast.distill.files import read_json, write_atomic
+from amkd_fast.distill.fit import Run
 from amkd_fast.distill.settings import Settings
 from amkd_fast.distill.teacher import Teacher
 
@@ -47,7 +46,7 @@ class Finished:
 
     def __getitem__(self, task: Task) -> Run:
         path = self._path(task)
-        found = models.check(models.FinishedRun, read_json(path, "--resume"), f"--resume: {path}")
+        found = schemas.check(schemas.FinishedRun, read_json(path, "--resume"), f"--resume: {path}")
         if not found.diverged and not (found.rows and all("accuracy" in row for row in found.rows)):
             raise UserError(f"--resume: {path}: rows have no accuracy")
         return Run(None, found.rows, found.qualities, found.diverged)
@@ -168,7 +167,7 @@ def _subject(settings: Settings, teacher: Path, device: Any, threads: int) -> tu
     """What all runs of a process share."""
     torch.set_num_threads(threads)
     data = datasets.load(settings).to(device)
-    network, _ = experiment.load_teacher(teacher, data, settings)
+    network, _ = training_runs.load_teacher(teacher, data, settings)
     return settings, data, Teacher(network, data, settings.precision)
 
 
@@ -176,9 +175,9 @@ def _one(task: Task, settings: Settings, data: Data, teacher: Teacher, progress:
     """What came out of a run, and its seconds; the network is measured and let go."""
     start = time.perf_counter()
     try:
-        run = experiment.train_student(*task, teacher, data, settings, progress=progress)
+        run = training_runs.train_student(*task, teacher, data, settings, progress=progress)
     except Diverged as error:
         diverged = {"epoch": error.epoch, "what": error.what}
         return Run(None, error.rows, None, diverged), time.perf_counter() - start
-    found = qualities.measure(run.network, teacher.network, data, settings)
+    found = metrics.measure(run.network, teacher.network, data, settings)
     return run._replace(network=None, qualities=found), time.perf_counter() - start

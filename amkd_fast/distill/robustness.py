@@ -7,43 +7,43 @@ from typing import Any
 from torch import nn
 
 from amkd_fast.attacks import PGD, frozen, robust_accuracy
-from amkd_fast.distill.bar import bar
 from amkd_fast.distill.data import Data, InOrder
 from amkd_fast.distill.errors import UserError
-from amkd_fast.distill.plan import Plan
+from amkd_fast.distill.evaluate_settings import EvaluateSettings
+from amkd_fast.distill.progress import progress_bar
 
 USUAL = ("loss ce", "keep last")  # goes without saying
 
 
-def measure(network: nn.Module, data: Data, plan: Plan, progress: bool) -> list[dict[str, Any]]:
-    """For each radius of the plan the robust accuracy, as plain values.
+def measure(network: nn.Module, data: Data, options: EvaluateSettings, progress: bool) -> list[dict[str, Any]]:
+    """For each radius of the options the robust accuracy, as plain values.
 
     Raises:
         UserError: The loss needs more classes than there are.
     """
-    if plan.loss == "dlr" and len(data.classes) < 3:
+    if options.loss == "dlr" and len(data.classes) < 3:
         raise UserError(f"--loss dlr: needs at least 3 classes, the data has {len(data.classes)}")
     lower, upper = data.bounds()
     view = frozen(network)
-    batches = InOrder(data.test, plan.batch_size)
+    batches = InOrder(data.test, options.batch_size)
     rows = []
-    for eps in plan.eps:
+    for eps in options.eps:
         attack = PGD(
             view,
             eps=eps / data.std,
-            step_size=None if plan.step_size is None else plan.step_size / data.std,
-            steps=plan.steps,
-            norm=plan.norm,
+            step_size=None if options.step_size is None else options.step_size / data.std,
+            steps=options.steps,
+            norm=options.norm,
             random_start=True,
-            restarts=plan.restarts,
+            restarts=options.restarts,
             lower=lower,
             upper=upper,
-            loss=plan.loss,
-            keep=plan.keep,
+            loss=options.loss,
+            keep=options.keep,
             compact=True,  # pays on a GPU, too, where wrong images and broken ones are many
         )
-        with bar(f"PGD, eps {eps:g}", progress) as report:
-            result = robust_accuracy(view, batches, attack, seed=plan.seed, progress=report)
+        with progress_bar(f"PGD, eps {eps:g}", progress) as report:
+            result = robust_accuracy(view, batches, attack, seed=options.seed, progress=report)
         rows.append(
             {
                 "eps": eps,
@@ -56,17 +56,17 @@ def measure(network: nn.Module, data: Data, plan: Plan, progress: bool) -> list[
     return rows
 
 
-def show(rows: list[dict[str, Any]], plan: Plan) -> None:
+def show(rows: list[dict[str, Any]], options: EvaluateSettings) -> None:
     """One line for one radius, a table for several."""
-    how = f"{plan.steps} steps" + (f", {plan.restarts} restarts" if plan.restarts > 1 else "")
-    how += "".join(f", {name}" for name in (f"loss {plan.loss}", f"keep {plan.keep}") if name not in USUAL)
+    how = f"{options.steps} steps" + (f", {options.restarts} restarts" if options.restarts > 1 else "")
+    how += "".join(f", {name}" for name in (f"loss {options.loss}", f"keep {options.keep}") if name not in USUAL)
     if len(rows) == 1:
-        print(f"under PGD ({plan.norm}, eps {rows[0]['eps']:g}, {how}): {100.0 * rows[0]['accuracy']:.2f} %")
+        print(f"under PGD ({options.norm}, eps {rows[0]['eps']:g}, {how}): {100.0 * rows[0]['accuracy']:.2f} %")
         return
     from rich.console import Console
     from rich.table import Table
 
-    view = Table(title=f"Accuracy under PGD in % ({plan.norm}, {how})")
+    view = Table(title=f"Accuracy under PGD in % ({options.norm}, {how})")
     for heading in ("eps", "accuracy", "95 % interval"):
         view.add_column(heading, justify="right", no_wrap=True)
     for row in rows:

@@ -1,6 +1,6 @@
 """Every choice of a run: a typed dataclass, which is the command line, which is a YAML file (see :mod:`.options`).
 
-The defaults of sizes and loss scales are a pilot's on the digits (METHODS section 4 of the design names it).
+The defaults of sizes and loss scales are a pilot's on the digits.
 """
 
 from __future__ import annotations

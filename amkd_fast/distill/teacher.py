@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from amkd_fast.distill.batch import Batch
 from amkd_fast.distill.data import Data, Split
+from amkd_fast.methods.base import Batch
 
 
 class Teacher:

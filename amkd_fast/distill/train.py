@@ -7,14 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from amkd_fast.distill import choice, experiment, report
+from amkd_fast.distill import build, report, training_runs
 from amkd_fast.distill import data as datasets
+from amkd_fast.distill.distributed import World, process_group
 from amkd_fast.distill.errors import Diverged, UserError
 from amkd_fast.distill.files import write_atomic
-from amkd_fast.distill.result import MARKER, result_folder
+from amkd_fast.distill.result_folder import MARKER, result_folder
 from amkd_fast.distill.settings import TrainSettings
 from amkd_fast.distill.teacher import Teacher
-from amkd_fast.distill.world import World, joined
 
 
 def train(
@@ -42,26 +42,29 @@ def train(
         Diverged: The teacher's or the student's training did.
         UserError: Something only the user can put right.
     """
-    with joined(device) as world, _folder(settings, given, output, overwrite, resume, world) as (folder, settings):
+    with (
+        process_group(device) as world,
+        _folder(settings, given, output, overwrite, resume, world) as (folder, settings),
+    ):
         if folder is None:
             if world.first:
                 print(f"{output} is complete: there is nothing left to do")
             return
-        choice.check(settings, device)
+        build.check(settings, device)
         data = datasets.load(settings).to(device)
-        experiment.prepare([settings.method], data, settings, world.size > 1)
+        training_runs.prepare([settings.method], data, settings, world.size > 1)
         teacher, accuracy = None, None
         common = {"progress": progress, "resume": resume, "world": world}
         if settings.method != "student":
-            network, accuracy = experiment.obtain_teacher(settings, data, folder, **common)
+            network, accuracy = training_runs.obtain_teacher(settings, data, folder, **common)
             teacher = Teacher(network, data, settings.precision)
-        about = experiment.describe(settings.method, settings.seed, data, settings)
+        about = training_runs.describe(settings.method, settings.seed, data, settings)
         try:
-            run = experiment.train_student(
+            run = training_runs.train_student(
                 settings.method, settings.seed, teacher, data, settings, about=about, folder=folder, **common
             )
         except Diverged as error:
-            raise experiment.told(settings.method, error, folder, settings.epochs) from error
+            raise training_runs.told(settings.method, error, folder, settings.epochs) from error
         result = {
             "kind": "train",
             "environment": {**report.environment(), "device": str(device), "processes": world.size},

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from amkd_fast.attacks.capture import CudaGraph
-from amkd_fast.distill.batch import Batch
-from amkd_fast.distill.methods import Losses, Method, Moment
+from amkd_fast.methods import Losses, Method, StepContext
+from amkd_fast.methods.base import Batch
 
 
 class _Recorded(NamedTuple):
@@ -22,7 +22,7 @@ class _Recorded(NamedTuple):
 
     graph: CudaGraph
     batch: Batch
-    moment: Moment
+    moment: StepContext
     losses: list[Losses]  # of one, put there when the graph was recorded
 
 
@@ -65,7 +65,7 @@ class WholeStep:
         self._graph = graph
         self._recorded: dict[tuple, _Recorded] = {}
 
-    def __call__(self, batch: Batch, moment: Moment) -> Losses:
+    def __call__(self, batch: Batch, moment: StepContext) -> Losses:
         """Take one step.
 
         Args:
@@ -109,7 +109,7 @@ class WholeStep:
             name: torch.full((), value, dtype=torch.float64, device=device) if attacks or name != "boundary" else 0.0
             for name, value in weights.items()
         }
-        moment = Moment(0, 1, torch.zeros((), dtype=torch.int64, device=device), numbers)
+        moment = StepContext(0, 1, torch.zeros((), dtype=torch.int64, device=device), numbers)
         written: list[Losses] = []
 
         def step() -> None:

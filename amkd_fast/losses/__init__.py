@@ -1,12 +1,10 @@
 """``torch.nn`` modules of the losses, for trainers that keep their losses as modules."""
 
 from amkd_fast.losses.amkd import NEGATIVES, SELECTORS, SPACES, VARIANTS, Adversarial, AMKDLoss, AMKDTerms
-from amkd_fast.losses.consistency import ConsistencyLoss
-from amkd_fast.losses.decoupled import DKDLoss
-from amkd_fast.losses.faces import DistillationLoss, KLDivLoss, TripletMarginLoss
+from amkd_fast.losses.kl import ConsistencyLoss, DistillationLoss, DKDLoss, KLDivLoss, StandardisedKLLoss
 from amkd_fast.losses.relations import RKDLoss
 from amkd_fast.losses.segments import SegmentMSELoss
-from amkd_fast.losses.standardised import StandardisedKLLoss
+from amkd_fast.losses.triplet import TripletMarginLoss
 from amkd_fast.ops.kl import DistillationTerms
 
 __all__ = [

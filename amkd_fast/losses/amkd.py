@@ -62,7 +62,7 @@ class AMKDLoss(nn.Module):
 
     Args:
         temperature: T > 0 of both S_T. The defaults here are T = 3, CE 1, divergence 1, without T²; those of
-            :func:`amkd_fast.distillation_loss` (4, 0.1, 0.9, with T²) and :class:`amkd_fast.distill.methods.KD` (3, 1,
+            :func:`amkd_fast.distillation_loss` (4, 0.1, 0.9, with T²) and :class:`amkd_fast.methods.KD` (3, 1,
             4 falling to 1, without T²) are others.
         ce_weight: Weight of the cross-entropy on the clean images.
         kl_weight: α, weight of the divergence on the clean images.

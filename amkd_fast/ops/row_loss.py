@@ -42,13 +42,17 @@ class Operators(NamedTuple):
     node: int | None  # its number in C++
 
 
-def operators(loss: RowLoss, forward: Callable, backward: Callable) -> Operators:
-    """Put the two operators of a backend together."""
-    names = [op.name().removesuffix(".default") for op in (forward, backward)]
-    node = None
-    if _node is not None:
-        node = _node.add(*names, loss.own, loss.others, loss.more_tensors, loss.more_numbers, loss.asks_determinism)
-    return Operators(loss, forward, backward, node)
+def operators(loss: RowLoss, forward: str, backward: str) -> dict[str, Operators]:
+    """The two operators of these names, for every backend that has operators."""
+    found = {}
+    for suffix, those in (("", ("cpu", "cuda")), ("_triton", ("triton",))):
+        names, node = [name + suffix for name in (forward, backward)], None
+        if _node is not None:
+            full = (f"amkd_fast::{name}" for name in names)
+            node = _node.add(*full, loss.own, loss.others, loss.more_tensors, loss.more_numbers, loss.asks_determinism)
+        pair = (getattr(torch.ops.amkd_fast, name).default for name in names)
+        found |= dict.fromkeys(those, Operators(loss, *pair, node))
+    return found
 
 
 def row_loss(operators: Operators, numbers: tuple, *tensors: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -60,6 +64,11 @@ def row_loss(operators: Operators, numbers: tuple, *tensors: Tensor | None) -> t
     while tensors[-1] is None:  # each argument of a Function has its price
         tensors = tensors[:-1]
     return FusedRowLoss.apply(operators, numbers, *tensors)
+
+
+def ready(*logits: Tensor) -> str | None:
+    """The device type of logits [B, K] that need no checks, None where these have to look, as they always may."""
+    return None if _node is None or is_compiling() else _node.logits(*logits)
 
 
 def by_reference(loss: Callable[..., Tensor]) -> Callable[..., list[Tensor | None]]:

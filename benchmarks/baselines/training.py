@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from amkd_fast.distill.methods import Batch, Method, Moment
+from amkd_fast.methods import Batch, Method, StepContext
 from benchmarks.outside import network_passes
 
 TEMPERATURE, ALPHA, BETA, GAMMA, MARGIN = 3.0, 4.0, 2.0, 0.3, 1.0
@@ -55,7 +55,7 @@ def eager_loop(attack: Callable, metric: bool, select: Callable) -> Loss:
 
 
 def bare_passes(
-    method: Method, batch: Batch, teacher: nn.Module, student: nn.Module, now: Moment
+    method: Method, batch: Batch, teacher: nn.Module, student: nn.Module, now: StepContext
 ) -> Callable[[], Tensor]:
     """The passes through the networks that a step of the method makes, on the same images, and nothing else.
 

@@ -106,7 +106,7 @@ def kernel(rule: str) -> Callable[..., Tensor]:
 
     def call(x: Tensor, grad: Tensor, third: Tensor, out: Tensor) -> Tensor:
         operators = torch.ops.amkd_fast
-        triton = x.is_cuda and backends.select("attack", "cuda", x.numel()) == "triton"
+        triton = x.is_cuda and backends.select("attack", "cuda") == "triton"
         run = operators.attack_step_triton.default if triton else operators.attack_step.default
         x0, gap = (third, None) if rule in BALLS else (None, third)
         top = math.ceil(TOP * x[0].numel()) if rule == "l1" else 1

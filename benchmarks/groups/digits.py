@@ -15,14 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from amkd_fast.distill.methods import COUNTS, Batch, Losses, Moment
 from amkd_fast.distill.settings import METHODS, Settings
+from amkd_fast.methods import COUNTS, Batch, Losses, StepContext
 from benchmarks.baselines import there
 from benchmarks.contest import Contestant, Errors, WrongResult
 from benchmarks.group import Group
 
 SETTINGS = Settings(teacher_epochs=8, epochs=12)
-MOMENT = Moment(epoch=10, epochs=60, draw=7)  # when the zoo attacks, too
+NOW = StepContext(epoch=10, epochs=60, draw=7)  # when the zoo attacks, too
 SAME = 1e-3  # relative to the largest; of loss and gradients against the step on the reference
 
 
@@ -73,7 +73,7 @@ def digits_step(name: str) -> Group:
 def networks(device: str) -> tuple[Any, Any, nn.Module]:
     """The data, the teacher and a student that knows something; trained on a CPU, once."""
     from amkd_fast.distill import data as datasets
-    from amkd_fast.distill import experiment
+    from amkd_fast.distill import training_runs
     from amkd_fast.distill.teacher import Teacher
 
     if device != "cpu":
@@ -81,24 +81,24 @@ def networks(device: str) -> tuple[Any, Any, nn.Module]:
         data = data.to(device)
         return data, Teacher(copy.deepcopy(teacher.network).to(device), data), copy.deepcopy(student).to(device)
     data = datasets.load(SETTINGS)
-    teacher = Teacher(experiment.train_teacher(data, SETTINGS)[0].network, data)
-    return data, teacher, experiment.train_student("kd", 0, teacher, data, SETTINGS).network
+    teacher = Teacher(training_runs.train_teacher(data, SETTINGS)[0].network, data)
+    return data, teacher, training_runs.train_student("kd", 0, teacher, data, SETTINGS).network
 
 
 @cache
 def taken(name: str, device: str) -> tuple[Callable[[Batch], Losses], nn.Module]:
     """The step, and the student that it is taken on."""
-    from amkd_fast.distill import choice
+    from amkd_fast.distill import build
 
     data, teacher, student = networks(device)
     student = copy.deepcopy(student).train().requires_grad_()
-    method = choice.method(name, SETTINGS, data)
+    method = build.method(name, SETTINGS, data)
     options = {"momentum": SETTINGS.momentum, "weight_decay": SETTINGS.weight_decay}
     optimizer = torch.optim.SGD(student.parameters(), lr=0.0, **options)
 
     def step(batch: Batch) -> Losses:
         optimizer.zero_grad()
-        outcome = method(batch, teacher.network, student, MOMENT)
+        outcome = method(batch, teacher.network, student, NOW)
         outcome.total.backward()
         optimizer.step()
         return outcome

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from amkd_fast import backends
-from amkd_fast.distill.methods import COUNTS, Batch
+from amkd_fast.methods import COUNTS, Batch
 from amkd_fast.ops.attack import select_boundary_bases
 from benchmarks.baselines import attack_loops
 from benchmarks.baselines import training as baselines

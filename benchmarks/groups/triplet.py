@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -12,6 +11,7 @@ from torch import Tensor
 
 import amkd_fast as af
 from amkd_fast import backends
+from amkd_fast.ops.triplet.operators import OPERATORS
 from benchmarks import contest
 from benchmarks.baselines import triplet as baselines
 from benchmarks.baselines.triplet import METRIC_LEARNING
@@ -194,12 +194,7 @@ def select(count: int, width: int, classes: int, dtype: torch.dtype = FP32) -> G
 
 def selector(device: str) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """The operator of the chosen backend alone, which takes two-byte rows as they are: indices [N] and [N, 1]."""
-    if backends.select("triplet", device, sys.maxsize) == "triton":
-        from amkd_fast.ops.triplet.triton import operators
-    else:
-        from amkd_fast.ops.triplet import native
-
-        operators = native.cuda if device == "cuda" else native.cpu
+    operators = OPERATORS[backends.select("triplet", device)]
     return lambda rows, labels: operators.select(rows, None, labels, labels, None, 0, 0, 1, True)
 
 

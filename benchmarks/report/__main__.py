@@ -1,4 +1,4 @@
-"""Make README's tables and docs/benchmarks of the files in benchmarks/results: ``python -m benchmarks.report``.
+"""Make docs/benchmarks of the files in benchmarks/results: ``python -m benchmarks.report``.
 
 Refuses files that were made with --quick, or with changes that no commit has, unless --draft says otherwise.
 """
@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from benchmarks import machine
-from benchmarks.report import goals, pages, readme
+from benchmarks.report import goals, markers, pages
 from benchmarks.report.load import Results, load, shortened
 from benchmarks.report.tables import TABLES
 
@@ -20,7 +20,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 where files are not the results'")
     parser.add_argument("--draft", action="store_true", help="take files that are not fit to be published, and say so")
     parser.add_argument("--results", type=Path, default=machine.RESULTS, help="folder of the JSON files")
-    parser.add_argument("--root", type=Path, default=machine.ROOT, help="folder of README.md and docs/")
+    parser.add_argument("--root", type=Path, default=machine.ROOT, help="folder of docs/")
     options = parser.parse_args(arguments)
     results = load(options.results)
     faults = {**results.unread, **results.doubts}
@@ -61,10 +61,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def written(results: Results, root: Path) -> dict[Path, str]:
-    """README and the pages, as they should be."""
-    path = root / "README.md"
-    found = {path: readme.filled(path.read_text(), {name: table(results) for name, table in TABLES.items()})}
-    return {**found, **{root / "docs" / "benchmarks" / name: text for name, text in pages.pages(results).items()}}
+    """The pages as they should be."""
+    filled = markers.filled_pages(root, {name: table(results) for name, table in TABLES.items()})
+    return {**filled, **{root / "docs" / "benchmarks" / name: text for name, text in pages.pages(results).items()}}
 
 
 if __name__ == "__main__":

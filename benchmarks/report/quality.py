@@ -1,4 +1,4 @@
-"""README's tables of what the methods and the attacks achieve, not how fast they are."""
+"""Tables of what the methods and the attacks achieve, not how fast they are."""
 
 from __future__ import annotations
 

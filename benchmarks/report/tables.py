@@ -1,16 +1,16 @@
-"""README's tables, by the names of their markers."""
+"""The tables of summary.md and accuracy.md, by the names of their markers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import NamedTuple
 
-from benchmarks.report import goals, quality, words
+from benchmarks.report import quality, words
 from benchmarks.report.load import DEVICES, Results, Row
 
 _RATIO = f"Ratios are those of the medians, theirs over ours; {words.SPREAD} of the ratio within a round."
 OUTSIDE = "outside the network"  # an extra: the share of an attack's time
-ASKED = ("triplet", "attack")  # have so many cases that README shows those with goals alone
+ASKED = ("triplet", "attack")  # have so many cases that the summary shows those with goals alone
 
 
 class Column(NamedTuple):
@@ -106,22 +106,6 @@ def compared(row: Row, column: Column) -> str:
     return words.ratio(spread)
 
 
-def reached(results: Results, device: str) -> str:
-    """How many goals are reached, and those that are not."""
-    found = goals.judged(results, device)
-    if not found:
-        return words.NOT_YET
-    count = sum(one.goal["reached"] is True for one in found)
-    missed = [one for one in found if one.missed]
-    text = (
-        f"{count} of {len(found)} goals reached, {len(missed)} missed, {len(found) - count - len(missed)} not "
-        "judged; [docs/benchmarks](docs/benchmarks/README.md) has all of them. "
-        f"Here {words.SPREAD} of the ratio within a round."
-    )
-    misses = [goals.table(missed, results.analyses)] if missed else []
-    return "\n\n".join([text, *misses, _made(results, device)])
-
-
 def last_directions(rows: list[Row]) -> list[Row]:
     """Of every case the row that has all of it: both directions where there are two."""
     return list({(row["operation"], str(row["sizes"]), row["dtype"]): row for row in rows}.values())
@@ -152,5 +136,4 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "methods": quality.methods,
     "dropped": quality.dropped,
     "presets": quality.presets,
-    "goals": _by_device(reached),
 }

@@ -1,5 +1,6 @@
-// The attack family: what the CPU and the CUDA implementation share. METHODS §3 has the mathematics,
-// amkd_fast/ops/attack/{steps,objective,bases}.py the specification, operators.py the Python side of the same numbers.
+// The attack family: what the CPU and the CUDA implementation share. docs/methods.md has the
+// mathematics (Attack steps, Boundary samples), amkd_fast/ops/attack/{steps,objective,bases}.py the specification,
+// operators.py the Python side of the same numbers.
 #pragma once
 
 #include <cstdint>

@@ -160,7 +160,8 @@ AMKD_INLINE void store(Half* p, Floats v) {
 #endif
 }
 
-// The first `count` elements; the other lanes get `fill`, whose bits are those of an element.
+// The first `count` elements; the other lanes get `fill`, whose bits are those of an element. Through a buffer where
+// there are no masks: a load of what was just stored in smaller pieces waits for the stores to retire.
 template <class T>
 AMKD_INLINE Vector<T> load_some(const T* p, int64_t count, T fill) {
   T buffer[lanes<Vector<T>>];
@@ -175,6 +176,52 @@ AMKD_INLINE void store_some(T* p, int64_t count, Vector<T> v) {
   store(buffer, v);
   for (int64_t i = 0; i < count; ++i) p[i] = buffer[i];
 }
+
+#if defined(__AVX512F__)
+AMKD_INLINE __mmask16 first_lanes(int64_t count) { return static_cast<__mmask16>((1u << count) - 1); }
+
+AMKD_INLINE Floats load_some(const float* p, int64_t count, float fill) {
+  return bits<Floats>(_mm512_mask_loadu_ps(_mm512_set1_ps(fill), first_lanes(count), p));
+}
+AMKD_INLINE void store_some(float* p, int64_t count, Floats v) {
+  _mm512_mask_storeu_ps(p, first_lanes(count), bits<__m512>(v));
+}
+
+template <class T>
+AMKD_INLINE Floats load_some_halves(const T* p, int64_t count, T fill) {
+  T buffer[kLanes];
+  const __m256i found = _mm256_mask_loadu_epi16(_mm256_set1_epi16(fill.bits), first_lanes(count), p);
+  std::memcpy(buffer, &found, sizeof(buffer));
+  return load(buffer);
+}
+template <class T>
+AMKD_INLINE void store_some_halves(T* p, int64_t count, Floats v) {
+  T buffer[kLanes];
+  store(buffer, v);
+  __m256i made;
+  std::memcpy(&made, buffer, sizeof(made));
+  _mm256_mask_storeu_epi16(p, first_lanes(count), made);
+}
+AMKD_INLINE Floats load_some(const Half* p, int64_t count, Half fill) { return load_some_halves(p, count, fill); }
+AMKD_INLINE Floats load_some(const BFloat16* p, int64_t count, BFloat16 fill) {
+  return load_some_halves(p, count, fill);
+}
+AMKD_INLINE void store_some(Half* p, int64_t count, Floats v) { store_some_halves(p, count, v); }
+AMKD_INLINE void store_some(BFloat16* p, int64_t count, Floats v) { store_some_halves(p, count, v); }
+#elif defined(__AVX2__)
+AMKD_INLINE __m256i first_lanes(int64_t count) {
+  const Ints lane = {0, 1, 2, 3, 4, 5, 6, 7};
+  return bits<__m256i>(lane < static_cast<int32_t>(count));
+}
+
+AMKD_INLINE Floats load_some(const float* p, int64_t count, float fill) {
+  const __m256i mask = first_lanes(count);
+  return bits<Floats>(_mm256_blendv_ps(_mm256_set1_ps(fill), _mm256_maskload_ps(p, mask), _mm256_castsi256_ps(mask)));
+}
+AMKD_INLINE void store_some(float* p, int64_t count, Floats v) {
+  _mm256_maskstore_ps(p, first_lanes(count), bits<__m256>(v));
+}
+#endif
 
 // ---- reductions over the lanes ----------------------------------------------------------------------------------
 

@@ -1,5 +1,5 @@
-// Cosine-confidence distillation: what the CPU and the CUDA implementation share. METHODS §5 has the mathematics,
-// amkd_fast/ops/kl/consistency/function.py the Python side of the same layout.
+// Cosine-confidence distillation: what the CPU and the CUDA implementation share. docs/methods.md has the
+// mathematics (Consistency of two views), amkd_fast/ops/kl/consistency/function.py the Python side of the same layout.
 #pragma once
 
 #include <cstdint>

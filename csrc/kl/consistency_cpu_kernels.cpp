@@ -68,8 +68,63 @@ AMKD_INLINE Overview look_over(const Rows<T>& r, int64_t classes) {
   return out;
 }
 
+// Of rows of few classes, which share their vectors.
+template <class T>
+void forward_short(const Forward& p, int64_t row, int64_t count) {
+  using V = Vector<T>;
+  const auto logits = [&](const void* const(&of)[kViews], const int64_t (&stride)[kViews], int v) {
+    return ShortRows<T>(of[v], stride[v], row, count, p.classes);
+  };
+  const ShortRows<T> student[kViews] = {logits(p.student, p.student_stride, 0), logits(p.student, p.student_stride, 1)};
+  const ShortRows<T> teacher[kViews] = {logits(p.teacher, p.teacher_stride, 0), logits(p.teacher, p.teacher_stride, 1)};
+  V student_max[kViews], teacher_max[kViews], product{}, squares[kViews] = {};
+  for (int v = 0; v < kViews; ++v) student_max[v] = teacher_max[v] = splat<V>(-kInfinity);
+  for (int64_t i = 0; i < p.classes; ++i) {
+    V seen[kViews];
+    for (int v = 0; v < kViews; ++v) {
+      const V t = teacher[v][i];
+      student_max[v] = larger(student_max[v], student[v][i]);
+      teacher_max[v] = larger(teacher_max[v], t);
+      seen[v] = zero_where_excluded(t, t);
+      squares[v] += seen[v] * seen[v];
+    }
+    product += seen[0] * seen[1];
+  }
+  const V confidence = in_doubles(
+      [](Doubles product, Doubles clean, Doubles augmented) {
+        const Doubles cosine = product / (root_of(clean) * root_of(augmented));
+        return 1.0 + (((clean == 0.0) | (augmented == 0.0)) ? Doubles{} : cosine);  // a NaN is no row without length
+      },
+      product, squares[0], squares[1]);
+  const V scale = splat<V>(p.per_t * kLog2E);
+  for (int v = 0; v < kViews; ++v) {
+    DivergenceLanes<V> lanes({student_max[v], teacher_max[v]}, scale, scale);
+    for (int64_t i = 0; i < p.classes; ++i) lanes.add(student[v][i], teacher[v][i]);
+    const auto log = [](Doubles x) { return log_of(x); };
+    const auto put = [&](int64_t field, V numbers) {
+      put_rows(&stat<T>(p, v * kViewFields + field, row), count, numbers);
+    };
+    put(kStudentMax, student_max[v]);
+    put(kStudentLogSum, in_doubles(log, lanes.student));
+    put(kTeacherMax, teacher_max[v]);
+    put(kTeacherLogSum, in_doubles(log, lanes.teacher));
+    lanes.put_values(p.terms[v] + row, count);
+    for (int64_t i = 0; v == 1 && i < count; ++i) p.terms[v][row + i] *= confidence[i];
+  }
+  put_rows(&stat<T>(p, kConfidence, row), count, confidence);
+}
+
 template <class T>
 void forward(const Forward& p, int64_t first, int64_t last) {
+  if constexpr (lanes<Vector<T>> > 1) {
+    constexpr int64_t kRows = lanes<Vector<T>>;
+    if (p.classes <= kShort) {
+      for (int64_t row = first; row < last; row += kRows) {
+        forward_short<T>(p, row, last - row < kRows ? last - row : kRows);
+      }
+      return;
+    }
+  }
   for (int64_t row = first; row < last; ++row) {
     const Rows<T> r(p, row);
     const Overview seen = look_over(r, p.classes);

@@ -1,5 +1,5 @@
-// The KL family: what the CPU and the CUDA implementation share. METHODS §1 has the mathematics,
-// amkd_fast/ops/kl/function.py the Python side of the same layout.
+// The KL family: what the CPU and the CUDA implementation share. docs/methods.md (Divergences) has the
+// mathematics, amkd_fast/ops/kl/op.py the Python side of the same layout.
 #pragma once
 
 #include <cstdint>

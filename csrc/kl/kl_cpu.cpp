@@ -148,7 +148,7 @@ std::tuple<Tensor, Tensor> forward(const Tensor& student, const Tensor& teacher,
   } else {
     share(p.rows, p.classes, [&](int64_t first, int64_t last) { call.kernels.forward_rows(p, first, last); });
   }
-  // ops/kl/__init__.py makes a ValueError of the part of this message that begins with its name.
+  // ops/kl/op.py makes a ValueError of the part of this message that begins with its name.
   STD_TORCH_CHECK(p.bad_row < 0, "labels[", p.bad_row, "]=", label_of(p, p.bad_row), ": must be from 0 to ",
                   p.classes - 1, " or ignore_index=", ignore_index);
   if (call.stat == ScalarType::Double) {

@@ -1,6 +1,6 @@
 // The arithmetic of the KL family on a CPU, compiled once per SIMD level (see common/simd.h for the rules that follow
 // from that). Logits are read from memory once a pass: the maximum and the sums of a block both find it in L1.
-#include "../common/simd.h"
+#include "../common/doubles.h"
 #include "kl_cpu.h"
 
 namespace amkd::kl::AMKD_SIMD {
@@ -10,7 +10,8 @@ using namespace amkd::AMKD_SIMD;
 namespace {
 
 constexpr double kInfinity = __builtin_huge_val();
-constexpr int64_t kShort = 32;  // classes of a row that shares its vectors with others
+constexpr int64_t kShort = 32;    // classes of a row that shares its vectors with others
+constexpr int64_t kTogether = 8;  // rows that are swept step by step
 
 template <class T>
 struct ElementTraits;
@@ -177,31 +178,81 @@ void measure_from_top(const Problem& p, const Row<T>& row, int64_t begin, int64_
   sums.inner = sum_lanes(again.inner) * kLog2;
 }
 
-template <class T, Divergence kDivergence, bool kLabels>
-Partial sweep_block(const Problem& p, const Row<T>& row, int64_t begin, int64_t end) {
+template <class T>
+struct Maxima {
+  Vector<T> student, teacher;  // in every lane apart
+};
+
+template <class T>
+AMKD_INLINE Maxima<T> maxima_of(const Row<T>& row, int64_t begin, int64_t end) {
   using V = Vector<T>;
-  V student_max = splat<V>(-kInfinity), teacher_max = student_max;
+  Maxima<T> out{splat<V>(-kInfinity), splat<V>(-kInfinity)};
   for_each_vector<T, Overlap::kExclude>(row.student, row.teacher, begin, end, [&](V s, V t, int64_t, int64_t) {
-    student_max = larger(student_max, s);
-    teacher_max = larger(teacher_max, t);
+    out.student = larger(out.student, s);
+    out.teacher = larger(out.teacher, t);
   });
+  return out;
+}
+
+template <class T>
+AMKD_INLINE Partial with(const Maxima<T>& maxima) {
   Partial out{};
-  out.student_max = max_lanes(student_max);
-  out.teacher_max = max_lanes(teacher_max);
+  out.student_max = max_lanes(maxima.student);
+  out.teacher_max = max_lanes(maxima.teacher);
   out.teacher_at_top = shift_of(out.teacher_max);
-  const V teacher_shift = splat<V>(out.teacher_at_top);
-  Sums<V, kDivergence, kLabels, false> sums{splat<V>(shift_of(out.student_max)), teacher_shift, teacher_shift,
-                                            splat<V>(p.per_t * kLog2E)};
+  return out;
+}
+
+template <class T, Divergence kDivergence, bool kLabels>
+using RowSums = Sums<Vector<T>, kDivergence, kLabels, false>;
+
+template <class T, Divergence kDivergence, bool kLabels>
+AMKD_INLINE RowSums<T, kDivergence, kLabels> sums_of(const Problem& p, const Row<T>& row, int64_t begin, int64_t end,
+                                                     const Partial& found) {
+  using V = Vector<T>;
+  const V teacher_shift = splat<V>(found.teacher_at_top);
+  RowSums<T, kDivergence, kLabels> sums{splat<V>(shift_of(found.student_max)), teacher_shift, teacher_shift,
+                                        splat<V>(p.per_t * kLog2E)};
   for_each_vector<T, Overlap::kExclude>(row.student, row.teacher, begin, end,
                                         [&](V s, V t, int64_t, int64_t) { sums.add(s, t); });
+  return sums;
+}
+
+template <class T, Divergence kDivergence, bool kLabels>
+AMKD_INLINE void put(const RowSums<T, kDivergence, kLabels>& sums, Partial& out) {
   out.student_sum = sum_lanes(sums.student);
   out.teacher_sum = sum_lanes(sums.teacher);
   out.inner = sum_lanes(sums.inner) * kLog2;
   if constexpr (kLabels) out.student_sum_at_one = sum_lanes(sums.student_at_one);
+}
+
+template <class T, Divergence kDivergence>
+AMKD_INLINE void mend_nearly_one(const Problem& p, const Row<T>& row, int64_t begin, int64_t end, Partial& out) {
   if constexpr (kDivergence == Divergence::kReverse) {
     if (out.student_sum < kNearlyOne && out.student_sum >= 1.0) measure_from_top(p, row, begin, end, out);
   }
+}
+
+template <class T, Divergence kDivergence, bool kLabels>
+Partial sweep_block(const Problem& p, const Row<T>& row, int64_t begin, int64_t end) {
+  Partial out = with(maxima_of(row, begin, end));
+  put<T, kDivergence, kLabels>(sums_of<T, kDivergence, kLabels>(p, row, begin, end, out), out);
+  mend_nearly_one<T, kDivergence>(p, row, begin, end, out);
   return out;
+}
+
+// Likewise of whole rows, step by step: a row alone would wait for each of its reductions.
+template <class T, Divergence kDivergence, bool kLabels>
+void sweep_rows(const Problem& p, int64_t row, int64_t count, Partial* out) {
+  Maxima<T> maxima[kTogether];
+  RowSums<T, kDivergence, kLabels> sums[kTogether];
+  for (int64_t i = 0; i < count; ++i) maxima[i] = maxima_of(Row<T>(p, row + i), 0, p.classes);
+  for (int64_t i = 0; i < count; ++i) out[i] = with(maxima[i]);
+  for (int64_t i = 0; i < count; ++i) {
+    sums[i] = sums_of<T, kDivergence, kLabels>(p, Row<T>(p, row + i), 0, p.classes, out[i]);
+  }
+  for (int64_t i = 0; i < count; ++i) put<T, kDivergence, kLabels>(sums[i], out[i]);
+  for (int64_t i = 0; i < count; ++i) mend_nearly_one<T, kDivergence>(p, Row<T>(p, row + i), 0, p.classes, out[i]);
 }
 
 // A lane takes a row: rows that fill few vectors would spend most of their time adding up lanes. The lanes after
@@ -282,9 +333,38 @@ void finish_label(Forward& p, int64_t row, const Partial& sums, double log_sum_a
   }
 }
 
+struct Logs {
+  double student, teacher, student_at_one;
+};
+
+// The logarithms of the sums of some rows.
 template <class T>
-void finish(Forward& p, int64_t row, const Partial& sums) {
-  const double student_log = ::log(sums.student_sum), teacher_log = ::log(sums.teacher_sum);
+AMKD_INLINE void take_logs(const Problem& p, const Partial* sums, int64_t count, Logs* out) {
+  if constexpr (sizeof(T) == sizeof(double)) {
+    for (int64_t i = 0; i < count; ++i) {
+      out[i] = {::log(sums[i].student_sum), ::log(sums[i].teacher_sum),
+                p.labels ? ::log(sums[i].student_sum_at_one) : 0.0};
+    }
+  } else {
+    for (int64_t i = 0; i < count; i += kDoubles) {
+      const int left = count - i < kDoubles ? count - i : kDoubles;
+      Doubles student{}, teacher{}, at_one{};
+      for (int lane = 0; lane < left; ++lane) {
+        student[lane] = sums[i + lane].student_sum;
+        teacher[lane] = sums[i + lane].teacher_sum;
+        at_one[lane] = sums[i + lane].student_sum_at_one;
+      }
+      student = log_of(student);
+      teacher = log_of(teacher);
+      if (p.labels) at_one = log_of(at_one);
+      for (int lane = 0; lane < left; ++lane) out[i + lane] = {student[lane], teacher[lane], at_one[lane]};
+    }
+  }
+}
+
+template <class T>
+AMKD_INLINE void finish_with(Forward& p, int64_t row, const Partial& sums, const Logs& logs) {
+  const double student_log = logs.student, teacher_log = logs.teacher;
   stat<T>(p, kStudentMax, row) = sums.student_max;
   stat<T>(p, kStudentLogSum, row) = student_log;
   stat<T>(p, kTeacherMax, row) = sums.teacher_max;
@@ -307,9 +387,15 @@ void finish(Forward& p, int64_t row, const Partial& sums) {
   }
   stat<T>(p, kInner, row) = inner;
   p.divergence[row] = p.scalars.row_scale * divergence;
-  const double log_sum_at_one = p.labels ? ::log(sums.student_sum_at_one) : 0.0;
-  stat<T>(p, kStudentLogSumAtOne, row) = log_sum_at_one;
-  if (p.labels) finish_label<T>(p, row, sums, log_sum_at_one);
+  stat<T>(p, kStudentLogSumAtOne, row) = logs.student_at_one;
+  if (p.labels) finish_label<T>(p, row, sums, logs.student_at_one);
+}
+
+template <class T>
+void finish(Forward& p, int64_t row, const Partial& sums) {
+  Logs logs;
+  take_logs<T>(p, &sums, 1, &logs);
+  finish_with<T>(p, row, sums, logs);
 }
 
 // log σ of a vector of logits, from the row's statistics; in units of log 2 where `unit` is kLog2E.
@@ -369,17 +455,23 @@ void finish_mixture(Forward& p, int64_t row, Kernels::Mixture sums) {
 template <class T, Divergence kDivergence, bool kLabels>
 void forward_rows_as(Forward& p, int64_t first, int64_t last) {
   constexpr int kRows = lanes<Vector<T>>;
-  const int64_t step = p.classes <= kShort ? kRows : 1;
-  Partial sums[kRows];
+  constexpr int64_t kMost = kRows > kTogether ? kRows : kTogether;
+  const bool is_short = kRows > 1 && p.classes <= kShort;
+  const int64_t step = is_short ? kRows : p.classes <= kBlock ? kTogether : 1;
+  Partial sums[kMost];
+  Logs logs[kMost];
   for (int64_t row = first; row < last; row += step) {
     const int64_t count = last - row < step ? last - row : step;
     if (step == 1) {
       sums[0] = sweep_as<T, kDivergence, kLabels>(p, row, 0, p.classes);
+    } else if (!is_short) {
+      sweep_rows<T, kDivergence, kLabels>(p, row, count, sums);
     } else if constexpr (kRows > 1) {
       sweep_short_rows<T, kDivergence, kLabels>(p, row, count, sums);
     }
+    take_logs<T>(p, sums, count, logs);
     for (int64_t i = 0; i < count; ++i) {
-      finish<T>(p, row + i, sums[i]);
+      finish_with<T>(p, row + i, sums[i], logs[i]);
       if constexpr (kDivergence == Divergence::kJs) {
         finish_mixture<T>(p, row + i, sweep_mixture<T>(p, row + i, 0, p.classes));
       }

@@ -1,4 +1,5 @@
-// The KL kernels on a GPU. METHODS §1 has the mathematics, kl.h the layout of the statistics, kl_cuda.cu the launches.
+// The KL kernels on a GPU. docs/methods.md (Divergences) has the mathematics, kl.h the layout of the
+// statistics, kl_cuda.cu the launches.
 //
 // Forward: a team of threads sweeps its row once, each thread with its own running maxima; the team then agrees on the
 // maxima and adds up. js takes a second look at the row, which is still in a cache then. Rows of one block are summed

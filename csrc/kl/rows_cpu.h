@@ -2,7 +2,7 @@
 // Included by what is compiled once per SIMD level alone.
 #pragma once
 
-#include "../common/simd.h"
+#include "../common/doubles.h"
 
 namespace amkd::kl::AMKD_SIMD {
 
@@ -13,6 +13,7 @@ namespace {
 constexpr double kInfinity = __builtin_huge_val();
 // Columns whose sums are taken in the vectors' lanes; longer rows add up such blocks in fp64.
 constexpr int64_t kBlock = 2048;
+constexpr int64_t kShort = 32;  // classes of a row that shares its vectors with others
 
 template <class T>
 struct ElementTraits {
@@ -109,6 +110,7 @@ AMKD_INLINE void for_each_block(int64_t classes, Body body) {
 
 // What to subtract for a maximum: a row without any class has none, and its terms must stay e^-inf = 0.
 inline double shift_of(double max) { return max == -kInfinity ? 0.0 : max; }
+AMKD_INLINE Floats shift_of(Floats max) { return max == splat<Floats>(-kInfinity) ? Floats{} : max; }
 
 template <class V>
 AMKD_INLINE V zero_where_excluded(V logits, V value) {
@@ -140,6 +142,16 @@ struct DivergenceLanes {
         student_scale(splat<V>(student_per_t * kLog2E)),
         teacher_scale(splat<V>(teacher_per_t * kLog2E)) {}
 
+  struct Maxima {
+    V student, teacher;
+  };
+  // Of rows that have a lane each.
+  DivergenceLanes(Maxima max, V student_scale, V teacher_scale)
+      : student_shift(shift_of(max.student)),
+        teacher_shift(shift_of(max.teacher)),
+        student_scale(student_scale),
+        teacher_scale(teacher_scale) {}
+
   struct Terms {
     V from_student_max, student, teacher;
   };
@@ -154,12 +166,48 @@ struct DivergenceLanes {
     return {from_student_max, ex, ey};
   }
 
+  // The divergences of rows that have a lane each, for the first `count` of them.
+  AMKD_INLINE void put_values(double* out, int64_t count) const {
+    double values[kLanes];
+    for (int i = 0; i < 2; ++i) {
+      const auto half = [&](const V& v) { return load_doubles(reinterpret_cast<const float*>(&v) + i * kDoubles); };
+      const Doubles sum = half(teacher);
+      store_doubles(values + i * kDoubles, half(inner) * kLog2 / sum - log_of(sum) + log_of(half(student)));
+    }
+    for (int64_t i = 0; i < count; ++i) out[i] = values[i];
+  }
+
   void flush(Divergence& sums) const {
     sums.student += sum_lanes(student);
     sums.teacher += sum_lanes(teacher);
     sums.inner += sum_lanes(inner) * kLog2;
   }
 };
+
+// Rows of few classes side by side: a lane takes a row, so that nothing is added up across lanes, and what is done once
+// a row is done for all of them. The lanes after `count` repeat its last row.
+template <class T>
+struct ShortRows {
+  static constexpr int kRows = lanes<Vector<T>>;
+  T columns[kShort][kRows];
+
+  ShortRows(const void* logits, int64_t stride, int64_t row, int64_t count, int64_t classes) {
+    for (int lane = 0; lane < kRows; ++lane) {
+      const T* from = static_cast<const T*>(logits) + (row + (lane < count ? lane : count - 1)) * stride;
+      for (int64_t i = 0; i < classes; ++i) columns[i][lane] = from[i];
+    }
+  }
+  AMKD_INLINE Vector<T> operator[](int64_t column) const { return load(columns[column]); }
+};
+
+// Writes numbers of `count` rows.
+AMKD_INLINE void put_rows(float* out, int64_t count, Floats numbers) {
+  if (count == kLanes) {
+    store(out, numbers);
+  } else {
+    store_some(out, count, numbers);
+  }
+}
 
 // σ of a vector of logits, from the row's statistics.
 template <class V>

@@ -1,5 +1,5 @@
-// The KL divergence of standardised logits: what the CPU and the CUDA implementation share. METHODS §5 has the
-// mathematics, amkd_fast/ops/kl/standardised/function.py the Python side of the same layout.
+// The KL divergence of standardised logits: what the CPU and the CUDA implementation share. docs/methods.md
+// (Standardised divergence) has the mathematics, amkd_fast/ops/kl/standardised/function.py the Python side.
 #pragma once
 
 #include <cstdint>

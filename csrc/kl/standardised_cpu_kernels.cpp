@@ -92,10 +92,102 @@ AMKD_INLINE void find_moments(const T* const (&rows)[kNetworks], int64_t classes
   }
 }
 
+// The moments of rows that have a lane each.
+struct MomentLanes {
+  Floats max, shift, centre, degrees, square;
+
+  // 1 / s, times what is said, in fp64 until then; 0 where nothing varies.
+  AMKD_INLINE Floats scale(double factor = 1.0) const {
+    const auto scale_of = [&](Doubles degrees, Doubles square) {
+      return square == 0.0 ? Doubles{} : root_of(degrees / square) * factor;
+    };
+    return in_doubles(scale_of, degrees, square);
+  }
+  // What multiplies z - max in an exponent to base 2, as exponent_of says.
+  AMKD_INLINE Floats exponent(double per_t) const {
+    const Floats scaled = scale(per_t * kLog2E);
+    return square == 0.0f ? splat<Floats>(per_t * kLog2E) : scaled;
+  }
+};
+
+template <class T>
+AMKD_INLINE MomentLanes moments_of(const ShortRows<T>& rows, int64_t classes) {
+  using V = Vector<T>;
+  const V zero{}, one = splat<V>(1.0);
+  MomentLanes out{splat<V>(-kInfinity), zero, zero, zero, zero};
+  V count{}, sum{};
+  for (int64_t i = 0; i < classes; ++i) {
+    const V z = rows[i];
+    out.max = larger(out.max, z);
+    count += zero_where_excluded(z, one);
+  }
+  out.shift = shift_of(out.max);
+  for (int64_t i = 0; i < classes; ++i) {
+    const V z = rows[i];
+    sum += zero_where_excluded(z, z - out.shift);
+  }
+  out.centre = sum / count;
+  for (int64_t i = 0; i < classes; ++i) {
+    const V z = rows[i], u = zero_where_excluded(z, z - out.shift - out.centre);
+    out.square += u * u;
+  }
+  out.degrees = count > one ? count - one : one;
+  return out;
+}
+
+// Of rows of few classes, which share their vectors.
+template <class T>
+void forward_short(const Forward& p, int64_t row, int64_t count, double per_t) {
+  using V = Vector<T>;
+  const ShortRows<T> student(p.student, p.student_stride, row, count, p.classes);
+  const ShortRows<T> teacher(p.teacher, p.teacher_stride, row, count, p.classes);
+  const MomentLanes of_student = moments_of(student, p.classes), of_teacher = moments_of(teacher, p.classes);
+  DivergenceLanes<V> lanes({of_student.max, of_teacher.max}, of_student.exponent(per_t), of_teacher.exponent(per_t));
+  V from_student{}, from_teacher{};  // Σ e^x (z - max - centre), Σ e^y (z - max - centre)
+  for (int64_t i = 0; i < p.classes; ++i) {
+    const V s = student[i];
+    const auto terms = lanes.add(s, teacher[i]);
+    const V u = zero_where_excluded(s, terms.from_student_max - of_student.centre);
+    from_student += terms.student * u;
+    from_teacher += terms.teacher * u;
+  }
+  const V scale = of_student.scale();
+  const V pull = in_doubles([](Doubles of_q, Doubles q, Doubles of_p, Doubles p, Doubles scale,
+                               Doubles degrees) { return (of_q / q - of_p / p) * scale / degrees; },
+                            from_student, lanes.student, from_teacher, lanes.teacher, scale, of_student.degrees);
+  const auto log = [](Doubles x) { return log_of(x); };
+  const V fields[kFields] = {of_student.max,
+                             in_doubles(log, lanes.student),
+                             of_student.centre,
+                             of_student.degrees > splat<V>(1.0) ? scale : V{},
+                             pull,
+                             of_teacher.max,
+                             in_doubles(log, lanes.teacher),
+                             of_teacher.scale()};
+  for (int field = 0; field < kFields; ++field) {
+    put_rows(&stat<T>(p, static_cast<Field>(field), row), count, fields[field]);
+  }
+  double values[kLanes];
+  lanes.put_values(values, count);
+  for (int64_t i = 0; i < count; ++i) {
+    const double factor = p.scalars.factor * weight_of<T>(p, row + i);
+    p.divergence[row + i] = factor == 0.0 ? 0.0 : factor * values[i];  // what has weight 0 may be NaN
+  }
+}
+
 template <class T>
 void forward(const Forward& p, int64_t first, int64_t last) {
   using V = Vector<T>;
   const double per_t = 1.0 / p.scalars.temperature;
+  if constexpr (lanes<V> > 1) {
+    constexpr int64_t kRows = lanes<V>;
+    if (p.classes <= kShort) {
+      for (int64_t row = first; row < last; row += kRows) {
+        forward_short<T>(p, row, last - row < kRows ? last - row : kRows, per_t);
+      }
+      return;
+    }
+  }
   for (int64_t row = first; row < last; ++row) {
     const T* student = row_of<T>(p.student, p.student_stride, row);
     const T* teacher = row_of<T>(p.teacher, p.teacher_stride, row);

@@ -7,7 +7,7 @@
 //
 // The lanes of a vector are vertices i, for one pair (j, k): every matrix is read along its rows, by symmetry, and rows
 // are filled up with zeros, which make triples without loss and gradient.
-#include "doubles.h"
+#include "../common/doubles.h"
 #include "relations_cpu.h"
 
 namespace amkd::relations::AMKD_SIMD {

@@ -1,5 +1,5 @@
-// The segments family: what the CPU and the CUDA implementation share. METHODS §5 and
-// amkd_fast/ops/segments/reference.py have the mathematics.
+// The segments family: what the CPU and the CUDA implementation share. docs/methods.md (Segments)
+// and amkd_fast/ops/segments/reference.py have the mathematics.
 #pragma once
 
 #include <cstdint>

@@ -1,15 +1,12 @@
 // Vectors of fp32 or fp64 with the labels beside them, and exact distances. See common/simd.h for the rules.
 #pragma once
 
-#include "../common/simd.h"
+#include "../common/doubles.h"
 #include "triplet_cpu.h"
 
 namespace amkd::triplet::AMKD_SIMD {
 
 using namespace amkd::AMKD_SIMD;
-
-typedef double Doubles __attribute__((vector_size(kBytes)));
-typedef int64_t Longs __attribute__((vector_size(kBytes)));
 
 template <class T>
 struct Wide {
@@ -63,15 +60,7 @@ AMKD_INLINE unsigned lanes_of(Longs mask) {
 #endif
 }
 
-AMKD_INLINE double sum_of(Doubles v) {
-  double total = 0.0;
-  for (int i = 0; i < kWidth<double>; ++i) total += v[i];
-  return total;
-}
-
 AMKD_INLINE Doubles doubles_of(Doubles v) { return v; }
-
-typedef float HalfFloats __attribute__((vector_size(kBytes / 2)));
 
 // The sums of the lower and the upper half's lanes.
 AMKD_INLINE Doubles doubles_of(Floats v) {
@@ -79,10 +68,6 @@ AMKD_INLINE Doubles doubles_of(Floats v) {
   std::memcpy(half, &v, sizeof(v));
   return __builtin_convertvector(half[0], Doubles) + __builtin_convertvector(half[1], Doubles);
 }
-
-// As many elements as Doubles has lanes.
-AMKD_INLINE Doubles load_doubles(const double* p) { return load_as<Doubles>(p); }
-AMKD_INLINE Doubles load_doubles(const float* p) { return __builtin_convertvector(load_as<HalfFloats>(p), Doubles); }
 
 AMKD_INLINE double root(double x) { return __builtin_sqrt(x); }
 

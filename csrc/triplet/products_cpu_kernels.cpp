@@ -6,12 +6,6 @@ namespace {
 
 constexpr int64_t kTerms = 256;  // of a sum at a time: a panel of so many rows stays in the first-level cache
 
-AMKD_INLINE void store_doubles(double* p, Doubles v) { std::memcpy(p, &v, sizeof(v)); }
-AMKD_INLINE void store_doubles(float* p, Doubles v) {
-  const HalfFloats rounded = __builtin_convertvector(v, HalfFloats);
-  std::memcpy(p, &rounded, sizeof(rounded));
-}
-
 template <class T>
 void centre(const Rows<T>& rows, const double* common, const Centred<T>& out, int64_t first, int64_t last) {
   constexpr int kStep = kWidth<double>;

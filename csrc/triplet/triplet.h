@@ -1,5 +1,5 @@
-// The triplet family: what the CPU and the CUDA implementation share. METHODS §2 has the mathematics,
-// amkd_fast/ops/triplet/selected.py the Python side of the same layout.
+// The triplet family: what the CPU and the CUDA implementation share. docs/methods.md (Triplets) has the
+// mathematics, amkd_fast/ops/triplet/mined.py the Python side of the same layout.
 #pragma once
 
 #include <cstdint>

@@ -116,7 +116,7 @@ struct Segment {
   const int64_t* end;
 };
 
-// Every pair of anchors and reference rows: csrc/library.cpp, triplet_every_pair.
+// Every pair of anchors and reference rows: amkd_fast/ops/schemas.py, triplet_every_pair.
 template <class T>
 struct EveryPair {
   Rows<T> anchor, reference;

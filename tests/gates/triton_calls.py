@@ -143,7 +143,7 @@ def decoupled_calls() -> Iterator[Call]:
 def triplet_calls(every: bool) -> Iterator[Call]:
     """Each kernel in each dtype, distance and branch; `every` multiplies them out further."""
     from amkd_fast.ops.triplet import triton_rows, triton_select, triton_terms
-    from amkd_fast.ops.triplet.operators import statistics_dtype
+    from amkd_fast.ops.triplet.types import statistics_dtype
 
     empty = partial(torch.empty, device="meta")
     index = partial(empty, dtype=torch.int64)

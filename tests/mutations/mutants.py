@@ -35,7 +35,7 @@ def _in(folder: str, *faults: tuple[str, str, str, str, str, str]) -> list[Mutan
 PYTHON = _in(
     "amkd_fast",
     (
-        "kl-label-denominator", "kl", "ops/kl/function.py",
+        "kl-label-denominator", "kl", "ops/kl/reference.py",
         "labelled = (~ignored).sum().clamp(min=1)", "labelled = (labels == labels).sum().clamp(min=1)",
         "the mean cross-entropy shrinks with every ignored label",
     ),
@@ -71,7 +71,7 @@ PYTHON = _in(
         "every rank's gradient is scaled by the number of ranks once more",
     ),
     (
-        "segments-gradients-kept", "segments", "ops/segments/function.py",
+        "segments-gradients-kept", "segments", "ops/segments/op.py",
         'vars(ctx).pop("grads", None)', 'vars(ctx).get("grads", None)',
         "a second backward pass scales and shares the tensors of the first",
     ),
@@ -87,18 +87,18 @@ PYTHON = _in(
         "sharpness darkens images by half a level",
     ),
     (
-        "attack-gap-margin", "attack", "ops/attack/steps.py",
+        "attack-gap-margin", "attack", "ops/attack/reference.py",
         "eta * (per_sample(gap, wide) + GAP_MARGIN)", "eta * per_sample(gap, wide)",
         "a sample that stands on the boundary never crosses it",
     ),
     (
-        "attack-finished-moves", "attacks", "attacks/descent.py",
-        "momentum=s.velocity, active=s.alive,", "momentum=s.velocity, active=None,",
+        "attack-finished-moves", "attacks", "attacks/pgd.py",
+        "momentum=s.velocity, active=s.active,", "momentum=s.velocity, active=None,",
         'without compaction keep="first" returns samples that went on after they had succeeded',
     ),
     (
-        "attack-boundary-finished-moves", "attacks", "attacks/search.py",
-        "gap=gap, active=s.alive, **rules.step", "gap=gap, active=None, **rules.step",
+        "attack-boundary-finished-moves", "attacks", "attacks/boundary.py",
+        "gap=seen.gap, active=s.active, **self", "gap=seen.gap, active=None, **self",
         "without compaction samples beyond the boundary are moved on, and padded ones at all",
     ),
     (
@@ -109,16 +109,16 @@ PYTHON = _in(
     ),
     (
         "attack-stale-recording", "attacks", "attacks/capture.py",
-        "key = (function.func.__name__, size, *parts)", "key = (function.func.__name__, size, len(list(parts)))",
+        "key = (function.__name__, size, *parts)", "key = (function.__name__, size, len(list(parts)))",
         "a batch of another shape or dtype replays the recording of an earlier one",
     ),
     (
-        "attack-start-not-uniform", "attacks", "attacks/start.py",
+        "attack-start-not-uniform", "attacks", "attacks/loop.py",
         "dtype=torch.float64) ** (1.0 / size)", "dtype=torch.float64)",
         "random starts of l1 and l2 attacks crowd around the clean image",
     ),
     (
-        "attack-start-same-in-every-restart", "attacks", "attacks/start.py",
+        "attack-start-same-in-every-restart", "attacks", "attacks/loop.py",
         "philox.words(seed, counter, stream=restart)", "philox.words(seed, counter, stream=0)",
         "every restart repeats the first one",
     ),

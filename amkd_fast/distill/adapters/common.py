@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from amkd_fast import checks
-from amkd_fast.distill.methods import Method
+from amkd_fast.methods import Method
 
 
 class Draws:
-    """Numbers for :attr:`Moment.draw`: step s of epoch e, both from 0, gets e·2³² + s.
+    """Numbers for :attr:`StepContext.draw`: step s of epoch e, both from 0, gets e·2³² + s.
 
     A training resumed at the start of an epoch goes on with the numbers that it would have had.
     """
@@ -24,7 +24,7 @@ class Draws:
 def check_method(method: object) -> Method:
     """``method`` must be a method of one process."""
     if not isinstance(method, Method):
-        raise TypeError(f"method is a {type(method).__name__}: must be a method of amkd_fast.distill.methods")
+        raise TypeError(f"method is a {type(method).__name__}: must be a method of amkd_fast.methods")
     if method.distributed:
         raise ValueError("method.distributed=True: must be False, an adapter takes each process's batch as a whole one")
     return method

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from amkd_fast import checks
 from amkd_fast.distill.adapters.common import Draws, check_epoch, check_method
-from amkd_fast.distill.methods import Batch, LogitsOf, Losses, Method, Moment
+from amkd_fast.methods import Batch, LogitsOf, Losses, Method, StepContext
 
 
 class MDistillerMethod(nn.Module):
@@ -22,7 +22,7 @@ class MDistillerMethod(nn.Module):
     Args:
         student: The network that learns. It returns logits, or a tuple that begins with them, as mdistiller's do.
         teacher: The network to learn from, likewise; stays in eval mode.
-        method: One of :mod:`amkd_fast.distill.methods`, with ``distributed=False``.
+        method: One of :mod:`amkd_fast.methods`, with ``distributed=False``.
         epochs: Of the whole training (``cfg.SOLVER.EPOCHS``), for the schedules.
 
     Attributes:
@@ -44,7 +44,7 @@ class MDistillerMethod(nn.Module):
     Example:
         >>> import torch
         >>> from amkd_fast.distill.adapters import MDistillerMethod
-        >>> from amkd_fast.distill.methods import KD
+        >>> from amkd_fast.methods import KD
         >>> distiller = MDistillerMethod(torch.nn.Linear(2, 3), torch.nn.Linear(2, 3), KD(), epochs=240)
         >>> _ = distiller.train()
         >>> logits, losses = distiller(image=torch.rand(8, 2), target=torch.zeros(8).long(), epoch=1)
@@ -110,7 +110,7 @@ class MDistillerMethod(nn.Module):
         hook = student.register_forward_hook(lambda _, __, logits: seen.append(logits))
         try:
             losses = self.method(
-                Batch(image, target), teacher, student, Moment(since, self.epochs, draw=self._draws(since))
+                Batch(image, target), teacher, student, StepContext(since, self.epochs, draw=self._draws(since))
             )
         finally:
             hook.remove()

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from amkd_fast.distill.adapters.common import Draws, check_epoch, check_method
-from amkd_fast.distill.methods import (
+from amkd_fast.methods import (
     AMKD,
     BSS,
     CCD,
@@ -22,7 +22,7 @@ from amkd_fast.distill.methods import (
     LogitsOf,
     Losses,
     Method,
-    Moment,
+    StepContext,
     StudentAlone,
     TripletKD,
 )
@@ -152,9 +152,9 @@ class TorchdistillLoss(nn.Module):
             raise ValueError(f"model_loss_dict has {', '.join(model_loss_dict)}: must be empty with {LOSS}")
         student, teacher = (self._handed_over(role, io_dict) for role in ("student", "teacher"))
         epoch, epochs = self._when
-        moment = Moment(epoch, epochs, draw=self._draws(epoch))
+        context = StepContext(epoch, epochs, draw=self._draws(epoch))
         losses = self.method(
-            Batch(student.images, targets), self._view("teacher", teacher), self._view("student", student), moment
+            Batch(student.images, targets), self._view("teacher", teacher), self._view("student", student), context
         )
         self.last = Losses(losses.total.detach(), losses.parts, losses.attack)
         return losses.total

@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from amkd_fast.distill.batch import Batch
 from amkd_fast.distill.data import cifar, digits, folder, subsets, tiny_imagenet
 from amkd_fast.distill.data.batches import Batches, InOrder, Labelled
 from amkd_fast.distill.data.split import Source, Split
 from amkd_fast.distill.errors import UserError, allocating
 from amkd_fast.distill.settings import Settings
+from amkd_fast.methods.base import Batch
 
 __all__ = ["READERS", "Batch", "Batches", "Data", "InOrder", "Labelled", "Split", "load"]
 

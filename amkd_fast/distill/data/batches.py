@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from amkd_fast import checks, philox
-from amkd_fast.distill.batch import Batch
 from amkd_fast.distill.data.split import Split
+from amkd_fast.methods.base import Batch
 from amkd_fast.ops.images import crop_flip
 
 AUGMENTS = ("none", "crop", "crop+flip")

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from amkd_fast import checks
-from amkd_fast.distill.networks import names, users
+from amkd_fast.distill.networks import external, names
 
 __all__ = ["Spec", "build", "check", "is_users"]
 
@@ -115,4 +115,4 @@ def is_users(name: str) -> bool:
 
 
 def _factory(name: str, what: str) -> names.Factory:
-    return users.find(name, what) if is_users(name) else names.find(name, what)
+    return external.find(name, what) if is_users(name) else names.find(name, what)

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 from jinja2 import Environment, StrictUndefined
 
-from amkd_fast.distill.qualities import EVERY
+from amkd_fast.distill.metrics import EVERY
 from amkd_fast.distill.report.statistics import LEVEL
-from amkd_fast.distill.report.text import chance
+from amkd_fast.distill.report.tables import chance
 
 TEMPLATE = "page.html.jinja"
 

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from amkd_fast.distill.qualities import EVERY, Quality
+from amkd_fast.distill.metrics import EVERY, Metric
 from amkd_fast.distill.report.plots import interval, named, points, rows
 from amkd_fast.distill.report.style import colours, picture
 
@@ -66,7 +66,7 @@ def differences(tests: list[dict[str, Any]]) -> Figure:
 def _grid(
     names: list[str],
     measured: Iterable[str],
-    heading: Callable[[Quality], str],
+    heading: Callable[[Metric], str],
     draw: Callable[[Any, str], None],
     handles: dict[str, Line2D],
 ) -> Figure:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from amkd_fast.distill.experiment import Run
+from amkd_fast.distill.fit import Run
 from amkd_fast.distill.report.style import colours, picture, short
 
 LOSSES = {
@@ -123,12 +123,12 @@ def gaps(quartiles: dict[str, dict[str, Any]]) -> Figure:
     return figure
 
 
-def _curves(journals: list[list[dict[str, Any]]], part: str) -> np.ma.MaskedArray:
+def _curves(logs: list[list[dict[str, Any]]], part: str) -> np.ma.MaskedArray:
     """A part of the loss [seeds, epochs], masked where a seed has no finite value of it."""
-    length = max(map(len, journals), default=0)
-    values = np.full((len(journals), length), np.nan)
-    for line, journal in zip(values, journals, strict=True):
-        found = [row.get(part) for row in journal]
+    length = max(map(len, logs), default=0)
+    values = np.full((len(logs), length), np.nan)
+    for line, log in zip(values, logs, strict=True):
+        found = [row.get(part) for row in log]
         line[: len(found)] = [math.nan if value is None else value for value in found]
     return np.ma.masked_invalid(values)
 

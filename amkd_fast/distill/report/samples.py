@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
+from amkd_fast.distill.attack_examples import AttackExamples
 from amkd_fast.distill.data import Data
-from amkd_fast.distill.probe import Probe
 from amkd_fast.distill.report.style import picture, short
 
 SAMPLES = 6
@@ -16,25 +16,25 @@ NAME = 10  # characters of a class that fit above a picture
 
 
 @picture
-def samples(probe: Probe, data: Data) -> Figure:
+def samples(examples: AttackExamples, data: Data) -> Figure:
     """Clean images, boundary samples and what was changed, with the teacher's probabilities of base and target."""
-    shown = _varied(probe)
+    shown = _varied(examples)
     if not shown:
         figure = Figure(figsize=(6.0, 1.5))
         figure.text(0.5, 0.5, "the teacher classifies no test image rightly", ha="center", va="center")
         return figure
-    presets = list(probe.samples)
+    presets = list(examples.samples)
     count = len(shown)
     figure = Figure(figsize=(1.5 * count + 0.6, 1.95 * (1 + 2 * len(presets)) + 0.8), layout="constrained")
     grid = figure.subplots(1 + 2 * len(presets), count, squeeze=False)
-    clean = data.pixels(probe.images).cpu()
-    changed = {name: data.pixels(part.images).cpu() - clean for name, part in probe.samples.items()}
+    clean = data.pixels(examples.images).cpu()
+    changed = {name: data.pixels(part.images).cpu() - clean for name, part in examples.samples.items()}
     limit = max(1e-6, max(float(part[shown].abs().max()) for part in changed.values()))
     for column, row in enumerate(shown):
-        base, target = int(probe.base[row]), int(probe.target[row])
+        base, target = int(examples.base[row]), int(examples.target[row])
         head = f"{short(data.classes[base], NAME)} → {short(data.classes[target], NAME)}"
-        _picture(grid[0][column], clean[row], f"{head}\n{_odds(probe.logits[row], data, base, target)}")
-        for block, (name, part) in enumerate(probe.samples.items()):
+        _picture(grid[0][column], clean[row], f"{head}\n{_odds(examples.logits[row], data, base, target)}")
+        for block, (name, part) in enumerate(examples.samples.items()):
             aimed, landed = int(part.target[row]), int(part.logits[row].argmax())
             note = _odds(part.logits[row], data, base, aimed)
             if aimed != target:
@@ -51,11 +51,11 @@ def samples(probe: Probe, data: Data) -> Figure:
     return figure
 
 
-def _varied(probe: Probe) -> list[int]:
+def _varied(examples: AttackExamples) -> list[int]:
     """Rows of as many different base classes as fit."""
-    first = {int(label): row for row, label in reversed(list(enumerate(probe.base.tolist())))}
+    first = {int(label): row for row, label in reversed(list(enumerate(examples.base.tolist())))}
     rows = [first[label] for label in sorted(first)]
-    rows += [row for row in range(len(probe.base)) if row not in rows]
+    rows += [row for row in range(len(examples.base)) if row not in rows]
     return rows[:SAMPLES]
 
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from amkd_fast.distill.report.text import chance
+from amkd_fast.distill.report.tables import chance
 
 WIDEST = 100
 

@@ -6,8 +6,8 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from amkd_fast.distill.experiment import Run
-from amkd_fast.distill.qualities import EVERY, QUALITIES
+from amkd_fast.distill.fit import Run
+from amkd_fast.distill.metrics import EVERY, METRICS
 from amkd_fast.distill.report.statistics import describe, holm, paired, pairs
 
 Runs = dict[tuple[str, int], Run]
@@ -15,8 +15,8 @@ Runs = dict[tuple[str, int], Run]
 
 def measured(runs: Runs) -> list[str]:
     """Names of the qualities that a comparison tells: those of every comparison, and what else its runs have."""
-    others = [name for run in runs.values() for name in run.qualities or () if name not in QUALITIES]
-    return [*QUALITIES, *(name for name in EVERY if name in others)]
+    others = [name for run in runs.values() for name in run.qualities or () if name not in METRICS]
+    return [*METRICS, *(name for name in EVERY if name in others)]
 
 
 def summarise(runs: Runs) -> dict[str, dict[str, Any]]:

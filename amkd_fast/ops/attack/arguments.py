@@ -9,39 +9,41 @@ import torch
 from torch import Tensor
 
 from amkd_fast import checks
-from amkd_fast.ops.attack.steps import has_channels
+from amkd_fast.ops.attack.reference import has_channels
 
 NORMS = ("linf", "l2", "l1", "boundary")
-LOSSES = ("ce", "boundary", "dlr")
-SCORES = ("logits", "softmax")
-
-
+_LEAST = {"ce": 1, "boundary": 2, "dlr": 3}  # classes that a loss compares
 _NEWTON = "must be one number, or one per sample, for norm_power=2, whose steps have no unit"
 
 
-def check_step(x, grad, x0, step_size, eps, norm, norm_power, gap, momentum, lower, upper, active, out) -> None:
-    """What :func:`amkd_fast.attack_step` asks of its tensors and of their combination."""
-    if _is_usual(x, (grad, x0, momentum, out), (step_size, eps, lower, upper), norm, norm_power, gap, active):
-        return
+def check_step(
+    x, grad, x0, step_size, eps, norm, norm_power, gap, momentum, decay, lower, upper, active, top, out
+) -> None:
+    """What :func:`amkd_fast.attack_step` asks of its arguments and of their combination."""
     checks.floating("x", x)
-    if x.dim() < 2:
-        raise ValueError(f"x.shape={tuple(x.shape)}: must have a batch dimension and at least one more")
-    work = torch.promote_types(x.dtype, torch.float32)
+    shape, dtype, device = x.shape, x.dtype, x.device
+    if len(shape) < 2:
+        raise ValueError(f"x.shape={tuple(shape)}: must have a batch dimension and at least one more")
+    work = torch.float64 if dtype == torch.float64 else torch.float32
     for name, value in (("grad", grad), ("x0", x0), ("out", out)):
+        if isinstance(value, Tensor) and value.shape == shape and value.dtype == dtype:  # an error's words take time
+            continue
         if value is not None or name == "grad":
             checks.floating(name, value)
-            checks.shape(name, value, tuple(x.shape), "the shape of x")
-            if value.dtype != x.dtype and not (name == "grad" and value.dtype == work):
-                raise TypeError(f"{name}.dtype={value.dtype}: must be {x.dtype}, the dtype of x")
-    checks.choice("norm", norm, NORMS)
-    checks.choice("norm_power", norm_power, (1, 2))
+            checks.shape(name, value, tuple(shape), "the shape of x")
+            if value.dtype != dtype and not (name == "grad" and value.dtype == work):
+                raise TypeError(f"{name}.dtype={value.dtype}: must be {dtype}, the dtype of x")
+    if norm not in NORMS or norm_power not in (1, 2):
+        checks.choice("norm", norm, NORMS)
+        checks.choice("norm_power", norm_power, (1, 2))
     if norm != "boundary" and norm_power != 1:
         raise ValueError(f"norm_power={norm_power}: must be 1 unless norm is 'boundary'")
     if (norm == "boundary") != (gap is not None):
         raise ValueError(f"gap is {'None' if gap is None else 'given'} and norm={norm!r}: gap must go with 'boundary'")
     if gap is not None:
         checks.floating("gap", gap)
-        checks.shape("gap", gap, (x.shape[0],), "one gap per sample")
+        if gap.shape != shape[:1]:
+            checks.shape("gap", gap, (shape[0],), "one gap per sample")
     if eps is not None:
         if norm == "boundary":
             raise ValueError(f"eps={eps!r}: must be None for norm='boundary', which has no ball")
@@ -55,52 +57,33 @@ def check_step(x, grad, x0, step_size, eps, norm, norm_power, gap, momentum, low
         raise ValueError(f"step_size.shape={tuple(step_size.shape)}: {_NEWTON}")
     if momentum is not None:
         _check_momentum(momentum, x, norm)
-    check_bounds(lower, upper, x)
+    if lower is not None or upper is not None:
+        check_bounds(lower, upper, x)
     if active is not None:
         checks.tensor("active", active)
         if active.dtype != torch.bool:
             raise TypeError(f"active.dtype={active.dtype}: must be bool")
-        checks.shape("active", active, (x.shape[0],), "one flag per sample")
-    checks.same_device(
-        x=x, grad=grad, x0=x0, gap=gap, momentum=momentum, lower=lower, upper=upper, active=active, out=out, eps=eps
-    )
-    if out is not None and out is not x and overlaps(out, x, grad, x0, momentum):
-        raise ValueError("out: must be x itself, or share no memory with x, grad, x0 and momentum")
-    if out is not None and torch.is_grad_enabled() and (x.requires_grad or grad.requires_grad):
-        raise ValueError("out: must be None where autograd follows x or grad")
+        if active.shape != shape[:1]:
+            checks.shape("active", active, (shape[0],), "one flag per sample")
+    for value in (grad, x0, gap, momentum, active, out, lower, upper, eps):
+        if value is not None and type(value) is not float and isinstance(value, Tensor) and value.device != device:
+            checks.same_device(
+                x=x, grad=grad, x0=x0, gap=gap, momentum=momentum, lower=lower, upper=upper, active=active, out=out,
+                eps=eps,
+            )  # fmt: skip
+    if out is not None:
+        if out is not x and overlaps(out, x, grad, x0, momentum):
+            raise ValueError("out: must be x itself, or share no memory with x, grad, x0 and momentum")
+        if torch.is_grad_enabled() and (x.requires_grad or grad.requires_grad):
+            raise ValueError("out: must be None where autograd follows x or grad")
+    checks.finite("decay", decay)
+    check_top(top)
 
 
-def _is_usual(x, images, numbers, norm, norm_power, gap, active) -> bool:
-    """Whether a call is of the kind that attacks make all the time, at a tenth of the cost of looking closely."""
-    if not isinstance(x, Tensor) or x.requires_grad or x.dim() < 2:
-        return False
-    shape, dtype, device = x.shape, x.dtype, x.device
-    grad, x0, momentum, out = images
-    if dtype not in (torch.float32, torch.float64) or grad is None:
-        return False
-    for image in images:
-        if image is not None and not (
-            isinstance(image, Tensor) and image.dtype == dtype and image.shape == shape and image.device == device
-        ):
-            return False
-    for number in numbers:
-        if number is not None and not (type(number) is float and -1e30 < number < 1e30):
-            return False
-    step_size, eps, lower, upper = numbers
-    if lower is not None and upper is not None and lower > upper:
-        return False
-    for row, kinds in ((gap, (dtype,)), (active, (torch.bool,))):
-        if row is not None and not (
-            isinstance(row, Tensor) and row.dtype in kinds and row.shape == shape[:1] and row.device == device
-        ):
-            return False
-    if out is not None and out is not x and overlaps(out, x, grad, x0, momentum):
-        return False
-    if grad.requires_grad or step_size is None or (eps is not None and (eps < 0 or x0 is None)):
-        return False
-    if norm == "boundary":
-        return gap is not None and eps is None and momentum is None and norm_power in (1, 2)
-    return norm in NORMS and norm_power == 1 and gap is None and (momentum is None or not momentum.requires_grad)
+def check_top(top: object) -> None:
+    """``top`` must be a share above 0."""
+    if not 0.0 < checks.finite("top", top) <= 1.0:
+        raise ValueError(f"top={top!r}: must lie above 0 and at most at 1")
 
 
 def overlaps(out: Tensor, x: Tensor, *others: Tensor | None) -> bool:
@@ -140,6 +123,8 @@ def _check_momentum(momentum: Tensor, x: Tensor, norm: str) -> None:
 
 def check_size(name: str, value: object, x: Tensor) -> None:
     """A radius or step size must be a number, a floating tensor [B], or one that broadcasts as [1 or B, C, 1, …]."""
+    if type(value) is float and -math.inf < value < math.inf:
+        return
     if isinstance(value, Tensor):
         checks.floating(name, value)
         checks.same_device(x=x, **{name: value})
@@ -190,6 +175,8 @@ def check_bound(name: str, value: object, x: Tensor) -> None:
 
 def check_bounds(lower: object, upper: object, x: Tensor) -> None:
     """Bounds must be such, and in order; of tensors on a GPU nobody asks, which would wait for it."""
+    if type(lower) is type(upper) is float and lower <= upper:
+        return
     check_bound("lower", lower, x)
     check_bound("upper", upper, x)
     if lower is None or upper is None or torch.compiler.is_compiling():
@@ -209,10 +196,20 @@ def check_logits(name: str, value: object) -> None:
         raise ValueError(f"{name}.shape={tuple(value.shape)}: must be [B, K]")
 
 
+def check_objective(logits: Tensor, loss: str, targeted: bool = False) -> None:
+    """``logits`` [B, K] must be floating, of as many classes as the loss compares."""
+    if logits.dtype not in checks.FLOATING:
+        checks.floating("logits", logits)
+    least = _LEAST[loss] + (targeted and loss == "dlr")
+    if logits.shape[1] < least:
+        raise ValueError(f"logits.shape={tuple(logits.shape)}: must have at least {least} classes for loss={loss!r}")
+
+
 def check_classes(name: str, value: object, logits: Tensor) -> None:
     """``value`` must be one class for every row of ``logits``."""
     checks.integer(name, value)
-    checks.shape(name, value, (logits.shape[0],), "one class per row")
+    if value.shape != logits.shape[:1]:  # the error's words take time
+        checks.shape(name, value, (logits.shape[0],), "one class per row")
 
 
 def check_range(name: str, value: Tensor | None, logits: Tensor) -> None:

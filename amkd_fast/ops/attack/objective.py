@@ -1,91 +1,91 @@
-"""Specification of the attack objective: what a step increases, and its gradient in closed form."""
+"""What an adversarial step increases: the public function, and the operator's call."""
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-DLR_FLOOR = 1e-12
+from amkd_fast import checks
+from amkd_fast.ops.attack import reference
+from amkd_fast.ops.attack.arguments import check_classes, check_logits, check_objective, check_range
+from amkd_fast.ops.attack.operators import LOSSES, SCORES, serving
 
 
 def attack_objective(
-    logits: Tensor, labels: Tensor, loss: str, target: Tensor | None, score: str, targeted: bool
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    loss: str = "ce",
+    target: Tensor | None = None,
+    score: str = "logits",
+    targeted: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Value [B], gradient with respect to the logits [B, K], prediction [B] and active flag [B]."""
-    z = logits.detach().to(torch.promote_types(logits.dtype, torch.float32))
-    labels = labels.long()
-    target = None if target is None else target.long()
-    prediction = z.argmax(1)
+    """Evaluate what an attack increases, with its gradient, the prediction and who still has to move, in one pass.
 
-    if loss == "ce":
-        value, gradient = _cross_entropy(z, target if targeted else labels)
-        if targeted:
-            value, gradient = -value, -gradient
-    else:
-        rival = best_other(z, labels) if target is None else target
-        if loss == "boundary":
-            value, gradient = _boundary(z, labels, rival, score)
-        else:
-            value, gradient = _dlr(z, labels, rival, targeted)
+    - ``"ce"``: cross-entropy of ``labels``; targeted: minus the cross-entropy of ``target``.
+    - ``"boundary"``: f_k − f_b with b = ``labels`` and k = ``target``, or the highest other class where no target is
+      given; f the logits or their softmax (Heo et al. 2019). The gap L of a boundary step is minus this value.
+    - ``"dlr"``: −(z_y − max_{c≠y} z_c)/(z_(1) − z_(3)), or targeted −(z_y − z_k)/(z_(1) − (z_(3) + z_(4))/2), with
+      z_(i) the i-th largest logit (Croce and Hein 2020).
 
-    value = torch.where(torch.isnan(z).any(1), torch.nan, value)
-    usable = torch.isfinite(value) & torch.isfinite(gradient).all(1)
-    gradient = torch.where(usable[:, None], gradient, 0.0).to(logits.dtype)
-    unfinished = prediction != target if targeted else prediction == labels
-    return value, gradient, prediction, unfinished & usable
+    Args:
+        logits: [B, K], floating, any strides. Statistics are float32 (float64 for float64).
+        labels: int64 or int32 [B]: true or base classes, in [0, K).
+        loss: ``"ce"``, ``"boundary"`` or ``"dlr"``.
+        target: int64 or int32 [B]: classes to reach, in [0, K); needed when ``targeted``.
+        score: f of the boundary loss, ``"logits"`` or ``"softmax"``.
+        targeted: The attack is over when the prediction is the target, not when it leaves the label.
 
+    Returns:
+        ``(value, grad_logits, prediction, active)``: value [B] in float32 (float64 for float64 logits); its gradient
+        [B, K] in the dtype of the logits, ready for ``torch.autograd.grad(logits, x, grad_logits)``; prediction int64
+        [B], the lowest index among equal logits; active bool [B], True while the attack has not reached its aim. The
+        value of a row whose logits hold a NaN is NaN; a row whose value is not finite has gradient 0 and is not
+        active. Nothing carries a graph.
 
-def best_other(z: Tensor, labels: Tensor) -> Tensor:
-    """The highest class besides ``labels``, the lowest index among equals."""
-    highest = z.masked_fill(_hot(z, labels), -torch.inf).argmax(1)
-    return torch.where(highest == labels, (labels == 0).to(highest.dtype), highest)  # equal where all others are −inf
+    Raises:
+        TypeError: A dtype or a type differs from the above.
+        ValueError: A shape, a device or a value breaks a rule above. Classes out of range are found on a CPU only,
+            as looking at them on a GPU would wait for it; there the fast backends give such a row the value NaN.
 
-
-def _cross_entropy(z: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    p, rest, left = _probabilities(z)
-    return rest.log1p() + (z.amax(1) - _at(z, labels)), torch.where(_hot(z, labels), -left, p)
-
-
-def _boundary(z: Tensor, base: Tensor, target: Tensor, score: str) -> tuple[Tensor, Tensor]:
-    to_target, to_base = _hot(z, target), _hot(z, base)  # [B, K]
-    if score == "logits":
-        return _at(z, target) - _at(z, base), to_target.to(z.dtype) - to_base.to(z.dtype)
-    p, _, left = _probabilities(z)
-    up, down = _at(p, target)[:, None], _at(p, base)[:, None]  # [B, 1]
-    value = up - down
-    # p · (±1 − value) for the two, and what the rest of the classes have
-    gradient = torch.where(to_target, p * (left + down), torch.where(to_base, -p * (left + up), -p * value))
-    return value[:, 0], torch.where(to_target & to_base, 0.0, gradient)
-
-
-def _probabilities(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """p = σ(z) [B, K], Σ exp(z − max z) over the classes besides the highest [B], and 1 − p [B, K].
-
-    Where p is nearly 1, its rounding would leave few digits of 1 − p.
+    Example:
+        >>> import torch, amkd_fast as af
+        >>> logits, labels, target = torch.tensor([[3.0, 1.0, 0.0]]), torch.tensor([0]), torch.tensor([1])
+        >>> af.attack_objective(logits, labels, loss="boundary", target=target)
+        (tensor([-2.]), tensor([[-1.,  1.,  0.]]), tensor([0]), tensor([True]))
     """
-    highest, peak = _hot(z, z.argmax(1)), z.amax(1, keepdim=True)
-    weight = (z - peak).exp()
-    rest = weight.masked_fill(highest, 0.0).sum(1, keepdim=True) + (peak - peak)  # [B, 1], NaN for an infinite peak
-    p = weight / (1 + rest)
-    return p, rest[:, 0], torch.where(highest, rest / (1 + rest), 1 - p)
+    check_logits("logits", logits)
+    if loss not in LOSSES or score not in SCORES:  # the error's words take time
+        checks.choice("loss", loss, LOSSES)
+        checks.choice("score", score, SCORES)
+    if targeted and target is None:
+        raise ValueError("target=None: must be given when targeted is True")
+    check_objective(logits, loss, targeted)
+    check_classes("labels", labels, logits)
+    if target is not None:
+        check_classes("target", target, logits)
+        target = target.long()
+    if labels.device != logits.device or (target is not None and target.device != logits.device):
+        checks.same_device(logits=logits, labels=labels, target=target)
+    return objective(logits, labels.long(), loss, target, score, targeted)
 
 
-def _dlr(z: Tensor, labels: Tensor, rival: Tensor, targeted: bool) -> tuple[Tensor, Tensor]:
-    """Difference of logits ratio (z_rival − z_y)/(z_(1) − z_(3)); targeted over z_(1) − (z_(3) + z_(4))/2."""
-    order = z.argsort(dim=1, descending=True, stable=True)
-    lift = _hot(z, rival).to(z.dtype) - _hot(z, labels).to(z.dtype)
-    spread = _hot(z, order[:, 0]).to(z.dtype)
-    for place in (2, 3) if targeted else (2,):
-        spread = spread - _hot(z, order[:, place]).to(z.dtype) / (2 if targeted else 1)
-    below = [_at(z, order[:, place]) for place in ((2, 3) if targeted else (2,))]
-    width = (_at(z, order[:, 0]) - sum(below) / len(below) + DLR_FLOOR)[:, None]  # [B, 1]
-    value = (_at(z, rival) - _at(z, labels))[:, None] / width
-    return value[:, 0], (lift - value * spread) / width
-
-
-def _hot(z: Tensor, classes: Tensor) -> Tensor:
-    return torch.arange(z.shape[1], device=z.device) == classes[:, None]
-
-
-def _at(z: Tensor, classes: Tensor) -> Tensor:
-    return z.gather(1, classes[:, None])[:, 0]
+def objective(
+    logits: Tensor,
+    labels: Tensor,
+    loss: str,
+    target: Tensor | None = None,
+    score: str = "logits",
+    targeted: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """:func:`attack_objective` of arguments that have been checked, classes as int64."""
+    backend, fast = serving(logits)
+    if backend != "cpu":  # whose operator looks itself
+        check_range("labels", labels, logits)
+        check_range("target", target, logits)
+    if fast is None:
+        return reference.attack_objective(logits, labels, loss, target, score, targeted)
+    try:
+        logits = logits.detach() if logits.requires_grad else logits
+        return fast.objective(logits, labels, target, LOSSES.index(loss), score == "softmax", targeted)
+    except RuntimeError as error:
+        raise checks.refused(error, "classes: ") from None

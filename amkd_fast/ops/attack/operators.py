@@ -1,7 +1,4 @@
-"""The operators that every fast backend of the attack family has, and how the public functions' arguments reach them.
-
-`csrc/library.cpp` states the schemas; the Triton operators have the same with the suffix `_triton`.
-"""
+"""The operators of the attack family by backend, which of them serves a call, and how images must lie."""
 
 from __future__ import annotations
 
@@ -11,12 +8,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from amkd_fast import checks, philox
-from amkd_fast.ops.attack import steps
-from amkd_fast.ops.attack.steps import has_channels, top_count
+from amkd_fast import backends
+from amkd_fast.ops import schemas
 
-NAMES = ("attack_step", "attack_objective", "attack_bases", "attack_draw")
 LOSSES = ("ce", "boundary", "dlr")  # the position is the operators' `loss` number
+SCORES = ("logits", "softmax")
 INF = float("inf")
 RULES = {("linf", 1): 0, ("l2", 1): 1, ("l1", 1): 2, ("boundary", 1): 3, ("boundary", 2): 4}
 
@@ -28,31 +24,7 @@ class Operators(NamedTuple):
     objective: Callable
     bases: Callable
     draw: Callable
-
-
-class Step(NamedTuple):
-    """A call of `attack_step` besides ``out``, ``x`` and ``grad``: the arguments of the specification."""
-
-    x0: Tensor | None
-    step_size: float | Tensor
-    eps: float | Tensor | None
-    norm: str
-    norm_power: int
-    gap: Tensor | None
-    velocity: Tensor | None
-    decay: float
-    lower: float | Tensor | None
-    upper: float | Tensor | None
-    active: Tensor | None
-    project: bool
-    top: float
-
-
-def registered(suffix: str = "") -> Operators:
-    """The operators `amkd_fast::attack_*` with ``suffix``, made known to torch.compile."""
-    for name, fake in zip(NAMES, (fake_step, fake_objective, fake_bases, fake_draw), strict=True):
-        torch.library.register_fake(f"amkd_fast::{name}{suffix}", fake)
-    return Operators(*(getattr(torch.ops.amkd_fast, f"{name}{suffix}").default for name in NAMES))
+    svgd: Callable
 
 
 def work_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -60,95 +32,11 @@ def work_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def step(operators: Operators, x: Tensor, grad: Tensor, out: Tensor | None, call: Step) -> Tensor:
-    """Run the step operator; the velocity of ``call`` changes in place."""
-    if has_channels(call.step_size) or has_channels(call.eps):
-        moved = _step_by_channel(operators, x, grad, call)
-        return moved if out is None else out.copy_(moved)
-    work = work_dtype(x.dtype)
-    x = dense(x)
-    grad = lying_like(x, grad)
-    x0 = None if call.eps is None else lying_like(x, call.x0)
-    velocity = None if call.velocity is None else lying_like(x, call.velocity)
-    into = out if out is not None and _alike(x, out) else torch.empty_like(x)
-    step_sizes, step_size = split(call.step_size, 0.0, work)
-    radii, radius = split(call.eps, 0.0, work)
-    lowers, lower = split(call.lower, -INF, work)
-    uppers, upper = split(call.upper, INF, work)
-    gap, _ = split(call.gap, 0.0, work)
-    rule = RULES[call.norm, call.norm_power]
-    top = top_count(call.top, x[0].numel()) if rule == 2 else 1
-    operators.step(
-        into, x, grad, x0, step_sizes, radii, gap, velocity, lowers, uppers, call.active, rule, step_size, radius,
-        lower, upper, call.decay, call.project, top,
-    )  # fmt: skip
-    if velocity is not call.velocity:
-        call.velocity.copy_(velocity)
-    return into if out is None or into is out else out.copy_(into)
-
-
-def _step_by_channel(operators: Operators, x: Tensor, grad: Tensor, call: Step) -> Tensor:
-    """The operator finds where each sample heads; how far, and the ball, differ from channel to channel."""
-    work = work_dtype(x.dtype)
-    wide, g = x.to(work), grad.to(work)
-    eta, radius = steps.per_sample(call.step_size, wide), steps.per_sample(call.eps, wide)
-    reach = eta if call.gap is None else eta * (steps.per_sample(call.gap, wide) + steps.GAP_MARGIN)
-    usable = torch.isfinite(reach).flatten(1).all(1)
-    for flags in (None if radius is None else (radius >= 0).flatten(1).all(1), call.active):
-        usable = usable if flags is None else usable & flags
-    usable = usable.expand(x.shape[0]).contiguous()
-
-    def heading(g: Tensor, norm: str, velocity: Tensor | None) -> tuple[Tensor, Tensor]:
-        only = Step(None, 1.0, None, norm, 1, None, velocity, call.decay, None, None, usable, False, call.top)
-        heading = step(operators, torch.zeros_like(g), g, None, only)
-        return heading, (heading != 0).flatten(1).any(1).view(-1, *[1] * (x.dim() - 1))
-
-    if has_channels(call.step_size) and (call.norm != "linf" or call.velocity is not None):
-        g = g * steps.shares(eta)
-    if call.velocity is not None:
-        _, moves = heading(g, "linf", call.velocity)
-        g = torch.where(moves, call.velocity, 0.0)
-    if call.project:
-        low, high = steps.per_channel(call.lower, wide), steps.per_channel(call.upper, wide)
-        g = steps.without_blocked(wide, g, g * reach.sign(), low, high)
-    way, moves = heading(g, "l2" if call.norm == "boundary" else call.norm, None)
-    change = torch.where(moves, reach, 0.0) * way
-    return steps.landed(x, change, moves, call.x0, call.eps, call.norm, call.lower, call.upper)
-
-
-def objective(
-    operators: Operators, logits: Tensor, labels: Tensor, loss: str, target: Tensor | None, score: str, targeted: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Run the objective operator."""
-    target = None if target is None else target.long()
-    softmax = score == "softmax"
-    try:
-        return operators.objective(logits.detach(), labels.long(), target, LOSSES.index(loss), softmax, targeted)
-    except RuntimeError as error:
-        raise checks.refused(error, "classes: ") from None
-
-
-def bases(operators: Operators, student: Tensor, teacher: Tensor, labels: Tensor, limit: int, seed: int | Tensor):
-    """Run the selection operator."""
-    if student.dtype != teacher.dtype:
-        dtype = torch.promote_types(student.dtype, teacher.dtype)
-        student, teacher = student.to(dtype), teacher.to(dtype)
-    return operators.bases(student.detach(), teacher.detach(), labels.long(), limit, *philox.operator_seed(seed))
-
-
-def draw(operators: Operators, logits: Tensor, base: Tensor, seed: int | Tensor, rows: Tensor | None) -> Tensor:
-    """Run the operator that draws targets."""
-    try:
-        return operators.draw(logits.detach(), base.long(), rows, *philox.operator_seed(seed))
-    except RuntimeError as error:
-        raise checks.refused(error, "classes: ") from None
-
-
-def fake_step(*_) -> None:
+def _fake_step(*_) -> None:
     """Returns nothing: the result is in ``out``."""
 
 
-def fake_objective(logits, *_):
+def _fake_objective(logits, *_):
     """(value, grad_logits, prediction, active)."""
     rows = logits.shape[:1]
     return (
@@ -159,15 +47,34 @@ def fake_objective(logits, *_):
     )
 
 
-def fake_bases(student, teacher, labels, limit, *_):
+def _fake_bases(student, teacher, labels, limit, *_):
     """(index, base, target, valid)."""
     columns = (student.new_empty((limit,), dtype=torch.int64) for _ in range(3))
     return (*columns, student.new_empty((limit,), dtype=torch.bool))
 
 
-def fake_draw(logits, *_):
+def _fake_draw(logits, *_):
     """One class a row."""
     return logits.new_empty(logits.shape[:1], dtype=torch.int64)
+
+
+_TRITON = "amkd_fast.ops.attack."
+schemas.register("attack_step", _fake_step, _TRITON + "triton_step:launch_step")
+schemas.register("attack_objective", _fake_objective, _TRITON + "triton_rows:launch_objective")
+schemas.register("attack_bases", _fake_bases, _TRITON + "triton_rows:launch_bases")
+schemas.register("attack_draw", _fake_draw, _TRITON + "triton_rows:launch_draw")
+schemas.register("attack_svgd", _fake_step, _TRITON + "particles_triton:launch_svgd")
+_OPERATORS: dict[str, Operators | None] = {
+    backend: Operators(*(schemas.operator(f"attack_{name}", backend) for name in Operators._fields))
+    for backend in ("cpu", "cuda", "triton")
+} | {"reference": None}
+
+
+def serving(tensor: Tensor, only_reference: str = "") -> tuple[str, Operators | None]:
+    """The backend that serves a call on ``tensor``'s device, and its operators: None for the reference."""
+    device = "cpu" if tensor.is_cpu else tensor.device.type  # the flag is read in a tenth of the time
+    name = backends.select("attack", device, only_reference)
+    return name, _OPERATORS[name]
 
 
 def dense(x: Tensor) -> Tensor:
@@ -179,18 +86,16 @@ def dense(x: Tensor) -> Tensor:
 
 def lying_like(x: Tensor, image: Tensor) -> Tensor:
     """``image``, or a copy whose flat positions are those of ``x``."""
-    return image if _alike(x, image) else torch.empty_like(x, dtype=image.dtype).copy_(image)
+    return image if alike(x, image) else torch.empty_like(x, dtype=image.dtype).copy_(image)
 
 
-def _alike(x: Tensor, image: Tensor) -> bool:
+def alike(x: Tensor, image: Tensor) -> bool:
     """Whether flat positions agree; strides of dimensions of size 1 may differ and mean nothing."""
     return (x.is_contiguous() and image.is_contiguous()) or image.stride() == x.stride()
 
 
 def split(value: float | Tensor | None, nothing: float, dtype: torch.dtype) -> tuple[Tensor | None, float]:
     """A tensor that replaces the number beside it, or None and the number."""
-    if value is None:
-        return None, nothing
     if isinstance(value, Tensor):
-        return value.to(dtype).contiguous(), nothing
-    return None, float(value)
+        return (value if value.dtype == dtype else value.to(dtype)).contiguous(), nothing
+    return None, nothing if value is None else float(value)

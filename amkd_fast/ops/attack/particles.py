@@ -7,16 +7,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from amkd_fast import backends, checks
+from amkd_fast import checks
 from amkd_fast.ops.attack import arguments, operators, particles_reference
-from amkd_fast.ops.attack.steps import has_channels, rounded_inside
+from amkd_fast.ops.attack.reference import has_channels, rounded_inside
 
 MOST = 64  # particles an image
 _FAR = 2.0**120  # where no particle is
-_NATIVE: Callable | None = None
-if backends.build_info() is not None:
-    torch.library.register_fake("amkd_fast::attack_svgd", operators.fake_step)
-    _NATIVE = torch.ops.amkd_fast.attack_svgd.default
 
 
 def svgd_step(
@@ -79,18 +75,25 @@ def svgd_step(
                  [0.7500, 0.2500]]])
     """
     _check(particles, grad, x0, step_size, eps, lower, upper, bandwidth, out)
-    if isinstance(step_size, Tensor) or isinstance(eps, Tensor):
-        step_size, eps = arguments.size_of(step_size, x0), arguments.size_of(eps, x0)
-    run = _serving(particles)
-    if particles.numel() == 0:
-        return particles.detach().clone() if out is None else out
-    narrow = particles.dtype.itemsize == 2
+    step_size, eps = arguments.size_of(step_size, x0), arguments.size_of(eps, x0)
     images = (particles.detach(), grad.detach(), x0.detach())
-    moved = _moved(run, *images, step_size, eps, lower, upper, bandwidth, None if narrow else out)
+    return particle_step(*images, step_size, eps, lower, upper, bandwidth, out)
+
+
+def particle_step(
+    particles: Tensor, grad: Tensor, x0: Tensor, step_size, eps, lower, upper, bandwidth=None, out=None
+) -> Tensor:
+    """:func:`svgd_step` of arguments that have been checked, sizes as :func:`arguments.size_of` makes them."""
+    _, served = operators.serving(particles)
+    run = None if served is None else served.svgd
+    if particles.numel() == 0:
+        return particles.clone() if out is None else out
+    narrow = particles.dtype.itemsize == 2
+    moved = _moved(run, particles, grad, x0, step_size, eps, lower, upper, bandwidth, None if narrow else out)
     if narrow:
         count = particles.shape[1]
         sizes = eps.repeat_interleave(count, 0) if isinstance(eps, Tensor) and len(eps) == len(x0) else eps
-        rows = (moved.flatten(0, 1), particles.detach().flatten(0, 1), x0.detach().repeat_interleave(count, 0))
+        rows = (moved.flatten(0, 1), particles.flatten(0, 1), x0.repeat_interleave(count, 0))
         moved = rounded_inside(*rows, sizes, "linf", lower, upper).unflatten(0, particles.shape[:2])
     return moved if out is None or moved is out else out.copy_(moved)
 
@@ -128,16 +131,6 @@ def _by_channel(run: Callable, particles, grad, x0, step_size, eps, lower, upper
     run(rim, x, g, clean, None, None, None, None, 32.0 * _FAR, _FAR, -operators.INF, operators.INF, bandwidth or 0.0)
     signs = (rim == _FAR).to(work) - (rim == -_FAR).to(work)
     return particles_reference.along(signs, particles, x0, step_size, eps, lower, upper)
-
-
-def _serving(particles: Tensor) -> Callable | None:
-    """The operator of the backend that serves a call; None for the reference."""
-    name = backends.select("attack", particles.device.type, particles.numel())
-    if name == "triton":
-        from amkd_fast.ops.attack import particles_triton  # importing amkd_fast does not import triton
-
-        return particles_triton.operator
-    return None if name == "reference" else _NATIVE
 
 
 def _lying_alike(particles: Tensor, grad: Tensor, x0: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from amkd_fast.ops.attack.steps import attack_step, has_channels, shares
+from amkd_fast.ops.attack.reference import attack_step, has_channels, shares
 
 
 def svgd_step(

@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from amkd_fast import backends
-from amkd_fast.ops.attack.operators import fake_step, work_dtype
+from amkd_fast.ops.attack.operators import work_dtype
 from amkd_fast.ops.attack.triton_step import INF, _limits, _quotient, _within
 from amkd_fast.ops.triton_common import on
 
@@ -194,7 +194,7 @@ def launch_svgd(
     lowers: Tensor | None, uppers: Tensor | None, step_size: float, radius: float, lower: float, upper: float,
     bandwidth: float,
 ) -> None:  # fmt: skip
-    """One step into ``out``, as csrc/library.cpp describes it."""
+    """One step into ``out``, as amkd_fast/ops/schemas.py describes it."""
     if x0.numel() == 0:
         return
     images, count = particles.shape[:2]
@@ -229,14 +229,3 @@ def launch_svgd(
         )  # fmt: skip
     if truncates:
         out.copy_(into)
-
-
-_library = torch.library.Library("amkd_fast", "FRAGMENT")
-_library.define(
-    "attack_svgd_triton(Tensor(a!) out, Tensor particles, Tensor grad, Tensor x0, Tensor? step_sizes, Tensor? radii, "
-    "Tensor? lowers, Tensor? uppers, float step_size, float radius, float lower, float upper, float bandwidth) -> ()"
-)
-for _key in ("CUDA", "CPU") if backends.INTERPRETING else ("CUDA",):
-    _library.impl("attack_svgd_triton", launch_svgd, _key)
-torch.library.register_fake("amkd_fast::attack_svgd_triton", fake_step)
-operator = torch.ops.amkd_fast.attack_svgd_triton.default

@@ -406,7 +406,7 @@ def _contiguous(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
 def launch_objective(
     logits: Tensor, labels: Tensor, target: Tensor | None, loss: int, softmax: bool, targeted: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(value, grad_logits, prediction, active), as csrc/library.cpp describes them."""
+    """(value, grad_logits, prediction, active), as amkd_fast/ops/schemas.py describes them."""
     rows, classes = logits.shape
     logits = _columns_together(logits)
     labels, target = _contiguous(labels, target)
@@ -426,7 +426,7 @@ def launch_objective(
 
 
 def launch_draw(logits: Tensor, base: Tensor, rows: Tensor | None, seeds: Tensor | None, seed: int) -> Tensor:
-    """A class for each row, as csrc/library.cpp describes it."""
+    """A class for each row, as amkd_fast/ops/schemas.py describes it."""
     count, classes = logits.shape
     logits = _columns_together(logits)
     base, rows = _contiguous(base, rows)
@@ -443,7 +443,7 @@ def launch_draw(logits: Tensor, base: Tensor, rows: Tensor | None, seeds: Tensor
 def launch_bases(
     student: Tensor, teacher: Tensor, labels: Tensor, limit: int, seeds: Tensor | None, seed: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(index, base, target, valid), as csrc/library.cpp describes them."""
+    """(index, base, target, valid), as amkd_fast/ops/schemas.py describes them."""
     rows, classes = teacher.shape
     student, teacher, labels = _columns_together(student), _columns_together(teacher), labels.contiguous()
     new = labels.new_zeros if rows == 0 else labels.new_empty

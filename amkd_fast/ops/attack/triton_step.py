@@ -21,7 +21,7 @@ from amkd_fast import backends
 from amkd_fast.ops.triton_common import on
 
 LINF, L2, L1, UNIT, NEWTON = (tl.constexpr(i) for i in range(5))  # csrc/attack/attack.h
-GAP_MARGIN = tl.constexpr(1e-4)  # steps.GAP_MARGIN
+GAP_MARGIN = tl.constexpr(1e-4)  # reference.GAP_MARGIN
 INF = tl.constexpr(float("inf"))
 TILE, SHORT_TILE = 4096, 2048  # coordinates that a program holds; the short tile where each keeps more alive
 
@@ -434,7 +434,7 @@ def launch_step(
     gap: Tensor | None, velocity: Tensor | None, lowers: Tensor | None, uppers: Tensor | None, active: Tensor | None,
     rule: int, step_size: float, radius: float, lower: float, upper: float, decay: float, project: bool, top: int,
 ) -> None:  # fmt: skip
-    """One step of every sample into ``out``, as csrc/library.cpp describes it."""
+    """One step of every sample into ``out``, as amkd_fast/ops/schemas.py describes it."""
     if x.numel() == 0:
         return
     size = x[0].numel()

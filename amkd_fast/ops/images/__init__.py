@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from amkd_fast import backends, checks, philox
-from amkd_fast.ops.images import operators, reference
+from amkd_fast.ops import schemas
+from amkd_fast.ops.images import reference
 from amkd_fast.ops.images.augment import joint_augment
 
 __all__ = ["crop_flip", "joint_augment"]
@@ -17,11 +17,14 @@ __all__ = ["crop_flip", "joint_augment"]
 _FORMATS = (torch.contiguous_format, torch.channels_last)
 _MOST_PAD = 2**30 - 1  # positions in a padded image fit into 32 bits
 _MOST_FLOAT = torch.finfo(torch.float32).max
-_OPERATORS: dict[str, Callable | None] = {"reference": None}
-if backends.build_info() is not None:
-    from amkd_fast.ops.images import native
 
-    _OPERATORS["cpu"] = _OPERATORS["cuda"] = native.operator
+
+def _fake_crop_flip(*_) -> None:
+    """Returns nothing: the result is in ``out``."""
+
+
+schemas.register("images_crop_flip", _fake_crop_flip, "amkd_fast.ops.images.triton:launch_crop_flip")
+_OPERATORS = {name: schemas.operator("images_crop_flip", name) for name in ("cpu", "cuda", "triton")}
 
 
 def crop_flip(
@@ -103,7 +106,7 @@ def crop_flip(
         seed = philox.check_seed(0 if seed is None else seed, device)
 
     size = (count if index is None else index.shape[0], channels, height, width)
-    operator = _serving(pixels, math.prod(size))
+    operator = _OPERATORS.get(backends.select("images", pixels.device.type))
     if operator is None and index is not None:
         _check_range(index, count)
     out = torch.empty(size, dtype=dtype, device=device, memory_format=memory_format)
@@ -113,7 +116,13 @@ def crop_flip(
     seed = philox.chosen_seed(seed, device)
     if operator is None:
         return out.copy_(reference.crop_flip(pixels, index, scale, shift, pad, flip, seed))
-    return operators.crop_flip(operator, out, pixels, index, scale, shift, pad, flip, seed)
+    seeds, seed = philox.operator_seed(seed)
+    index = None if index is None else index.contiguous()
+    try:
+        operator(out, pixels, index, shift, seeds, scale, pad, flip, seed)
+    except RuntimeError as error:
+        raise checks.refused(error, "rows: ") from None
+    return out
 
 
 def _check_pixels(pixels: object) -> None:
@@ -164,13 +173,3 @@ def _on_device(shift: object, channels: int, work: torch.dtype, device: torch.de
     # when they are gone: PyTorch's waiting copy refuses to be captured.
     waits = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
     return torch.tensor(numbers, dtype=work).to(device, non_blocking=not waits)
-
-
-def _serving(pixels: Tensor, size: int) -> Callable | None:
-    """The operator of the backend that serves a batch of ``size`` numbers: None for the reference."""
-    name = backends.select("images", pixels.device.type, size)
-    if name == "triton" and name not in _OPERATORS:
-        from amkd_fast.ops.images import triton  # not at the top: importing amkd_fast does not import triton
-
-        _OPERATORS["triton"] = triton.operator
-    return _OPERATORS[name]

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from amkd_fast import backends, checks, philox
-from amkd_fast.ops.images import augment_operators as operators
+from amkd_fast.ops import schemas
 from amkd_fast.ops.images import augment_reference as reference
 
 _EVERY = (1 << len(reference.OPERATIONS)) - 1
 _MOST_SIDE = 2**14  # positions in 1/65536 fit into 32 bits
 _MOST_VALUES = 2**30  # of an image
-_OPERATORS: dict[str, Callable | None] = {"reference": None}
-if backends.build_info() is not None:
-    _OPERATORS["cpu"] = _OPERATORS["cuda"] = operators.registered()
+
+
+def _fake_joint_augment(pixels: Tensor, *_) -> Tensor:
+    return torch.empty_like(pixels)
+
+
+schemas.register(
+    "images_joint_augment", _fake_joint_augment, "amkd_fast.ops.images.augment_triton:launch_joint_augment"
+)
+_OPERATORS = {name: schemas.operator("images_joint_augment", name) for name in ("cpu", "cuda", "triton")}
 
 
 def joint_augment(
@@ -97,13 +104,14 @@ def joint_augment(
         raise ValueError(f"fill={fill}: must be from 0 to 255")
     chosen = _EVERY if operations is None else _chosen(operations)
 
-    operator = _serving(pixels)
+    operator = _OPERATORS.get(backends.select("images", pixels.device.type))
     if pixels.numel() == 0:
         return torch.empty_like(pixels)
     seed = philox.chosen_seed(seed, pixels.device)
     if operator is None:
         return reference.joint_augment(pixels, rows, seed, threshold, chosen, fill)
-    return operators.joint_augment(operator, pixels, rows, seed, threshold, chosen, fill)
+    seeds, seed = philox.operator_seed(seed)
+    return operator(pixels, None if rows is None else rows.contiguous(), seeds, threshold, chosen, fill, seed)
 
 
 def _check_pixels(pixels: object) -> None:
@@ -143,13 +151,3 @@ def _chosen(operations: object) -> int:
     for name in operations:
         checks.choice("operations", name, reference.OPERATIONS)
     return sum(1 << reference.OPERATIONS.index(name) for name in set(operations))
-
-
-def _serving(pixels: Tensor) -> Callable | None:
-    """The operator of the backend that serves the batch: None for the reference."""
-    name = backends.select("images", pixels.device.type, pixels.numel())
-    if name == "triton" and name not in _OPERATORS:
-        from amkd_fast.ops.images import augment_triton  # importing amkd_fast does not import triton
-
-        _OPERATORS["triton"] = augment_triton.operator
-    return _OPERATORS[name]

@@ -10,9 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from amkd_fast import backends
 from amkd_fast.ops.images import augment_reference as reference
-from amkd_fast.ops.images.augment_operators import NAME, registered
 from amkd_fast.ops.triton_common import on
 
 LEAST_TILE, TILE = 256, 1024  # positions at a time
@@ -232,7 +230,7 @@ def images_joint_augment_kernel(
 def launch_joint_augment(
     pixels: Tensor, rows: Tensor | None, seeds: Tensor | None, threshold: int, operations: int, fill: int, seed: int
 ) -> Tensor:
-    """The augmented images, as csrc/library.cpp describes them."""
+    """The augmented images, as amkd_fast/ops/schemas.py describes them."""
     images, channels, height, width = pixels.shape
     out = torch.empty_like(pixels)
     if out.numel() == 0:
@@ -246,13 +244,3 @@ def launch_joint_augment(
             enable_fp_fusion=False,  # product and sum are each rounded, as they are everywhere else
         )  # fmt: skip
     return out
-
-
-_library = torch.library.Library("amkd_fast", "FRAGMENT")
-_library.define(
-    f"{NAME}_triton(Tensor pixels, Tensor? rows, Tensor? seeds, int threshold, int operations, int fill, int seed) "
-    "-> Tensor"
-)
-for _key in ("CUDA", "CPU") if backends.INTERPRETING else ("CUDA",):
-    _library.impl(f"{NAME}_triton", launch_joint_augment, _key)
-operator = registered("_triton")

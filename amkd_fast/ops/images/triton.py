@@ -8,7 +8,6 @@ import triton.language as tl
 from torch import Tensor
 
 from amkd_fast import backends
-from amkd_fast.ops.images.operators import NAME, registered
 from amkd_fast.ops.images.reference import STREAM
 from amkd_fast.ops.triton_common import on, philox_words
 
@@ -62,7 +61,7 @@ def launch_crop_flip(
     out: Tensor, pixels: Tensor, index: Tensor | None, shift: Tensor, seeds: Tensor | None, scale: float,
     pad: int, flip: bool, seed: int,
 ) -> None:  # fmt: skip
-    """Write the batch into ``out``, as csrc/library.cpp describes it."""
+    """Write the batch into ``out``, as amkd_fast/ops/schemas.py describes it."""
     images, channels, height, width = pixels.shape
     size = channels * height * width
     if size >= MOST_VALUES:
@@ -82,13 +81,3 @@ def launch_crop_flip(
         )  # fmt: skip
     if truncates:
         out.copy_(into)
-
-
-_library = torch.library.Library("amkd_fast", "FRAGMENT")
-_library.define(
-    f"{NAME}_triton(Tensor(a!) out, Tensor pixels, Tensor? index, Tensor shift, Tensor? seeds, float scale, "
-    "int pad, bool flip, int seed) -> ()"
-)
-for _key in ("CUDA", "CPU") if backends.INTERPRETING else ("CUDA",):
-    _library.impl(f"{NAME}_triton", launch_crop_flip, _key)
-operator = registered("_triton")

@@ -1,4 +1,4 @@
-"""The KL family in plain PyTorch: the definition that every kernel is tested against (METHODS §1).
+"""The KL family in plain PyTorch: the definition that every kernel is tested against (docs/methods.md, Divergences).
 
 Differentiable any number of times, in the student, the teacher and the weights.
 """
@@ -9,6 +9,46 @@ import math
 
 import torch
 from torch import Tensor
+
+from amkd_fast.ops.kl.scalars import DIVERGENCES, REDUCTIONS, Scalars
+
+
+def loss(
+    student: Tensor, teacher: Tensor, weight: Tensor | None, labels: Tensor | None, ce_weight: Tensor | None, s: Scalars
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(loss, mean cross-entropy, mean divergence) of the operators' arguments; the last two without a graph."""
+    call = (s.temperature, DIVERGENCES[s.divergence], s.beta)
+    weight, ce_weight = to_save(weight), to_save(ce_weight)
+
+    def divergence(hidden: Tensor | None) -> Tensor:  # [B]
+        pair = (without(hidden, z) for z in (student, teacher))
+        return s.row_scale * without(hidden, row_divergence(*pair, *call))
+
+    hidden = None if weight is None else weight == 0
+    rows = divergence(hidden)
+    weighted = rows if s.kl_factor != 0 else divergence(every_row(student))
+    weighted = reduced(s.kl_factor * (weighted if weight is None else weighted * weight), s.reduction)
+    mean_divergence = reduced(rows.detach(), REDUCTIONS.index("mean"))
+    if labels is None:
+        return weighted, rows.new_zeros(()), mean_divergence
+
+    def cross_entropy(hidden: Tensor) -> Tensor:  # [B]
+        return without(hidden, row_cross_entropy(without(hidden, student), labels, s.ignore_index))
+
+    ignored = labels == s.ignore_index
+    hidden = ignored if ce_weight is None else ignored | (ce_weight == 0)
+    rows = cross_entropy(hidden)
+    labelled = (~ignored).sum().clamp(min=1).to(rows.dtype)
+    weighted_ce = rows if s.ce_factor != 0 else cross_entropy(every_row(student))
+    weighted_ce = s.ce_factor * (weighted_ce if ce_weight is None else weighted_ce * ce_weight)
+    return weighted + weighted_ce.sum() / labelled, rows.detach().sum() / labelled, mean_divergence
+
+
+def reduced(rows: Tensor, reduction: int) -> Tensor:
+    """By its number; the mean of no rows is 0."""
+    if REDUCTIONS[reduction] == "none":
+        return rows
+    return rows.sum() / max(rows.shape[0], 1) if REDUCTIONS[reduction] == "mean" else rows.sum()
 
 
 def row_divergence(

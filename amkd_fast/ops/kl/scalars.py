@@ -4,12 +4,29 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from amkd_fast import checks
-from amkd_fast.ops.kl.function import DIVERGENCES, REDUCTIONS, Scalars
+
+# The positions are the operators' numbers `divergence` and `reduction`.
+DIVERGENCES = ("forward", "reverse", "js", "soft_cross_entropy")
+REDUCTIONS = ("sum", "mean", "none")  # the mean is over the rows
+
+
+class Scalars(NamedTuple):
+    """The numbers of one call, in the order in which the operators take them."""
+
+    temperature: float
+    divergence: int
+    beta: float
+    row_scale: float  # T² or 1, part of every row's divergence
+    kl_factor: float  # weight of the divergence
+    ce_factor: float  # weight of the mean cross-entropy
+    ignore_index: int
+    reduction: int  # of the divergence: with labels the cross-entropy is a mean over them
 
 
 def remembered(build: Callable[..., tuple]) -> Callable[..., tuple]:

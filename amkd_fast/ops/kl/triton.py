@@ -18,9 +18,9 @@ import triton.language as tl
 from torch import Tensor
 
 from amkd_fast import backends
-from amkd_fast.ops.kl import fake
-from amkd_fast.ops.kl.function import DIVERGENCES, FIELDS, REDUCTIONS, TAIL
+from amkd_fast.ops.kl.op import FIELDS, TAIL
 from amkd_fast.ops.kl.reference import statistics_dtype
+from amkd_fast.ops.kl.scalars import DIVERGENCES, REDUCTIONS
 from amkd_fast.ops.triton_common import on
 
 LN2 = tl.constexpr(math.log(2.0))
@@ -594,25 +594,3 @@ def launch_backward(
             **plan, WIDTH=w, DIVERGENCE=divergence, num_warps=warps(plan["R"] * plan["N"], student.dtype),
         )  # fmt: skip
     return grad.to(student.dtype)
-
-
-_SCALARS = (
-    "float temperature, int divergence, float beta, float row_scale, float kl_factor, float ce_factor, "
-    "int ignore_index, int reduction"
-)
-_library = torch.library.Library("amkd_fast", "FRAGMENT")
-_library.define(
-    "kl_forward_triton(Tensor student, Tensor teacher, Tensor? weight, Tensor? labels, Tensor? ce_weight, "
-    f"{_SCALARS}) -> (Tensor loss, Tensor stats)"
-)
-_library.define(
-    "kl_backward_triton(Tensor grad_loss, Tensor student, Tensor teacher, Tensor? weight, Tensor? labels, "
-    f"Tensor? ce_weight, Tensor stats, {_SCALARS}) -> Tensor"
-)
-for _key in ("CUDA", "CPU") if backends.INTERPRETING else ("CUDA",):
-    _library.impl("kl_forward_triton", launch_forward, _key)
-    _library.impl("kl_backward_triton", launch_backward, _key)
-torch.library.register_fake("amkd_fast::kl_forward_triton", fake.fake_forward)
-torch.library.register_fake("amkd_fast::kl_backward_triton", fake.fake_backward)
-forward_op = torch.ops.amkd_fast.kl_forward_triton.default
-backward_op = torch.ops.amkd_fast.kl_backward_triton.default

@@ -1,4 +1,4 @@
-"""The relations family in plain PyTorch: the definition that every kernel is tested against (METHODS §5).
+"""The relations family in plain PyTorch: the definition that every kernel is tested against.
 
 Differentiable any number of times, in the student and the teacher. Sums over pairs and triples are in fp64.
 """

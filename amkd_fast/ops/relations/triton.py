@@ -1,4 +1,4 @@
-"""The operator `amkd_fast::relations_loss_triton`: csrc/library.cpp declares it, csrc/relations has its mathematics.
+"""The operator `amkd_fast::relations_loss_triton`; csrc/relations has its mathematics.
 
 Everything is in fp64, as the cosines come from differences of squared distances. A tile of pairs (a, b) goes through
 all third rows c and takes all three angles of each triangle, three times the least work, but so a pair's weight in the
@@ -15,8 +15,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from amkd_fast import backends
-from amkd_fast.ops.relations.operators import NAME, registered
 from amkd_fast.ops.relations.reference import statistics_dtype
 from amkd_fast.ops.triton_common import on
 
@@ -216,7 +214,7 @@ def relations_gradient_kernel(
 def launch_loss(
     student: Tensor, teacher: Tensor, distance_weight: float, angle_weight: float, with_gradient: bool
 ) -> tuple[Tensor, Tensor]:
-    """The loss and its gradient in the student, as csrc/library.cpp describes them."""
+    """The loss and its gradient in the student, as amkd_fast/ops/schemas.py describes them."""
     (count, width), dtype = student.shape, statistics_dtype(student.dtype)
     angles, distances = angle_weight != 0, distance_weight != 0
     loss, grad = (
@@ -258,13 +256,3 @@ def launch_loss(
                 ANGLES=angles, DISTANCES=distances, R=TILE, N=WIDE,
             )  # fmt: skip
     return loss, grad
-
-
-_library = torch.library.Library("amkd_fast", "FRAGMENT")
-_library.define(
-    f"{NAME}_triton(Tensor student, Tensor teacher, float distance_weight, float angle_weight, bool with_gradient) "
-    "-> (Tensor loss, Tensor grad_student)"
-)
-for _key in ("CUDA", "CPU") if backends.INTERPRETING else ("CUDA",):
-    _library.impl(f"{NAME}_triton", launch_loss, _key)
-operator = registered("_triton")

@@ -1,4 +1,4 @@
-"""The segments family in plain PyTorch: the definition that every kernel is tested against (METHODS §5).
+"""The segments family in plain PyTorch: the definition that every kernel is tested against.
 
 Differentiable any number of times, in the students, the teachers and the weights.
 """

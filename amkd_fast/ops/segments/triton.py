@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from amkd_fast import backends
-from amkd_fast.ops.segments.operators import dense, loss_dtype, registered
+from amkd_fast.ops.segments.op import dense, loss_dtype
 from amkd_fast.ops.triton_common import on
 
 GROUP = 16  # segments of a launch: the kernel has code for each of them
@@ -111,7 +111,7 @@ def launch_forward(
     student: Sequence[Tensor], teacher: Sequence[Tensor], weights: Tensor | None, factors: Sequence[float],
     with_grads: bool,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:  # fmt: skip
-    """The loss, the means and perhaps the gradients, as csrc/library.cpp describes them."""
+    """The loss, the means and perhaps the gradients, as amkd_fast/ops/schemas.py describes them."""
     student, teacher = _alike(student, teacher)
     dtype = loss_dtype(student)
     loss, means = student[0].new_empty((), dtype=dtype), student[0].new_empty(len(student), dtype=dtype)
@@ -203,17 +203,3 @@ def _rounded(grads: Sequence[Tensor], stored: Sequence[Tensor]) -> None:
     for grad, found in zip(grads, stored, strict=True):
         if found is not grad:
             grad.copy_(found)
-
-
-_SCHEMAS = {
-    "forward": "(Tensor[] student, Tensor[] teacher, Tensor? weights, float[] factors, bool with_grads) "
-    "-> (Tensor loss, Tensor means, Tensor[] grads)",
-    "backward": "(Tensor grad_loss, Tensor[] student, Tensor[] teacher, Tensor? weights, float[] factors) -> Tensor[]",
-    "scale": "(Tensor(a!)[] grads, Tensor grad_loss) -> ()",
-}
-_library = torch.library.Library("amkd_fast", "FRAGMENT")
-for _name, _schema in _SCHEMAS.items():
-    _library.define(f"segments_{_name}_triton{_schema}")
-    for _key in ("CUDA", "CPU") if backends.INTERPRETING else ("CUDA",):
-        _library.impl(f"segments_{_name}_triton", globals()[f"launch_{_name}"], _key)
-operators = registered("_triton")

@@ -2,27 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
 from amkd_fast import checks
+from amkd_fast.ops.triplet.types import Rows
 
 MAX_EXCLUDED = 2
-
-
-class Rows(NamedTuple):
-    """The rows of a call in one dtype, with their labels."""
-
-    anchor: Tensor  # [N, D]
-    positive: Tensor | None  # [N, D]
-    reference: Tensor  # [P, D]
-    labels: Tensor | None  # [N]
-    reference_labels: Tensor | None  # [P]
-    exclude_labels: Tensor | None  # [N, E]
-    self_offset: int | None
-    is_batch: bool  # the anchors are the reference set
 
 
 def rows(

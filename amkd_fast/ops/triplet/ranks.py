@@ -13,8 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from amkd_fast import ranks
-from amkd_fast.ops.triplet.arguments import Rows
-from amkd_fast.ops.triplet.reference import Outcome, Rule
+from amkd_fast.ops.triplet.types import Outcome, Rows, Rule
 
 Local = Callable[[Rule, str], Outcome]  # the loss of the local anchors by a rule and a reduction
 

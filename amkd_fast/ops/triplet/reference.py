@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -13,52 +12,11 @@ from torch.utils.checkpoint import checkpoint
 
 from amkd_fast import backends
 from amkd_fast.ops.triplet import selection
-from amkd_fast.ops.triplet.arguments import Rows
 from amkd_fast.ops.triplet.distances import finite_or_nan, pairwise, rowwise
 from amkd_fast.ops.triplet.selection import Slots
+from amkd_fast.ops.triplet.types import Outcome, Rows, Rule, Statistics, Terms
 
-REDUCTIONS = ("mean", "mean_nonzero", "sum", "none")
 TILE = 1 << 22  # triplets at a time
-
-
-class Rule(NamedTuple):
-    """What makes a triplet, and what it costs."""
-
-    mining: str
-    margin: float
-    k: int
-    semihard_fallback: bool
-    distance: str
-    soft_margin: bool = False
-    swap: bool = False
-
-
-class Terms(NamedTuple):
-    """What the reductions need to know of each anchor."""
-
-    total: Tensor  # [N] sum of its terms
-    count: Tensor  # [N] int64, number of its terms
-    nonzero: Tensor  # [N] int64, number of its terms above 0
-    triplets: Tensor  # [N] int64, number of its triplets
-    d_ap: Tensor  # [N] sum of D_ap over them
-    d_an: Tensor  # [N] sum of D_an over them
-
-
-class Statistics(NamedTuple):
-    """Scalars for logging, without a graph. A mean over nothing is 0."""
-
-    active: Tensor  # fraction of the terms that are above 0
-    positive_distance: Tensor  # mean D_ap over the triplets
-    negative_distance: Tensor  # mean D_an over the triplets, before any swap
-    without_triplet: Tensor  # number of anchors, of those with a weight other than 0
-
-
-class Outcome(NamedTuple):
-    """What every implementation of the loss returns; ``value`` has the graph."""
-
-    value: Tensor  # [] or [N]
-    size: Tensor  # what the sum of the terms was divided by; 1 for a sum or no reduction
-    statistics: Callable[[], Statistics]  # few ask
 
 
 class Pool(NamedTuple):

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from amkd_fast.ops.triplet.arguments import Rows
+from amkd_fast.ops.triplet.types import Rows
 
 INF = float("inf")
 

@@ -9,9 +9,9 @@ from amkd_fast import backends
 from amkd_fast.ops.autograd import reference_grads
 from amkd_fast.ops.row_loss import RowLoss
 from amkd_fast.ops.triplet import reference as specification
-from amkd_fast.ops.triplet.arguments import Rows, widened
+from amkd_fast.ops.triplet.arguments import widened
 from amkd_fast.ops.triplet.distances import DISTANCES
-from amkd_fast.ops.triplet.reference import REDUCTIONS, Rule
+from amkd_fast.ops.triplet.types import REDUCTIONS, Rows, Rule
 
 WEIGHT, TENSORS = 5, 9
 TAIL = 6  # of the statistics: size, terms, active, positive, negative, missing; csrc/triplet/triplet.h

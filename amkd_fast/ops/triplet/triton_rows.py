@@ -380,7 +380,7 @@ def launch_rows_forward(
     exclude_labels: Tensor | None, self_offset: int, distance: int, margin: float, semihard: bool, fallback: bool,
     soft_margin: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """(total, counts, sums), as csrc/library.cpp describes them."""
+    """(total, counts, sums), as amkd_fast/ops/schemas.py describes them."""
     n, p = product.shape
     total, sums = product.new_zeros(n), product.new_zeros(n, 2)
     terms = product.new_zeros(n, 3, dtype=torch.int64)

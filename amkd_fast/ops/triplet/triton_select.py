@@ -15,7 +15,6 @@ import triton.language as tl
 from torch import Tensor
 
 from amkd_fast import backends
-from amkd_fast.ops.triplet.operators import statistics_dtype
 from amkd_fast.ops.triplet.triton_common import (
     COSINE,
     FAR,
@@ -33,6 +32,7 @@ from amkd_fast.ops.triplet.triton_common import (
     squares_of_pairs,
     width,
 )
+from amkd_fast.ops.triplet.types import statistics_dtype
 from amkd_fast.ops.triton_common import on
 
 SAMPLES = tl.constexpr(8)
@@ -343,7 +343,7 @@ def launch_select(
     anchor: Tensor, reference: Tensor | None, labels: Tensor | None, reference_labels: Tensor | None,
     exclude_labels: Tensor | None, self_offset: int, distance: int, k: int, find_positive: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """(positive, negative), as csrc/library.cpp describes them."""
+    """(positive, negative), as amkd_fast/ops/schemas.py describes them."""
     n, d = anchor.shape
     anchor = columns_together(anchor)
     reference = anchor if reference is None else columns_together(reference)

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from amkd_fast.ops.triplet.operators import TAIL, statistics_dtype
+from amkd_fast.ops.triplet.operators import TAIL
 from amkd_fast.ops.triplet.triton_common import (
     COSINE,
     EUCLIDEAN,
@@ -25,6 +25,7 @@ from amkd_fast.ops.triplet.triton_common import (
     squares_of_pairs,
     width,
 )
+from amkd_fast.ops.triplet.types import statistics_dtype
 from amkd_fast.ops.triton_common import on
 
 MEAN, MEAN_NONZERO, SUM, NONE = (tl.constexpr(i) for i in range(4))  # reference.REDUCTIONS
@@ -354,7 +355,7 @@ def launch_terms(
     negative_index: Tensor, weight: Tensor | None, distance: int, margin: float, soft_margin: bool, swap: bool,
     reduction: int,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """(loss, stats), as csrc/library.cpp and csrc/triplet/triplet.h describe them."""
+    """(loss, stats), as amkd_fast/ops/schemas.py and csrc/triplet/triplet.h describe them."""
     (n, d), k, dtype = anchor.shape, negative_index.shape[1], statistics_dtype(anchor.dtype)
     loss = anchor.new_empty((n,) if reduction == NONE.value else (), dtype=dtype)
     stats = anchor.new_empty(n * (1 + k * (2 if swap else 1)) + TAIL, dtype=dtype)

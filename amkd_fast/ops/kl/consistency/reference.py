@@ -8,6 +8,23 @@ from torch import Tensor
 from amkd_fast.ops.kl.reference import row_divergence, statistics_dtype
 
 
+def loss(
+    student: Tensor,
+    teacher: Tensor,
+    augmented_student: Tensor,
+    augmented_teacher: Tensor,
+    temperature: float,
+    row_scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Total, and the mean of the clean rows, of the augmented ones and the confidence detached."""
+    clean, augmented, confidence = row_terms(student, teacher, augmented_student, augmented_teacher, temperature)
+    factor = row_scale / max(clean.shape[0], 1)
+    # In fp64, as the operators add their rows up.
+    means = [factor * rows.sum(dtype=torch.float64) for rows in (clean, confidence * augmented)]
+    total, *means = (mean.to(clean.dtype) for mean in (0.5 * (means[0] + means[1]), *means))
+    return total, means[0].detach(), means[1].detach(), confidence.detach()
+
+
 def row_terms(
     student: Tensor, teacher: Tensor, augmented_student: Tensor, augmented_teacher: Tensor, temperature: float
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -12,8 +12,7 @@ import triton
 import triton.language as tl
 
 from amkd_fast import backends
-from amkd_fast.ops.kl.consistency import function
-from amkd_fast.ops.kl.consistency.function import FIELDS, TAIL
+from amkd_fast.ops.kl.consistency.op import FIELDS, TAIL
 from amkd_fast.ops.kl.reference import statistics_dtype
 from amkd_fast.ops.kl.triton import MOST_PROGRAMS, warps
 from amkd_fast.ops.kl.triton_rows import (
@@ -212,21 +211,3 @@ def launch_backward(
                 **plan, WIDTH=w, num_warps=warps(plan["R"] * plan["N"], student.dtype),
             )  # fmt: skip
     return grads[0].to(student.dtype), grads[1].to(student.dtype)
-
-
-_library = torch.library.Library("amkd_fast", "FRAGMENT")
-_library.define(
-    "kl_consistency_forward_triton(Tensor student, Tensor teacher, Tensor augmented_student, Tensor augmented_teacher, "
-    "float temperature, float row_scale) -> (Tensor total, Tensor stats)"
-)
-_library.define(
-    "kl_consistency_backward_triton(Tensor grad_total, Tensor student, Tensor teacher, Tensor augmented_student, "
-    "Tensor augmented_teacher, Tensor stats, float temperature, float row_scale) -> (Tensor, Tensor)"
-)
-for _key in ("CUDA", "CPU") if backends.INTERPRETING else ("CUDA",):
-    _library.impl("kl_consistency_forward_triton", launch_forward, _key)
-    _library.impl("kl_consistency_backward_triton", launch_backward, _key)
-torch.library.register_fake("amkd_fast::kl_consistency_forward_triton", function.fake_forward)
-torch.library.register_fake("amkd_fast::kl_consistency_backward_triton", function.fake_backward)
-forward_op = torch.ops.amkd_fast.kl_consistency_forward_triton.default
-backward_op = torch.ops.amkd_fast.kl_consistency_backward_triton.default

@@ -6,12 +6,33 @@ Differentiable any number of times, in the student and the teacher.
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from amkd_fast.ops.kl.reference import log_probabilities, times
+from amkd_fast.ops.kl.reference import every_row, log_probabilities, reduced, times, to_save, without
+
+
+class Scalars(NamedTuple):
+    """The numbers of one call, in the order in which the operators take them."""
+
+    temperature: float
+    target_factor: float  # weight of the target's divergence in a row, with T²
+    other_factor: float  # of the others'
+    factor: float  # weight of the rows
+    reduction: int
+
+
+def loss(student: Tensor, teacher: Tensor, labels: Tensor, weight: Tensor | None, s: Scalars) -> Tensor:
+    """The loss of the operators' arguments."""
+    weight = to_save(weight)
+    hidden = every_row(student) if s.factor == 0 else None if weight is None else weight == 0
+    pair = (without(hidden, z) for z in (student, teacher))
+    target, others = row_divergences(*pair, labels, s.temperature)
+    rows = without(hidden, s.factor * (s.target_factor * target + s.other_factor * others))
+    return reduced(rows if weight is None else rows * weight, s.reduction)
 
 
 def row_divergences(

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from amkd_fast import backends
-from amkd_fast.ops.kl.decoupled import function
+from amkd_fast.ops.kl.decoupled.op import FIELDS
 from amkd_fast.ops.kl.reference import statistics_dtype
 from amkd_fast.ops.kl.triton import (
     FORWARD,
@@ -249,7 +249,7 @@ def launch_forward(student, teacher, labels, weight, temperature, target_factor,
     student, teacher = _columns_together(student), _columns_together(teacher)
     weight, labels = None if weight is None else weight.contiguous(), labels.contiguous()
     loss = student.new_empty((rows,) if per_row else (), dtype=dtype)
-    stats = student.new_empty(function.FIELDS * rows, dtype=dtype)
+    stats = student.new_empty(FIELDS * rows, dtype=dtype)
     plan = forward_plan(rows, classes, student.dtype)
     programs = plan.pop("programs")
     w = width(classes, student, teacher)
@@ -293,22 +293,3 @@ def launch_backward(
             **plan, WIDTH=w, num_warps=warps(plan["R"] * plan["N"], student.dtype),
         )  # fmt: skip
     return grad.to(student.dtype)
-
-
-_SCALARS = "float temperature, float target_factor, float other_factor, float factor, int reduction"
-_library = torch.library.Library("amkd_fast", "FRAGMENT")
-_library.define(
-    f"kl_decoupled_forward_triton(Tensor student, Tensor teacher, Tensor labels, Tensor? weight, {_SCALARS}) "
-    "-> (Tensor loss, Tensor stats)"
-)
-_library.define(
-    "kl_decoupled_backward_triton(Tensor grad_loss, Tensor student, Tensor teacher, Tensor labels, Tensor? weight, "
-    f"Tensor stats, {_SCALARS}) -> Tensor"
-)
-for _key in ("CUDA", "CPU") if backends.INTERPRETING else ("CUDA",):
-    _library.impl("kl_decoupled_forward_triton", launch_forward, _key)
-    _library.impl("kl_decoupled_backward_triton", launch_backward, _key)
-torch.library.register_fake("amkd_fast::kl_decoupled_forward_triton", function.fake_forward)
-torch.library.register_fake("amkd_fast::kl_decoupled_backward_triton", function.fake_backward)
-forward_op = torch.ops.amkd_fast.kl_decoupled_forward_triton.default
-backward_op = torch.ops.amkd_fast.kl_decoupled_backward_triton.default

@@ -5,7 +5,25 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from amkd_fast.ops.kl.reference import row_divergence, statistics_dtype
+from amkd_fast.ops.kl.reference import every_row, reduced, row_divergence, statistics_dtype, to_save, without
+
+
+def loss(
+    student: Tensor,
+    teacher: Tensor,
+    weight: Tensor | None,
+    temperature: float | Tensor,
+    factor: float | Tensor,
+    reduction: int,
+) -> Tensor:
+    """The loss of the operators' arguments."""
+    weight = to_save(weight)
+    hidden = None if weight is None else weight == 0
+    if not isinstance(factor, Tensor) and factor == 0:
+        hidden = every_row(student)
+    pair = (without(hidden, z) for z in (student, teacher))
+    rows = without(hidden, factor * row_divergence_of_standardised(*pair, temperature))
+    return reduced(rows if weight is None else rows * weight, reduction)
 
 
 def row_divergence_of_standardised(student: Tensor, teacher: Tensor, temperature: float | Tensor) -> Tensor:

@@ -13,8 +13,7 @@ import triton.language as tl
 
 from amkd_fast import backends
 from amkd_fast.ops.kl.reference import statistics_dtype
-from amkd_fast.ops.kl.standardised import function
-from amkd_fast.ops.kl.standardised.function import FIELDS
+from amkd_fast.ops.kl.standardised.op import FIELDS
 from amkd_fast.ops.kl.triton import MOST_PROGRAMS, over_rows, times, warps
 from amkd_fast.ops.kl.triton_rows import (
     backward_plan,
@@ -221,22 +220,3 @@ def launch_backward(grad_loss, student, teacher, weight, stats, temperature, fac
                 **plan, WIDTH=w, num_warps=warps(plan["R"] * plan["N"], student.dtype),
             )  # fmt: skip
     return grad.to(student.dtype)
-
-
-_SCALARS = "float temperature, float factor, int reduction"
-_library = torch.library.Library("amkd_fast", "FRAGMENT")
-_library.define(
-    f"kl_standardised_forward_triton(Tensor student, Tensor teacher, Tensor? weight, {_SCALARS}) "
-    "-> (Tensor loss, Tensor stats)"
-)
-_library.define(
-    "kl_standardised_backward_triton(Tensor grad_loss, Tensor student, Tensor teacher, Tensor? weight, Tensor stats, "
-    f"{_SCALARS}) -> Tensor"
-)
-for _key in ("CUDA", "CPU") if backends.INTERPRETING else ("CUDA",):
-    _library.impl("kl_standardised_forward_triton", launch_forward, _key)
-    _library.impl("kl_standardised_backward_triton", launch_backward, _key)
-torch.library.register_fake("amkd_fast::kl_standardised_forward_triton", function.fake_forward)
-torch.library.register_fake("amkd_fast::kl_standardised_backward_triton", function.fake_backward)
-forward_op = torch.ops.amkd_fast.kl_standardised_forward_triton.default
-backward_op = torch.ops.amkd_fast.kl_standardised_backward_triton.default

@@ -1,0 +1,219 @@
+"""From settings to the objects that they mean: a method, an attack; and what cannot go together."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from amkd_fast import CrossBatchMemory
+from amkd_fast.attacks import BoundaryAttack, frozen
+from amkd_fast.distill import checkpoint, networks
+from amkd_fast.distill.data import Data
+from amkd_fast.distill.distributed import torchrun_variables
+from amkd_fast.distill.errors import UserError, allocating, short
+from amkd_fast.distill.settings import METHODS, NEIGHBOURS, USUAL, CompareSettings, Settings, TrainSettings
+from amkd_fast.methods import (
+    AMKD,
+    BSS,
+    CCD,
+    DKD,
+    KD,
+    MKD,
+    RKD,
+    TALD,
+    Constant,
+    Delayed,
+    ExtendedKD,
+    Falling,
+    Linear,
+    Method,
+    Rising,
+    Schedule,
+    StudentAlone,
+    TripletKD,
+)
+
+_ZOO_WAIT, _ZOO_UNTIL = 10, 0.8  # of the published schedule; its start is the settings'
+LISTENING = ("extended-kd", "rkd")  # methods that hook into the student's layers
+
+
+def method(name: str, settings: Settings, data: Data, width: int | None = None, **options: Any) -> Method:
+    """The method of that name.
+
+    Raises:
+        UserError: There is none, or a setting breaks a rule of it.
+
+    Args:
+        name: One of :data:`amkd_fast.distill.settings.METHODS`.
+        settings: Scales, schedules and choices.
+        data: Its classes and pixel bounds.
+        width: D of the student's features; needed for a memory of features alone.
+        options: ``distributed`` and, for methods that attack, ``fixed_shape``.
+    """
+    if name not in METHODS:
+        raise UserError(f"unknown method {name!r}: choose from {', '.join(METHODS)}")
+    try:
+        return _method(name, settings, data, width, **options)
+    except ValueError as error:  # what it is made of are settings alone
+        raise UserError(f"{name}: {error}") from error
+
+
+def _method(name: str, settings: Settings, data: Data, width: int | None, **options: Any) -> Method:
+    distributed = options.get("distributed", False)
+    if name == "student":
+        return StudentAlone(distributed=distributed)
+    place = {"fold": settings.fold, "distributed": distributed}
+    shared = {
+        "temperature": settings.temperature,
+        "kl_weight": Linear(settings.kl_weight_start, settings.kl_weight_end),
+        "scale_by_t2": settings.kl_t2,
+        **place,
+    }
+    if name == "kd":
+        return KD(**shared)
+    if name == "tald":
+        return TALD(**shared, **_particles(settings, data))
+    if name in NEIGHBOURS:
+        return _neighbour(name, settings, data, place)
+    preset = settings.amkd_preset if name == "amkd" else name.removeprefix("bss-")
+    shared |= {
+        "preset": preset,
+        "attack": attack_options(settings, data),
+        "limit": settings.boundary_samples,
+        "boundary_weight": boundary_weight(name, settings),
+        "boundary_scale_by_t2": settings.boundary_t2,
+        "bn": settings.bn,
+        "fixed_shape": options.get("fixed_shape", False),
+    }
+    if name != "amkd":
+        return BSS(**shared)
+    return AMKD(**shared, **_metric(settings), memory=_memory(settings, len(data.classes), width))
+
+
+def _neighbour(name: str, settings: Settings, data: Data, place: dict[str, bool]) -> Method:
+    """A method that takes nothing of the settings that KD, BSS and AMKD share."""
+    if name in ("triplet-ce", "triplet-kd"):
+        weights = {"triplet_weight": settings.triplet_kd_weight, "kl_weight": float(name == "triplet-kd")}
+        return TripletKD(**weights, margin=settings.triplet_kd_margin, **place)
+    if name == "extended-kd":
+        return ExtendedKD(
+            logit_weight=settings.extended_logit_weight,
+            segment_weight=settings.extended_segment_weight,
+            ce_weight=settings.extended_ce_weight,
+            **place,
+        )
+    if name == "jda-ccd":
+        return CCD(
+            mean=data.mean,
+            std=data.std,
+            probability=settings.jda_probability,
+            temperature=settings.ccd_temperature,
+            ce_weight=settings.ccd_ce_weight,
+            **place,
+        )
+    if name == "mkd":
+        return MKD(ce_weight=settings.mkd_ce_weight, **place)
+    if name == "dkd":
+        return DKD(
+            temperature=settings.dkd_temperature,
+            target_weight=settings.dkd_target_weight,
+            other_weight=settings.dkd_other_weight,
+            dkd_weight=Rising(1.0, settings.dkd_warmup),
+            **place,
+        )
+    return RKD(distance_weight=settings.rkd_distance_weight, angle_weight=settings.rkd_angle_weight, **place)
+
+
+def _particles(settings: Settings, data: Data) -> dict[str, Any]:
+    """Keywords of TALD; a radius in pixels is brought to the images' normalisation."""
+    lower, upper = data.bounds() if settings.bounds == "pixel" else (None, None)
+    return {
+        "eps": settings.radius(settings.tald_eps) / data.std,
+        "particles": settings.tald_particles,
+        "steps": settings.tald_steps,
+        "particle_weight": settings.tald_weight,
+        "lower": lower,
+        "upper": upper,
+    }
+
+
+def boundary_weight(name: str, settings: Settings) -> Schedule:
+    """β by epoch, for the method of that name."""
+    kind = settings.boundary_schedule
+    if kind == "constant":
+        return Constant(settings.boundary_weight)
+    if kind == "zoo" or (kind == "auto" and name == "bss-zoo"):
+        return Delayed(settings.boundary_weight, _ZOO_UNTIL, _ZOO_WAIT)
+    return Falling(settings.boundary_weight, settings.boundary_until)
+
+
+def attack_options(settings: Settings, data: Data) -> dict[str, Any]:
+    """Keywords of the attack inside the bounds that the settings ask for."""
+    lower, upper = data.bounds() if settings.bounds == "pixel" else (None, None)
+    return {"steps": settings.attack_steps, "lower": lower, "upper": upper}
+
+
+def boundary_attack(
+    settings: Settings, data: Data, network: nn.Module, preset: str, **options: object
+) -> BoundaryAttack:
+    """The attack of a preset as the settings want it."""
+    view = frozen(network, fold_batchnorm=settings.fold)
+    return BoundaryAttack(view, preset=preset, **{**attack_options(settings, data), **options})
+
+
+def check(settings: Settings, device: Any) -> None:
+    """Raise :class:`UserError` for settings that do not go together, or not here, before any work is done."""
+    if isinstance(settings, (TrainSettings, CompareSettings)) and settings.teacher is not None:
+        checkpoint.read(settings.teacher)
+    for role in ("teacher", "student"):
+        networks.check(settings.network(role), f"--{role}-network")
+    names = settings.names() if isinstance(settings, CompareSettings) else []
+    for name in names:
+        if name not in METHODS:
+            raise UserError(f"--methods: unknown method {short(name)}: choose from {', '.join(METHODS)}")
+    if len(set(names)) < len(names):
+        raise UserError(f"--methods {settings.methods}: name each method once")
+    try:
+        AMKD(preset=settings.amkd_preset, **_metric(settings))
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    if settings.precision == "fp16" and device.type == "cpu":
+        raise UserError("--precision fp16: needs a GPU; a CPU has bf16")
+    if isinstance(settings, TrainSettings):
+        names = (settings.method,)
+    if settings.compile and settings.space == "features":
+        raise UserError("--compile: hides the features that --space features looks for")
+    for name in names:
+        if settings.compile and name in LISTENING:
+            raise UserError(f"--compile: hides the layers that {name} listens to")
+        if settings.whole_step and name in NEIGHBOURS:
+            raise UserError(f"--whole-step: is for the methods {', '.join(USUAL)}, not for {name}")
+    if settings.whole_step:
+        _check_whole_step(settings, device)
+
+
+def _check_whole_step(settings: Settings, device: Any) -> None:
+    if torchrun_variables().WORLD_SIZE > 1:
+        raise UserError("--whole-step: is for one process")
+    if device.type != "cuda":
+        raise UserError("--whole-step: records a CUDA graph, and needs --device cuda")
+    for option, set_ in (
+        ("--accumulate", settings.accumulate > 1),
+        ("--precision fp16", settings.precision == "fp16"),
+        ("--compile", settings.compile),
+    ):
+        if set_:
+            raise UserError(f"--whole-step: does not go with {option}")
+
+
+def _metric(settings: Settings) -> dict[str, Any]:
+    names = ("triplet_weight", "margin", "variant", "negatives", "selector", "space", "force")
+    return {name: getattr(settings, name) for name in names}
+
+
+def _memory(settings: Settings, classes: int, width: int | None) -> CrossBatchMemory | None:
+    if settings.memory == 0:
+        return None
+    with allocating(f"--memory {settings.memory}"):
+        return CrossBatchMemory(settings.memory, width if settings.space == "features" else classes)

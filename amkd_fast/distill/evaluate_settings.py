@@ -1,0 +1,92 @@
+"""What ``amkd-distill evaluate`` is asked to do."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from amkd_fast.distill.errors import UserError
+
+# Choices that the command line offers before torch is imported; the attacks check them again.
+ATTACKS = ("none", "pgd", "boundary")
+NORMS = ("linf", "l2", "l1")
+LOSSES = ("ce", "boundary", "dlr")
+KEEPS = ("last", "best", "first")
+TARGETS = ("every", "drawn", "runner_up")
+
+_PGD = ("eps", "step_size", "norm", "restarts", "loss", "keep")
+_BOUNDARY = ("compare", "preset", "targets")
+
+
+@dataclass(frozen=True)
+class EvaluateSettings:
+    """An evaluation. Radii and step sizes are in pixel units, the pixels being in [0, 1]."""
+
+    checkpoint: str
+    network: str | None = None  # the one of the user's own that a checkpoint may name
+    data: str | None = None  # None: what the checkpoint was trained with
+    attack: str = "none"
+    steps: int = 10
+    seed: int = 0
+    batch_size: int = 256
+    limit: int = 0  # images; 0: all
+
+    eps: tuple[float, ...] = (0.1,)
+    step_size: float | None = None  # None: 2.5 eps/steps, eps in a single step
+    norm: str = "linf"
+    restarts: int = 1
+    loss: str = "ce"
+    keep: str = "last"
+
+    compare: str | None = None  # a checkpoint to take as the teacher of MagSim and AngSim
+    preset: str = "near_boundary"
+    targets: str = "every"
+
+    output: str | None = None
+    overwrite: bool = False
+
+    @classmethod
+    def from_options(cls, values: dict[str, Any]) -> EvaluateSettings:
+        """Those of the options that the user gave.
+
+        Args:
+            values: Options by name; those that were not given are absent.
+
+        Raises:
+            UserError: An option would have no effect, or the output cannot be written.
+        """
+        attack = values.get("attack", cls.attack)
+        for name in values:
+            if name in _PGD and attack != "pgd":
+                raise UserError(f"{_option(name)}: is for --attack pgd, not for --attack {attack}")
+            if name in _BOUNDARY and attack != "boundary":
+                raise UserError(f"{_option(name)}: is for --attack boundary, not for --attack {attack}")
+            if name in ("preset", "targets") and "compare" not in values:
+                raise UserError(f"{_option(name)}: is for --compare")
+            if name == "steps" and attack == "none":
+                raise UserError("--steps: is for --attack pgd or boundary")
+        settings = cls(**{**values, "eps": tuple(values.get("eps", cls.eps))})
+        settings.check_output()
+        return settings
+
+    def check_output(self) -> None:
+        """Find out before the work whether its result can be kept."""
+        if self.output is None:
+            if self.overwrite:
+                raise UserError("--overwrite: is for --output")
+            return
+        path = Path(self.output)
+        if path.is_dir():
+            raise UserError(f"--output {path}: is a folder, not a file")
+        if path.exists() and not self.overwrite:
+            raise UserError(f"--output {path}: exists; choose another file or give --overwrite")
+        if not path.parent.is_dir():
+            raise UserError(f"--output {path}: there is no folder {path.parent}")
+        if not os.access(path.parent, os.W_OK):
+            raise UserError(f"--output {path}: the folder {path.parent} cannot be written to")
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")

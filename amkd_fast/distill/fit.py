@@ -1,0 +1,190 @@
+"""One training on Lightning, as quiet and as quick as it can be."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.strategies import DDPStrategy
+from torch import nn
+
+from amkd_fast.distill import checkpoint as checkpoint_files
+from amkd_fast.distill.checkpoint import read_training
+from amkd_fast.distill.data import Batches, Data, InOrder, Split
+from amkd_fast.distill.distributed import World
+from amkd_fast.distill.epoch_log import EpochLog
+from amkd_fast.distill.errors import UserError, exhausted
+from amkd_fast.distill.lightning_module import Distillation
+from amkd_fast.distill.networks import Spec
+from amkd_fast.distill.settings import Settings
+from amkd_fast.distill.teacher import Teacher
+from amkd_fast.methods import Method
+
+ALONE = World()
+PRECISIONS = {"64": "64-true", "32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+
+
+class Run(NamedTuple):
+    """A trained network (None where another process kept it) and its log, one row an epoch."""
+
+    network: nn.Module | None
+    rows: list[dict[str, float]]
+    qualities: dict[str, float | None] | None = None  # by name, where they were measured
+    diverged: dict[str, Any] | None = None  # "epoch", from 1, and "what": then the rows are of the epochs before
+
+    @property
+    def last(self) -> float | None:
+        """Test accuracy after the last epoch, per cent; None of a run that diverged."""
+        return None if self.diverged else self.rows[-1]["accuracy"]
+
+    @property
+    def best(self) -> float | None:
+        """Highest test accuracy of all epochs, per cent: chosen on the test set, so optimistic. None as ``last``."""
+        return None if self.diverged else max(row["accuracy"] for row in self.rows)
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Lightning's reader and writer, with a write that a crash or a full disk cannot leave half done."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        checkpoint_files.save(checkpoint, path)
+
+    def load_checkpoint(self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = True) -> Any:
+        return checkpoint_files.read(path)
+
+
+class OwnSignals(pl.Callback):
+    """Whoever handled SIGTERM before goes on to: Lightning's handler waits for other processes, which may be dead."""
+
+    def setup(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:
+        self.handler = signal.getsignal(signal.SIGTERM)
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if threading.current_thread() is threading.main_thread() and callable(self.handler):
+            signal.signal(signal.SIGTERM, self.handler)
+
+
+def fit(
+    network: nn.Module,
+    spec: Spec,
+    method: Method,
+    teacher: Teacher | None,
+    train: Split,
+    data: Data,
+    settings: Settings,
+    *,
+    epochs: int,
+    seed: int,
+    about: dict[str, Any],
+    folder: Path | None = None,
+    progress: bool = False,
+    resume: bool = False,
+    world: World = ALONE,
+) -> Run:
+    """Train ``network`` in place.
+
+    Args:
+        network: Its initial weights are the run's.
+        spec: How it is built.
+        method: Turns batches into losses.
+        teacher: Asked by the method.
+        train: What it learns from.
+        data: Test set and augmentation.
+        settings: Optimiser settings and batch size.
+        epochs: Number of epochs.
+        seed: Of batch order, augmentation and attack draws.
+        about: Plain values for the checkpoint.
+        folder: Where log.csv, last.ckpt and best.ckpt go; None: nothing is written.
+        progress: Show a progress bar.
+        resume: Go on from ``folder/last.ckpt``, where there is one.
+        world: The processes that train together, each on its share of every batch.
+
+    Raises:
+        Diverged: The loss or the weights of an epoch are not finite; the checkpoints are of the epochs before.
+        UserError: The checkpoint to go on from cannot be used.
+    """
+    if folder is not None:
+        folder.mkdir(exist_ok=True)
+    log = EpochLog(None if folder is None or not world.first else folder / "log.csv")
+    callbacks: list[pl.Callback] = [OwnSignals(), log]  # before the checkpoints, which are of good epochs alone
+    if folder is not None:
+        always = {"enable_version_counter": False, "save_on_train_epoch_end": True}
+        callbacks.append(ModelCheckpoint(folder, "best", monitor="accuracy", mode="max", **always))
+        # Of its own, as `save_last` skips epochs that are not the best so far. After "best", whose state it holds.
+        callbacks.append(ModelCheckpoint(folder, "last", **always))
+    if progress and world.first:
+        callbacks.append(RichProgressBar(leave=False))
+    gpu = train.labels.device.type == "cuda"
+    if settings.batch_size < world.size:
+        raise UserError(f"--batch-size {settings.batch_size}: must be at least {world.size}, an image for each process")
+    batches = Batches(train, settings.batch_size, seed, data.augment, rank=world.rank, world=world.size)
+    place = {"epochs": epochs, "batches": len(batches), "seed": seed, "about": about, "world": world}
+    module = Distillation(network, spec, method, teacher, settings, **place)
+    last = None if folder is None else folder / "last.ckpt"
+    resume_from = last if resume and last is not None and last.is_file() else None
+    if resume_from is not None:
+        read_training(resume_from, about, spec)
+        if not resume_from.with_name("best.ckpt").is_file():
+            raise UserError(f"--resume: {resume_from.with_name('best.ckpt')} is missing")
+    with _quiet(), torch.random.fork_rng([train.labels.device] if gpu else []):
+        torch.manual_seed(seed)
+        trainer = pl.Trainer(
+            accelerator="gpu" if gpu else "cpu",
+            devices=world.local,
+            num_nodes=world.size // world.local,
+            # Buffers: running statistics are the same everywhere, and a memory's rows must not be overwritten.
+            strategy="auto" if world.size == 1 else DDPStrategy(broadcast_buffers=False),
+            sync_batchnorm=gpu and world.size > 1,
+            precision=PRECISIONS[settings.precision],
+            accumulate_grad_batches=settings.accumulate,
+            max_epochs=epochs,
+            logger=False,
+            callbacks=callbacks,
+            plugins=[AtomicCheckpointIO()],
+            enable_checkpointing=folder is not None,
+            enable_progress_bar=progress and world.first,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            deterministic="warn" if gpu else False,
+            default_root_dir=folder,
+        )
+        test = InOrder(data.test, rank=world.rank, world=world.size)
+        try:
+            trainer.fit(module, batches, test, ckpt_path=resume_from, weights_only=True)
+        except SystemExit as stop:  # Lightning's answer to Ctrl-C
+            raise KeyboardInterrupt from stop
+        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+            if resume_from is None or log.begun or world.size > 1 or exhausted(error):
+                raise
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"--resume: {resume_from} does not fit this training ({reason})") from error
+    network.eval()
+    return Run(network.to(train.labels.device), log.rows)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Lightning's remarks on loggers, workers and devices to itself; errors still come through."""
+    loggers = [logging.getLogger(name) for name in ("lightning", "lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"lightning\..*")
+            warnings.filterwarnings("ignore", message=r".*(does not have many workers|GPU available but not used).*")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

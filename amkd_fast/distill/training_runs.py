@@ -1,0 +1,181 @@
+"""The training runs: the teacher's, and those of its students by method and seed."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from amkd_fast.distill import build, networks
+from amkd_fast.distill.checkpoint import load_network, save_network
+from amkd_fast.distill.data import Data
+from amkd_fast.distill.distributed import World
+from amkd_fast.distill.errors import Diverged, UserError, allocating
+from amkd_fast.distill.fit import ALONE, Run, fit
+from amkd_fast.distill.networks import Spec
+from amkd_fast.distill.settings import Settings
+from amkd_fast.distill.teacher import Teacher, accuracy, predict
+from amkd_fast.methods.outputs import with_features
+
+TEACHER_SEED = 0
+
+
+def train_teacher(data: Data, settings: Settings, **options: Any) -> tuple[Run, Spec]:
+    """Train the teacher with the labels alone; the options are those of :func:`fit`."""
+    network, spec = _built("teacher", TEACHER_SEED, data, settings)
+    method = build.method("student", settings, data, distributed=options.get("world", ALONE).size > 1)
+    options = {"epochs": settings.teacher_epochs, "seed": TEACHER_SEED, "about": {}, **options}
+    return fit(network, spec, method, None, data.teacher, data, settings, **options), spec
+
+
+def obtain_teacher(
+    settings: Settings,
+    data: Data,
+    folder: Path,
+    *,
+    progress: bool = False,
+    resume: bool = False,
+    world: World = ALONE,
+) -> tuple[nn.Module, float]:
+    """The teacher that the settings name, or one that is trained here; kept as teacher.ckpt. And its accuracy.
+
+    Args:
+        settings: ``teacher`` is the path of a checkpoint, or None.
+        data: What it is trained and tested on.
+        folder: Where teacher.ckpt goes, and while it is trained a folder of its checkpoints.
+        progress: Show a progress bar.
+        resume: Take the teacher.ckpt of ``folder``, or go on with the training that was interrupted there.
+        world: The processes that train together.
+    """
+    kept, growing = folder / "teacher.ckpt", folder / "teacher"
+    path = kept if resume and kept.is_file() else settings.teacher
+    if path is not None:
+        network, spec = load_teacher(path, data, settings)
+        how = f"teacher from {path}"
+    else:
+        start = time.perf_counter()
+        options = {"folder": growing, "progress": progress, "resume": resume, "world": world}
+        try:
+            run, spec = train_teacher(data, settings, **options)
+        except Diverged as error:
+            raise told("teacher", error, growing, settings.teacher_epochs) from error
+        network, how = run.network, f"teacher trained in {time.perf_counter() - start:.0f} s"
+    correct = accuracy(network, data.test)
+    if not math.isfinite(float(predict(network, data.test.take(slice(0, 64))).sum())):
+        how += " (its logits are not finite)"
+    if world.first:
+        print(f"{how}: {correct:.1f} % on {len(data.test)} test images", flush=True)
+        if path != kept:
+            save_network(kept, network, spec, describe("teacher", TEACHER_SEED, data, settings))
+        shutil.rmtree(growing, ignore_errors=True)
+    return network, correct
+
+
+def load_teacher(path: str | Path, data: Data, settings: Settings) -> tuple[nn.Module, Spec]:
+    """A teacher from a checkpoint, checked against the data."""
+    network, spec, _ = load_network(path, settings.teacher_network, "--teacher-network")
+    for name, value in (("channels", data.channels), ("classes", len(data.classes))):
+        if getattr(spec, name) != value:
+            raise UserError(f"--teacher {path}: has {getattr(spec, name)} {name}, the data has {value}")
+    network = network.to(data.test.labels.device)
+    rehearse(network, f"--teacher {path}", spec, data)
+    return network, spec
+
+
+def prepare(names: Iterable[str], data: Data, settings: Settings, distributed: bool = False) -> None:
+    """Build once what the trainings will build, so that what cannot be built is known before hours of training.
+
+    Raises:
+        UserError: A network or a method cannot be had.
+    """
+    with torch.random.fork_rng(devices=[]):
+        if settings.teacher is None and any(name != "student" for name in names):
+            _built("teacher", TEACHER_SEED, data, settings)
+        width = _width(_built("student", 0, data, settings)[0], data, settings)
+        for name in names:
+            build.method(name, settings, data, width, distributed=distributed)
+
+
+def rehearse(network: nn.Module, what: str, spec: Spec, data: Data) -> None:
+    """Find out before the work whether a network of the user's own takes these images, and answers with logits.
+
+    Raises:
+        UserError: It does not; the message begins with ``what``.
+    """
+    if not networks.is_users(spec.name):
+        return
+    images = data.test.take(slice(0, 1)).images
+    was_training = network.training
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            logits = network.eval()(images.to(next(network.parameters()).dtype))
+    except Exception as error:
+        shape, reason = " × ".join(map(str, images.shape[1:])), " ".join(str(error).split())[:120]
+        raise UserError(
+            f"{what}: does not take images of {shape} ({type(error).__name__}: {reason}); --image-size brings those "
+            "of a folder to another size"
+        ) from error
+    network.train(was_training)
+    if not isinstance(logits, torch.Tensor) or logits.shape != (1, len(data.classes)):
+        answer = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+        raise UserError(f"{what}: answers an image with {answer}: must be logits of shape (1, {len(data.classes)})")
+
+
+def told(name: str, error: Diverged, folder: Path, epochs: int) -> Diverged:
+    """The same, with the name of what was trained and the checkpoint that is left."""
+    good = folder / "last.ckpt"
+    kept = f"{good} is of epoch {error.epoch - 1}, the last good one" if good.is_file() else "no epoch was good"
+    message = f"{name} diverged in epoch {error.epoch} of {epochs} ({error.what}); {kept}"
+    return Diverged(error.epoch, error.what, error.rows, message)
+
+
+def train_student(name: str, seed: int, teacher: Teacher | None, data: Data, settings: Settings, **options: Any) -> Run:
+    """Train the student of a seed: the same initial weights and batches for every method."""
+    network, spec = _built("student", 1000 + seed, data, settings)
+    spread = options.get("world", ALONE).size > 1
+    shape = {"distributed": spread, "fixed_shape": settings.whole_step}
+    method = build.method(name, settings, data, _width(network, data, settings), **shape)
+    method.to(data.test.labels.device)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(2000 + seed)  # of the method's own weights
+        method.prepare(data.student.take(slice(0, 1)).images, None if teacher is None else teacher.network, network)
+    options = {"epochs": settings.epochs, "seed": seed, "about": {}, **options}
+    return fit(network, spec, method, teacher, data.student, data, settings, **options)
+
+
+def describe(method: str, seed: int, data: Data, settings: Settings) -> dict[str, Any]:
+    """What a checkpoint must know to be evaluated later: plain values only."""
+    return {
+        "method": method,
+        "seed": seed,
+        "classes": list(data.classes),
+        "mean": list(data.mean),
+        "std": data.std,
+        "settings": settings.as_dict(),
+    }
+
+
+def _built(role: str, seed: int, data: Data, settings: Settings) -> tuple[nn.Module, Spec]:
+    spec = Spec(settings.network(role), data.channels, len(data.classes))
+    what = f"--{role}-network {spec.name}"
+    with allocating(what):
+        network = networks.build(spec, seed).to(data.test.labels.device)
+    rehearse(network, what, spec, data)
+    return network, spec
+
+
+@torch.no_grad()
+def _width(network: nn.Module, data: Data, settings: Settings) -> int | None:
+    """D of the features, where a memory has to be as wide."""
+    if not (settings.memory and settings.space == "features"):
+        return None
+    network.eval()
+    width = with_features(network, data.test.take(torch.arange(1, device=data.test.labels.device)).images)[1].shape[1]
+    network.train()
+    return width

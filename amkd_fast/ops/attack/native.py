@@ -1,5 +1,0 @@
-"""The compiled operators of the attack family."""
-
-from amkd_fast.ops.attack.operators import registered
-
-operators = registered()

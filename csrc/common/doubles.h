@@ -1,0 +1,99 @@
+// Vectors of doubles of the SIMD level that a translation unit is compiled for.
+#pragma once
+
+#include "simd.h"
+
+namespace amkd::AMKD_SIMD {
+
+constexpr int kDoubles = kBytes / 8;
+
+typedef double Doubles __attribute__((vector_size(kBytes)));
+typedef int64_t Longs __attribute__((vector_size(kBytes)));
+
+AMKD_INLINE Doubles load_doubles(const double* p) {
+  Doubles v;
+  std::memcpy(&v, p, sizeof(v));
+  return v;
+}
+AMKD_INLINE void store_doubles(double* p, Doubles v) { std::memcpy(p, &v, sizeof(v)); }
+
+// As many numbers of fp32, in fp64 between.
+typedef float HalfFloats __attribute__((vector_size(kBytes / 2)));
+
+AMKD_INLINE Doubles load_doubles(const float* p) {
+  HalfFloats v;
+  std::memcpy(&v, p, sizeof(v));
+  return __builtin_convertvector(v, Doubles);
+}
+AMKD_INLINE void store_doubles(float* p, Doubles v) {
+  const HalfFloats rounded = __builtin_convertvector(v, HalfFloats);
+  std::memcpy(p, &rounded, sizeof(rounded));
+}
+
+// The nearest number in [-1, 1]; NaN stays NaN: either instruction gives its second operand for it.
+AMKD_INLINE Doubles clamped(Doubles v) {
+  const Doubles one = Doubles{} + 1.0;
+#if defined(__AVX512F__)
+  const __m512d most = _mm512_min_pd(bits<__m512d>(one), bits<__m512d>(v));
+  return bits<Doubles>(_mm512_max_pd(bits<__m512d>(-one), most));
+#elif defined(__AVX2__)
+  const __m256d most = _mm256_min_pd(bits<__m256d>(one), bits<__m256d>(v));
+  return bits<Doubles>(_mm256_max_pd(bits<__m256d>(-one), most));
+#else
+  const Doubles most = one < v ? one : v;
+  return -one > most ? -one : most;
+#endif
+}
+
+AMKD_INLINE Doubles root_of(Doubles x) {
+#if defined(__AVX512F__)
+  return bits<Doubles>(_mm512_sqrt_pd(bits<__m512d>(x)));
+#elif defined(__AVX2__)
+  return bits<Doubles>(_mm256_sqrt_pd(bits<__m256d>(x)));
+#else
+  for (int i = 0; i < kDoubles; ++i) x[i] = __builtin_sqrt(x[i]);
+  return x;
+#endif
+}
+
+// f(numbers) of every lane, computed in fp64 and rounded.
+template <class F, class... V>
+AMKD_INLINE Floats in_doubles(F f, V... numbers) {
+  Floats out;
+  const auto half = [](const Floats& v, int i) {
+    return load_doubles(reinterpret_cast<const float*>(&v) + i * kDoubles);
+  };
+  for (int i = 0; i < 2; ++i) store_doubles(reinterpret_cast<float*>(&out) + i * kDoubles, f(half(numbers, i)...));
+  return out;
+}
+
+AMKD_INLINE double sum_of(Doubles v) {
+  double sum = v[0];
+  for (int i = 1; i < kDoubles; ++i) sum += v[i];
+  return sum;
+}
+
+// log x of normal numbers in every lane, one unit in the last place; log 0 = -inf, NaN stays NaN. The library's
+// function takes one number at a time, which is most of the time of a loss of short rows.
+AMKD_INLINE Doubles log_of(Doubles x) {
+  constexpr int64_t kRootHalf = 0x3fe6a09e667f3bcd;
+  const Longs exponent = (bits<Longs>(x) - kRootHalf) >> 52;
+  const Doubles m = bits<Doubles>(bits<Longs>(x) - (exponent << 52));  // between √½ and √2
+  const Doubles w = (m - 1.0) / (m + 1.0), v = w * w;
+  // 2·atanh(w) = 2w (1 + v/3 + v²/5 + …) to the term that is below 2e-17.
+  Doubles series = v * (1.0 / 21.0) + 1.0 / 19.0;
+  series = series * v + 1.0 / 17.0;
+  series = series * v + 1.0 / 15.0;
+  series = series * v + 1.0 / 13.0;
+  series = series * v + 1.0 / 11.0;
+  series = series * v + 1.0 / 9.0;
+  series = series * v + 1.0 / 7.0;
+  series = series * v + 1.0 / 5.0;
+  series = series * v + 1.0 / 3.0;
+  const Doubles e = __builtin_convertvector(exponent, Doubles);
+  // log 2 in two parts, of which the first times any exponent is exact.
+  const Doubles log = e * 0x1.62e42fee00000p-1 + (2.0 * w + (2.0 * w * (series * v) + e * 0x1.a39ef35793c76p-33));
+  return x == 0.0 ? Doubles{} - __builtin_huge_val() : log + (x - x);
+}
+
+}  // namespace amkd::AMKD_SIMD
