@@ -91,7 +91,7 @@ class Comparison:
         try:
             field = prepare(group, device)
             peaks = {entry: peak_bytes(entry, group, field, device) for entry in field.errors}
-            extras = group.extras(device) if group.extras else {}
+            extras = group.extras(field.inputs)
             for direction in group.directions:
                 row, times = timed(group, device, direction, field, patience, peaks)
                 row["extras"] = extras
@@ -156,13 +156,12 @@ def peak_bytes(entry: Contestant, group: Group, field: Field, device: str) -> in
     def call() -> None:
         result = entry.call(*field.inputs)
         if "both" in group.directions:
-            field.inputs[0].grad = None
+            contest.drop_grads(field.inputs)
             result.backward()
 
     with entry.chosen():
         peak = memory.peak_bytes(call, device)
-    if "both" in group.directions:
-        field.inputs[0].grad = None
+    contest.drop_grads(field.inputs)
     return peak
 
 

@@ -42,7 +42,7 @@ class Contestant(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """Value of a call, in one tensor or several, and the gradient in its first input where that asks for one."""
+    """Value of a call, in one tensor or several, and the gradients in all inputs that ask for one, in a row."""
 
     value: Any
     grad: Tensor | None
@@ -88,39 +88,42 @@ def missing(operation: str, device: str) -> dict[str, str]:
     return found
 
 
+def leaves(inputs: tuple[Any, ...]) -> list[Tensor]:
+    """Those that want a gradient."""
+    return [part for part in inputs if isinstance(part, Tensor) and part.requires_grad]
+
+
+def drop_grads(inputs: tuple[Any, ...]) -> None:
+    for leaf in leaves(inputs):
+        leaf.grad = None
+
+
 def answer(contestant: Contestant, inputs: tuple[Tensor, ...]) -> Answer:
-    """Call once, backward included; leaves no gradient behind."""
-    leaf = inputs[0]
-    leaf.grad = None
+    """Call once, backward included."""
     with contestant.chosen():
         value = contestant.call(*inputs)
         if isinstance(value, tuple):
             return Answer(value, None)
-        if value.requires_grad:
-            value.backward()
-    grad, leaf.grad = leaf.grad, None
-    return Answer(value.detach(), grad)
+        grads = torch.autograd.grad(value, leaves(inputs)) if value.requires_grad else ()
+    return Answer(value.detach(), torch.cat([grad.flatten() for grad in grads]) if grads else None)
 
 
-def truth(call: Callable[..., Any], inputs: tuple[Tensor, ...], ask: Callable[..., Answer] = answer) -> Answer:
-    """The reference in fp64; ``ask`` is what calls it."""
-    return ask(reference(call), wide(inputs))
+def truth(call: Callable[..., Any], inputs: tuple[Tensor, ...]) -> Answer:
+    """The reference in fp64."""
+    return answer(reference(call), wide(inputs))
 
 
 def wide(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return tuple(x.detach().double().requires_grad_(x.requires_grad) if x.is_floating_point() else x for x in inputs)
 
 
-def verify(
-    contestant: Contestant, inputs: tuple[Tensor, ...], expected: Answer, limit: float | None = None,
-    ask: Callable[..., Answer] = answer,
-) -> Errors:  # fmt: skip
-    """Compare with :func:`truth`; ``ask`` is what calls the contestant.
+def verify(contestant: Contestant, inputs: tuple[Tensor, ...], expected: Answer, limit: float | None = None) -> Errors:
+    """Compare with :func:`truth`.
 
     Raises:
         WrongResult: The error is above ``limit``, by default that of :data:`LIMITS`, or whole numbers differ.
     """
-    got = ask(contestant, inputs)
+    got = answer(contestant, inputs)
     if (got.grad is None) != (expected.grad is None):
         raise WrongResult(f"{contestant.name}: only one of it and the reference has a gradient")
     parts, wanted = (part if isinstance(part, tuple) else (part,) for part in (got.value, expected.value))

@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from benchmarks import contest
+from benchmarks.baselines import written
 from benchmarks.contest import Contestant, Errors
 from benchmarks.roofline import Work
 
@@ -34,17 +36,19 @@ class Group:
     operation: str  # the function, with what matters of its arguments: "kl_div reverse"
     sizes: dict[str, int]  # what the shape is made of, by the field's letters: {"B": 128, "K": 10}
     dtype: torch.dtype  # of the floating-point inputs; uint8 where there are none
-    inputs: Callable[[str], tuple[Any, ...]]  # on a device; of a differentiable operation the first is the leaf
+    draw: Callable[[], tuple[Any, ...]]  # the inputs; of a differentiable operation the first ones are leaves
     ours: Callable[..., Any]  # our public function on them
-    rivals: Callable[[], list[Contestant]] = list  # those without us; nothing is compiled before it is called
+    rivals: dict[str, Callable[..., Any]] = field(default_factory=dict)  # in plain PyTorch: eager, and compiled
     work: dict[str, Work] = field(default_factory=dict)  # the least that has to be done, by direction that is timed
-    forms: Callable[[], dict[str, Callable[..., Any]]] = dict  # other ways to call us: into a tensor that is there, …
+    others: Callable[[], list[Contestant]] = list  # rivals that are not to be compiled: libraries, loops
+    forms: dict[str, Callable[..., Any]] = field(default_factory=dict)  # other ways to call us: into a tensor, …
     reference: bool = True  # whether the specification takes part; networks are slow enough without it
     verify: Callable[[Contestant, tuple[Any, ...], Any], Errors] = contest.verify  # hold one against the truth
     truth: Callable[[Callable[..., Any], tuple[Any, ...]], Any] = contest.truth  # by default the reference in fp64
-    extras: Callable[[str], dict[str, Any]] | None = None  # more figures of ours on a device, by name
+    extras: Callable[[tuple[Any, ...]], dict[str, Any]] = lambda given: {}  # more figures of ours, by name
     goals: tuple[Goal, ...] = ()
     yardsticks: tuple[str, ...] = ()  # contestants that compute less than ours: never the best of the others
+    absent: Callable[[str], bool] = lambda title: False  # whether a contestant of this title is not asked
 
     def __str__(self) -> str:
         sizes = ", ".join(f"{name} = {size}" for name, size in self.sizes.items())
@@ -55,13 +59,24 @@ class Group:
         """Of ``"forward"``, ``"backward"``, ``"both"``; one call forward where nobody knows its work."""
         return tuple(self.work) or ("forward",)
 
+    def inputs(self, device: str) -> tuple[Any, ...]:
+        """The same ones for every device."""
+        return tuple(_on(device, part) for part in self.draw())
+
     def contestants(self, device: str) -> list[Contestant]:
         """The reference, those of others, ours on each backend that runs here."""
         found = [contest.reference(self.ours)] if self.reference else []
-        found += [*self.rivals(), *contest.ours(self.family, self.ours, device)]
-        for form, call in self.forms().items():
+        found += [entry for name, call in self.rivals.items() for entry in written(name, call)]
+        found += [*self.others(), *contest.ours(self.family, self.ours, device)]
+        for form, call in self.forms.items():
             found += [entry._replace(form=form) for entry in contest.ours(self.family, call, device)]
-        return found
+        return [entry for entry in found if not self.absent(entry.title)]
+
+
+def _on(device: str, part: Any) -> Any:
+    if isinstance(part, tuple):
+        return tuple(_on(device, inner) for inner in part)
+    return part.detach().to(device).requires_grad_(part.requires_grad) if isinstance(part, Tensor) else part
 
 
 @dataclass

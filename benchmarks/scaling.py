@@ -10,7 +10,7 @@ import argparse
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from importlib import import_module
+from functools import partial
 from math import log
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,8 +19,9 @@ import torch
 
 from benchmarks import contest, machine
 from benchmarks.compare import US, peak_bytes, timed
-from benchmarks.contest import Contestant, WrongResult
+from benchmarks.contest import WrongResult
 from benchmarks.group import Group, prepare
+from benchmarks.groups import attack, images, kl, triplet
 from benchmarks.timing import QUICK, Patience
 
 SECONDS, BYTES = 1.0, 2e9  # of a call; who would take more stops
@@ -32,31 +33,28 @@ class Axis(NamedTuple):
 
     name: str
     title: str
-    family: str  # whose module of benchmarks.groups has the builder
+    family: str
     letter: str
     sizes: tuple[int, ...]
-    build: Callable[[Any, int], Group]  # the group of a size, from that module
+    build: Callable[[int], Group]  # the group of a size
     left_out: tuple[str, ...] = ("max-autotune",)  # whose title has one of these in it does not take part
 
 
-FP32 = torch.float32
+LOG_TARGET = ("max-autotune", "softmax target")
 AXES = (
     Axis("kl_div-K", "kl_div, B = 128, fp32", "kl", "K", (10, 100, 1000, 10_000, 32_768, 131_072),
-         lambda kl, size: kl.kl_div(128, size, FP32), ("max-autotune", "softmax target")),
+         lambda size: kl.loss("kl_div", 128, size, torch.float32), LOG_TARGET),
     Axis("kl_div-B", "kl_div, K = 1000, fp32", "kl", "B", (16, 128, 1024, 8192),
-         lambda kl, size: kl.kl_div(size, 1000, FP32), ("max-autotune", "softmax target")),
+         lambda size: kl.loss("kl_div", size, 1000, torch.float32), LOG_TARGET),
     Axis("triplet_hard-N", "triplet hard, D = 128, 16 classes, fp32", "triplet", "N", (64, 256, 1024, 4096),
-         lambda triplet, size: triplet.hard(size, 128, 16)),
+         triplet.hard),
     Axis("triplet_hard-D", "triplet hard, N = 1024, 16 classes, fp32", "triplet", "D", (16, 128, 512, 2048),
-         lambda triplet, size: triplet.hard(1024, size, 16)),
+         partial(triplet.hard, 1024)),
     Axis("triplet_all-N", "triplet all, D = 128, 16 classes, fp32", "triplet", "N", (64, 256, 512, 1024),
-         lambda triplet, size: triplet.every(size, 128, 16)),
-    Axis("attack_linf-B", "attack_step linf, [B, 3, 32, 32], fp32", "attack", "B", (16, 64, 256, 2048),
-         lambda attack, size: attack.step("linf", size)),
-    Axis("attack_boundary-B", "attack_step boundary, [B, 3, 32, 32], fp32", "attack", "B", (16, 64, 256, 2048),
-         lambda attack, size: attack.step("boundary", size)),
-    Axis("crop_flip-B", "crop_flip, [B, 3, 32, 32]", "images", "B", (16, 64, 256, 2048),
-         lambda images, size: images.crop_flip(size)),
+         triplet.every),
+    *(Axis(f"attack_{rule}-B", f"attack_step {rule}, [B, 3, 32, 32], fp32", "attack", "B", (16, 64, 256, 2048),
+           partial(attack.step, rule)) for rule in ("linf", "boundary")),
+    Axis("crop_flip-B", "crop_flip, [B, 3, 32, 32]", "images", "B", (16, 64, 256, 2048), images.crop_flip),
 )  # fmt: skip
 
 
@@ -86,11 +84,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 def along(axis: Axis, device: str, patience: Patience, wrong: list[str]) -> dict[str, Any]:
     """All points of an axis; a point where one of ours is wrong is named in ``wrong``."""
-    module = import_module(f"benchmarks.groups.{axis.family}")
     found: dict[str, Any] = {**axis._asdict(), "points": [], "stopped": {}}
     del found["build"], found["left_out"]
     for size in axis.sizes:
-        group = axis.build(module, size)
+        group = axis.build(size)
         here = {entry.title for entry in group.contestants(device)}
         seen = {title: entry["ours"] for before in found["points"] for title, entry in before["contestants"].items()}
         for title in [title for title in seen if title not in found["stopped"]]:
@@ -116,17 +113,15 @@ def reduced(group: Group, axis: Axis, stopped: dict[str, Any], device: str) -> G
 
     Where the reference has stopped, its fp64 form would need even more: there the truth is our own result in fp64.
     """
-    lost = group.reference and "reference" in stopped and group.truth is contest.truth
 
-    def rivals() -> list[Contestant]:
-        there = [entry for entry in group.rivals() if entry.title not in stopped]
-        return [entry for entry in there if not any(part in entry.title for part in axis.left_out)]
+    def absent(title: str) -> bool:
+        return title in stopped or any(part in title for part in axis.left_out)
 
     def own_truth(call: Callable[..., Any], inputs: tuple[Any, ...]) -> Any:
         return contest.answer(contest.ours(group.family, call, device)[0], contest.wide(inputs))
 
-    reference = group.reference and "reference" not in stopped
-    return replace(group, rivals=rivals, forms=dict, reference=reference, truth=own_truth if lost else group.truth)
+    lost = group.reference and "reference" in stopped and group.truth is contest.truth
+    return replace(group, absent=absent, forms={}, truth=own_truth if lost else group.truth)
 
 
 def point(group: Group, size: int, device: str, patience: Patience) -> dict[str, Any]:

@@ -11,9 +11,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
-from benchmarks.contest import Contestant
+from benchmarks.contest import Contestant, drop_grads, leaves
 
 GRAPHS, ROOM = 16, 1 << 30  # of calls whose backward passes follow one another on a GPU; bytes of their leaves together
 
@@ -81,14 +80,12 @@ def block(entry: Contestant, inputs: tuple[Any, ...], count: int, direction: str
     cache, not its neighbour's. On a GPU the calls queue up and the clock stops when the last is done.
     """
     passes = {"forward": _forward, "backward": _backward, "both": _both}[direction]
-    leaf = inputs[0] if isinstance(inputs[0], Tensor) else None
-    wait = torch.cuda.synchronize if leaf is not None and leaf.is_cuda else (lambda: None)
+    wait = torch.cuda.synchronize if getattr(inputs[0], "is_cuda", False) else (lambda: None)
     with entry.chosen():
         if count > 1:
             passes(entry.call, inputs, 1, wait)
         seconds = passes(entry.call, inputs, count, wait)
-    if leaf is not None and leaf.requires_grad:
-        leaf.grad = None
+    drop_grads(inputs)
     return seconds / count
 
 
@@ -116,8 +113,11 @@ def _forward(call: Callable[..., Any], inputs: tuple[Any, ...], count: int, wait
 
 
 def _both(call: Callable[..., Any], inputs: tuple[Any, ...], count: int, wait: Callable[[], None]) -> float:
+    own = leaves(inputs)
+
     def step(*given: Any) -> None:
-        given[0].grad = None
+        for leaf in own:
+            leaf.grad = None
         call(*given).backward()
 
     return _forward(step, inputs, count, wait)
@@ -125,8 +125,8 @@ def _both(call: Callable[..., Any], inputs: tuple[Any, ...], count: int, wait: C
 
 def _backward(call: Callable[..., Any], inputs: tuple[Any, ...], count: int, wait: Callable[[], None]) -> float:
     """Of graphs that are there already: one at a time on a CPU, where they share its cache; some in a row on a GPU."""
-    leaf = inputs[0]
-    together = max(1, min(GRAPHS, ROOM // leaf.nbytes)) if leaf.is_cuda else 1
+    own = leaves(inputs)
+    together = max(1, min(GRAPHS, ROOM // sum(leaf.nbytes for leaf in own))) if own[0].is_cuda else 1
     seconds, left = 0.0, count
     while left:
         values = [call(*inputs) for _ in range(min(together, left))]
@@ -134,7 +134,8 @@ def _backward(call: Callable[..., Any], inputs: tuple[Any, ...], count: int, wai
         wait()
         start = time.perf_counter()
         for value in values:
-            leaf.grad = None
+            for leaf in own:
+                leaf.grad = None
             value.backward()
         wait()
         seconds += time.perf_counter() - start

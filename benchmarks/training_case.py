@@ -14,7 +14,6 @@ from amkd_fast.distill.networks import Spec, build
 from amkd_fast.distill.whole_step import WholeStep
 from amkd_fast.methods import AMKD, BSS, KD, Batch, Method, StepContext
 from benchmarks import setting
-from benchmarks.setting import Setting
 
 EPOCHS = 60
 BATCH, LIMIT, LEARNING = 128, 32, 150  # images, attacked ones, steps before anything is measured
@@ -22,21 +21,10 @@ NOW = StepContext(epoch=0, epochs=EPOCHS, draw=7)
 
 
 class Case(NamedTuple):
-    setting: Setting
+    teacher: nn.Module
     student: nn.Module
-
-    @property
-    def teacher(self) -> nn.Module:
-        return self.setting.network
-
-    @property
-    def device(self) -> str:
-        return self.setting.images.device.type
-
-    @property
-    def clean(self) -> Batch:
-        """The batch of every step that is measured; the student has not seen it."""
-        return Batch(self.setting.images[:BATCH], self.setting.labels[:BATCH])
+    batch: Batch  # of every step that is measured; the student has not seen it
+    setting: setting.Setting
 
     def pupil(self, dtype: torch.dtype = torch.float32) -> nn.Module:
         return copy.deepcopy(self.student).to(dtype).train()
@@ -54,33 +42,28 @@ class Case(NamedTuple):
 
 @cache
 def of_environment(device: str) -> Case:
+    """The setting's teacher, and a ResNet8 after some steps of KD."""
     found = setting.of_environment(device)
-    return Case(found, learnt("resnet8", found))
-
-
-def learnt(name: str, teacher: Setting) -> nn.Module:
-    """A student after some steps of KD."""
-    student = build(Spec(name, teacher.images.shape[1], 10), 0).to(teacher.images.device).train()
+    student = build(Spec("resnet8", found.images.shape[1], 10), 0).to(device).train()
     optimizer = torch.optim.SGD(student.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
-    images, labels = teacher.images[BATCH:], teacher.labels[BATCH:]
+    images, labels = found.images[BATCH:], found.labels[BATCH:]
     draws, method = torch.Generator().manual_seed(0), KD()
     for step in range(LEARNING):
         rows = torch.randint(len(labels), (BATCH,), generator=draws)
         optimizer.zero_grad()
         batch = Batch(images[rows], labels[rows])
-        method(batch, teacher.network, student, StepContext(0, EPOCHS, step)).total.backward()
+        method(batch, found.network, student, StepContext(0, EPOCHS, step)).total.backward()
         optimizer.step()
-    return student
+    return Case(found.network, student, Batch(found.images[:BATCH], found.labels[:BATCH]), found)
 
 
-def step_of(loss: Callable[[nn.Module], Tensor], student: nn.Module) -> Callable[[], Tensor]:
-    """A whole step on a copy of the student; the learning rate is 0, so that every step is the same."""
-    student = copy.deepcopy(student).train()
+def step_of(loss: Callable[..., Tensor], student: nn.Module) -> Callable[..., Tensor]:
+    """A whole step of the student; the learning rate is 0, so that every step is the same."""
     optimizer = torch.optim.SGD(student.parameters(), lr=0.0, momentum=0.9, weight_decay=1e-4)
 
-    def step() -> Tensor:
+    def step(*given: Batch) -> Tensor:
         optimizer.zero_grad()
-        total = loss(student)
+        total = loss(*given)
         total.backward()
         optimizer.step()
         return total.detach()
@@ -88,12 +71,13 @@ def step_of(loss: Callable[[nn.Module], Tensor], student: nn.Module) -> Callable
     return step
 
 
-def step(case: Case, name: str, kind: str) -> Callable[[], Tensor]:
-    """A step of a method on the clean batch with padded attacks: ``"fixed_shape"`` (eager) or ``"recorded"``."""
-    method, student = case.method(name, fixed_shape=True), case.pupil()
-    if kind == "fixed_shape":
-        return step_of(lambda own: method(case.clean, case.teacher, own, NOW).total, student)
-    rate = torch.tensor(0.0, device=case.device)
+def method_step(name: str, device: str, kind: str = "") -> Callable[[], Tensor]:
+    """Of a method on the case's batch: ``"fixed_shape"`` with padded attacks, ``"recorded"`` as one CUDA graph."""
+    case = of_environment(device)
+    method, student = case.method(name, fixed_shape=bool(kind)), case.pupil()
+    if kind != "recorded":
+        return step_of(lambda: method(case.batch, case.teacher, student, NOW).total, student)
+    rate = torch.tensor(0.0, device=device)
     optimizer = torch.optim.SGD(student.parameters(), lr=rate, momentum=0.9, weight_decay=1e-4, fused=True)
     whole = WholeStep(method, case.teacher, student, optimizer)
-    return lambda: whole(case.clean, NOW).total
+    return lambda: whole(case.batch, NOW).total

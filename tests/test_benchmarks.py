@@ -340,7 +340,7 @@ class TestCompare:
         monkeypatch.setattr(torch, "compile", lambda call, **options: call)
 
     def small(self, **more):
-        return [replace(kl.kl_div(4, 3, torch.float32, 0.1), **more)]
+        return [replace(kl.loss("kl_div", 4, 3, torch.float32, 0.1), **more)]
 
     def test_a_file_has_what_the_report_reads(self, tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(compare, "groups", lambda family, device: self.small())
@@ -413,6 +413,6 @@ class TestScaling:
         )
         wrong: list[str] = []
         build = axis.build
-        axis = axis._replace(build=lambda kl, size: scaling.replace(build(kl, size), truth=contest.truth))
+        axis = axis._replace(build=lambda size: scaling.replace(build(size), truth=contest.truth))
         assert scaling.along(axis, "cpu", QUICK, wrong)["points"] == []
         assert len(wrong) == 1

@@ -10,129 +10,101 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from amkd_fast.ops.attack import BoundaryBases
-from benchmarks.baselines import written
-from benchmarks.contest import Contestant
 
+LOWER, UPPER = 0.0, 1.0
+EPS, STEP_SIZE = 8 / 255, 2 / 255
+L2_EPS, L2_STEP, L1_EPS, L1_STEP, TOP = 0.5, 0.1, 12.0, 1.0, 0.01
+BOUNDARY_STEP, NEWTON_STEP = 0.3, 1.02
 PUBLIC_BASES = "public bases"
 
 
-def linf_step(step_size: float, eps: float, lower: float, upper: float) -> list[Contestant]:
+def linf_step(x: Tensor, grad: Tensor, clean: Tensor) -> Tensor:
     """PGD's as every attack library writes it."""
-
-    def step(x: Tensor, grad: Tensor, clean: Tensor) -> Tensor:
-        moved = x + step_size * grad.sign()
-        return (clean + (moved - clean).clamp(-eps, eps)).clamp(lower, upper)
-
-    return written("linf step", step)
+    moved = x + STEP_SIZE * grad.sign()
+    return (clean + (moved - clean).clamp(-EPS, EPS)).clamp(LOWER, UPPER)
 
 
-def l2_step(step_size: float, eps: float, lower: float, upper: float) -> list[Contestant]:
+def l2_step(x: Tensor, grad: Tensor, clean: Tensor) -> Tensor:
     """Along the normalised gradient, then back into the ball, without a rule for zero gradients."""
-
-    def step(x: Tensor, grad: Tensor, clean: Tensor) -> Tensor:
-        away = x + step_size * grad / _column(grad.flatten(1).norm(dim=1)) - clean
-        size = _column(away.flatten(1).norm(dim=1))
-        return (clean + away * (eps / size.clamp(min=eps))).clamp(lower, upper)
-
-    return written("l2 step", step)
+    away = x + L2_STEP * grad / _column(grad.flatten(1).norm(dim=1)) - clean
+    size = _column(away.flatten(1).norm(dim=1))
+    return (clean + away * (L2_EPS / size.clamp(min=L2_EPS))).clamp(LOWER, UPPER)
 
 
-def l1_step(step_size: float, eps: float, lower: float, upper: float, top: float) -> list[Contestant]:
-    """Along the signs of the ``top`` share of the largest entries; back into the ball by a sort (Duchi et al. 2008)."""
-
-    def step(x: Tensor, grad: Tensor, clean: Tensor) -> Tensor:
-        size = grad.flatten(1).abs()  # [B, N]
-        count = math.ceil(top * size.shape[1])
-        sparse = grad.flatten(1).sign() * (size >= size.topk(count).values[:, -1:])
-        away = (x - clean).flatten(1) + step_size * sparse / sparse.abs().sum(1, keepdim=True)
-        falling = away.abs().sort(1, descending=True).values
-        excess = falling.cumsum(1) - eps
-        places = torch.arange(1, away.shape[1] + 1, device=away.device)
-        last = (falling * places > excess).sum(1, keepdim=True)  # entries that stay above the threshold
-        threshold = (excess.gather(1, last - 1) / last).clamp(min=0.0)
-        inside = away.sign() * (away.abs() - threshold).clamp(min=0.0)
-        return (clean + inside.view_as(clean)).clamp(lower, upper)
-
-    return written("l1 step", step)
+def l1_step(x: Tensor, grad: Tensor, clean: Tensor) -> Tensor:
+    """Along the signs of the largest entries, a share of TOP; back into the ball by a sort (Duchi et al. 2008)."""
+    size = grad.flatten(1).abs()  # [B, N]
+    count = math.ceil(TOP * size.shape[1])
+    sparse = grad.flatten(1).sign() * (size >= size.topk(count).values[:, -1:])
+    away = (x - clean).flatten(1) + L1_STEP * sparse / sparse.abs().sum(1, keepdim=True)
+    falling = away.abs().sort(1, descending=True).values
+    excess = falling.cumsum(1) - L1_EPS
+    places = torch.arange(1, away.shape[1] + 1, device=away.device)
+    last = (falling * places > excess).sum(1, keepdim=True)  # entries that stay above the threshold
+    threshold = (excess.gather(1, last - 1) / last).clamp(min=0.0)
+    inside = away.sign() * (away.abs() - threshold).clamp(min=0.0)
+    return (clean + inside.view_as(clean)).clamp(LOWER, UPPER)
 
 
-def boundary_step(step_size: float, lower: float, upper: float) -> list[Contestant]:
+def boundary_step(x: Tensor, grad: Tensor, gap: Tensor) -> Tensor:
     """To the boundary of two classes (Heo et al. 2019), without a rule for zero gradients."""
-
-    def step(x: Tensor, grad: Tensor, gap: Tensor) -> Tensor:
-        unit = grad / _column(grad.flatten(1).norm(dim=1))
-        return (x + step_size * (_column(gap) + 1e-4) * unit).clamp(lower, upper)
-
-    return written("boundary step", step)
+    unit = grad / _column(grad.flatten(1).norm(dim=1))
+    return (x + BOUNDARY_STEP * (_column(gap) + 1e-4) * unit).clamp(LOWER, UPPER)
 
 
-def newton_step(step_size: float, lower: float, upper: float) -> list[Contestant]:
+def newton_step(x: Tensor, grad: Tensor, gap: Tensor) -> Tensor:
     """Onto the linearised boundary, as DeepFool steps, along the coordinates that no bound blocks."""
-
-    def step(x: Tensor, grad: Tensor, gap: Tensor) -> Tensor:
-        blocked = ((x <= lower) & (grad < 0)) | ((x >= upper) & (grad > 0))
-        free = grad.masked_fill(blocked, 0.0)
-        square = _column(free.flatten(1).square().sum(1))
-        return (x + step_size * (_column(gap) + 1e-4) * free / square).clamp(lower, upper)
-
-    return written("newton step", step)
+    blocked = ((x <= LOWER) & (grad < 0)) | ((x >= UPPER) & (grad > 0))
+    free = grad.masked_fill(blocked, 0.0)
+    square = _column(free.flatten(1).square().sum(1))
+    return (x + NEWTON_STEP * (_column(gap) + 1e-4) * free / square).clamp(LOWER, UPPER)
 
 
-def svgd_step(step_size: float, eps: float, lower: float, upper: float) -> list[Contestant]:
+def svgd_step(x: Tensor, grad: Tensor, clean: Tensor) -> Tensor:
     """Stein variational ascent as public code writes it, an image at a time in a batched product."""
-
-    def step(x: Tensor, grad: Tensor, clean: Tensor) -> Tensor:
-        n = x.shape[1]
-        flat, g = x.flatten(2), grad.flatten(2)  # [B, n, D]
-        square = torch.cdist(flat, flat, compute_mode="donot_use_mm_for_euclid_dist").square()
-        i, j = torch.triu_indices(n, n, 1, device=x.device)
-        h = square[:, i, j].median(1).values[:, None, None] / math.log(n)
-        kernel = torch.exp(-square / h)
-        push = 2.0 / h * (flat * kernel.sum(2, keepdim=True) - torch.bmm(kernel, flat))
-        phi = (torch.bmm(kernel, g) + push) / n
-        moved = x + step_size * phi.view_as(x).sign()
-        near = clean[:, None]
-        return (near + (moved - near).clamp(-eps, eps)).clamp(lower, upper)
-
-    return written("svgd step", step)
+    n = x.shape[1]
+    flat, g = x.flatten(2), grad.flatten(2)  # [B, n, D]
+    square = torch.cdist(flat, flat, compute_mode="donot_use_mm_for_euclid_dist").square()
+    i, j = torch.triu_indices(n, n, 1, device=x.device)
+    h = square[:, i, j].median(1).values[:, None, None] / math.log(n)
+    kernel = torch.exp(-square / h)
+    push = 2.0 / h * (flat * kernel.sum(2, keepdim=True) - torch.bmm(kernel, flat))
+    phi = (torch.bmm(kernel, g) + push) / n
+    moved = x + STEP_SIZE * phi.view_as(x).sign()
+    near = clean[:, None]
+    return (near + (moved - near).clamp(-EPS, EPS)).clamp(LOWER, UPPER)
 
 
-def boundary_objective() -> list[Contestant]:
-    """Value, gradient in the logits, prediction and active flag of f_k − f_b: by autograd, and written down."""
-
-    def autograd(logits: Tensor, base: Tensor, target: Tensor) -> tuple[Tensor, ...]:
-        leaf = logits.detach().requires_grad_()
-        value = (leaf.gather(1, target[:, None]) - leaf.gather(1, base[:, None]))[:, 0]
-        (grad,) = torch.autograd.grad(value.sum(), leaf)
-        prediction = logits.argmax(1)
-        return value.detach(), grad, prediction, prediction == base
-
-    def closed(logits: Tensor, base: Tensor, target: Tensor) -> tuple[Tensor, ...]:
-        value = (logits.gather(1, target[:, None]) - logits.gather(1, base[:, None]))[:, 0]
-        grad = torch.zeros_like(logits).scatter_(1, target[:, None], 1.0).scatter_(1, base[:, None], -1.0)
-        prediction = logits.argmax(1)
-        return value, grad, prediction, prediction == base
-
-    return [Contestant("eager autograd", autograd), *written("objective", closed)]
+def boundary_objective(logits: Tensor, base: Tensor, target: Tensor) -> tuple[Tensor, ...]:
+    """Value, gradient in the logits, prediction and active flag of f_k − f_b."""
+    value = (logits.gather(1, target[:, None]) - logits.gather(1, base[:, None]))[:, 0]
+    grad = torch.zeros_like(logits).scatter_(1, target[:, None], 1.0).scatter_(1, base[:, None], -1.0)
+    prediction = logits.argmax(1)
+    return value, grad, prediction, prediction == base
 
 
-def ce_objective() -> list[Contestant]:
+def boundary_autograd(logits: Tensor, base: Tensor, target: Tensor) -> tuple[Tensor, ...]:
+    leaf = logits.detach().requires_grad_()
+    value = (leaf.gather(1, target[:, None]) - leaf.gather(1, base[:, None]))[:, 0]
+    (grad,) = torch.autograd.grad(value.sum(), leaf)
+    prediction = logits.argmax(1)
+    return value.detach(), grad, prediction, prediction == base
+
+
+def ce_objective(logits: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
     """The same of the cross-entropy, which an attack climbs away from the labels."""
+    log_p = F.log_softmax(logits, 1)
+    prediction = logits.argmax(1)
+    value = -log_p.gather(1, labels[:, None])[:, 0]
+    return value, log_p.exp() - F.one_hot(labels, logits.shape[1]), prediction, prediction == labels
 
-    def autograd(logits: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
-        leaf = logits.detach().requires_grad_()
-        value = F.cross_entropy(leaf, labels, reduction="none")
-        (grad,) = torch.autograd.grad(value.sum(), leaf)
-        prediction = logits.argmax(1)
-        return value.detach(), grad, prediction, prediction == labels
 
-    def closed(logits: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
-        log_p = F.log_softmax(logits, 1)
-        prediction = logits.argmax(1)
-        value = -log_p.gather(1, labels[:, None])[:, 0]
-        return value, log_p.exp() - F.one_hot(labels, logits.shape[1]), prediction, prediction == labels
-
-    return [Contestant("eager autograd", autograd), *written("objective", closed)]
+def ce_autograd(logits: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+    leaf = logits.detach().requires_grad_()
+    value = F.cross_entropy(leaf, labels, reduction="none")
+    (grad,) = torch.autograd.grad(value.sum(), leaf)
+    prediction = logits.argmax(1)
+    return value.detach(), grad, prediction, prediction == labels
 
 
 def public_bases(limit: int, seed: int = 0) -> Callable[[Tensor, Tensor, Tensor], BoundaryBases]:

@@ -19,10 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from amkd_fast.attacks import Status
-from benchmarks.baselines import there
 
-TORCHATTACKS, ADV_LIB = "torchattacks", "adversarial-library"
-STEPS, STEP_SIZE, LOWER, UPPER = 10, 0.3, -2.5, 2.5  # of the public code
+BSS_STEPS, BSS_STEP_SIZE, LOWER, UPPER = 10, 0.3, -2.5, 2.5  # of the public code
+EPS, STEP_SIZE, STEPS = 8 / 255, 2 / 255, 10  # of PGD
 
 
 class LoopSamples(NamedTuple):
@@ -37,12 +36,12 @@ def bss_loop(network: nn.Module, images: Tensor, base: Tensor, target: Tensor) -
     """The public loop. It computes the gradients of all weights and leaves them there, runs all its steps with the
     whole batch although most samples are finished, and ends with a backward pass that nothing needs."""
     x = images.clone()
-    for step in range(STEPS + 1):
+    for step in range(BSS_STEPS + 1):
         x = x.detach().requires_grad_()
         logits = network(x)
         gap = _at(logits, base) - _at(logits, target)
         (-gap).sum().backward()
-        if step < STEPS:
+        if step < BSS_STEPS:
             x = _step(x, x.grad, gap, logits.argmax(1) == base)
     return LoopSamples(x.detach(), logits.detach(), _status(logits, base, target))
 
@@ -50,14 +49,14 @@ def bss_loop(network: nn.Module, images: Tensor, base: Tensor, target: Tensor) -
 def bss_loop_lean(network: nn.Module, images: Tensor, base: Tensor, target: Tensor) -> LoopSamples:
     """The same by a careful user: gradients of the images alone, and an end when every sample is finished.
 
-    Give it a network whose weights want no gradient (:func:`quiet`).
+    Give it a network whose weights want no gradient.
     """
     x = images.clone()
-    for step in range(STEPS + 1):
-        x = x.detach().requires_grad_(step < STEPS)
+    for step in range(BSS_STEPS + 1):
+        x = x.detach().requires_grad_(step < BSS_STEPS)
         logits = network(x)
         moving = logits.argmax(1) == base
-        if step == STEPS or not moving.any():
+        if step == BSS_STEPS or not moving.any():
             break
         gap = _at(logits, base) - _at(logits, target)
         (grad,) = torch.autograd.grad(-gap.sum(), x)
@@ -65,37 +64,36 @@ def bss_loop_lean(network: nn.Module, images: Tensor, base: Tensor, target: Tens
     return LoopSamples(x.detach(), logits.detach(), _status(logits, base, target))
 
 
-def pgd_loop(
-    network: nn.Module, images: Tensor, labels: Tensor, *, eps: float, step_size: float, steps: int = 10
-) -> Tensor:
+def loud(network: nn.Module) -> nn.Module:
+    """A copy as the public trainer leaves it: its weights want gradients."""
+    return copy.deepcopy(network).eval().requires_grad_()
+
+
+def pgd_loop(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     """PGD (linf, no random start) on images in [0, 1], as every attack library writes it."""
     x = images.clone()
-    for _ in range(steps):
+    for _ in range(STEPS):
         x.requires_grad_()
         loss = F.cross_entropy(network(x), labels)
         (grad,) = torch.autograd.grad(loss, x)
-        x = x.detach() + step_size * grad.sign()
-        x = (images + (x - images).clamp(-eps, eps)).clamp(0.0, 1.0)
+        x = x.detach() + STEP_SIZE * grad.sign()
+        x = (images + (x - images).clamp(-EPS, EPS)).clamp(0.0, 1.0)
     return x
 
 
-def pgd_libraries(network: nn.Module, *, eps: float, step_size: float, steps: int) -> dict[str, Callable]:
-    """The same by the libraries that are there: functions of (images, labels), which import at their first call."""
+def torchattacks_pgd(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    from torchattacks import PGD
 
-    def torchattacks(images: Tensor, labels: Tensor) -> Tensor:
-        from torchattacks import PGD
+    return PGD(network, eps=EPS, alpha=STEP_SIZE, steps=STEPS, random_start=False)(images, labels)
 
-        return PGD(network, eps=eps, alpha=step_size, steps=steps, random_start=False)(images, labels)
 
-    def adv_lib(images: Tensor, labels: Tensor) -> Tensor:
-        options = {"steps": steps, "random_init": False, "absolute_step_size": step_size}
-        return adv_lib_pgd()(network, images, labels, eps, **options)
-
-    return {name: call for name, call in ((TORCHATTACKS, torchattacks), (ADV_LIB, adv_lib)) if there(name)}
+def adv_lib_pgd(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    options = {"steps": STEPS, "random_init": False, "absolute_step_size": STEP_SIZE}
+    return _adv_lib()(network, images, labels, EPS, **options)
 
 
 @cache
-def adv_lib_pgd() -> Callable:
+def _adv_lib() -> Callable:
     """``adv_lib.attacks.pgd_linf``, without two libraries that its package imports and its PGD does not use.
 
     Where one is missing an empty module takes its name while adv_lib is being imported and goes afterwards, because
@@ -113,18 +111,13 @@ def adv_lib_pgd() -> Callable:
     return pgd_linf
 
 
-def quiet(network: nn.Module) -> nn.Module:
-    """A copy in eval mode whose weights want no gradient."""
-    return copy.deepcopy(network).eval().requires_grad_(False)
-
-
 @torch.no_grad()
 def _step(x: Tensor, grad: Tensor, gap: Tensor, moving: Tensor) -> Tensor:
     def column(values: Tensor) -> Tensor:
         return values.view(-1, *[1] * (x.dim() - 1))
 
     unit = grad / column(grad.flatten(1).norm(dim=1))
-    moved = (x + STEP_SIZE * (column(gap) + 1e-4) * unit).clamp(LOWER, UPPER)
+    moved = (x + BSS_STEP_SIZE * (column(gap) + 1e-4) * unit).clamp(LOWER, UPPER)
     return torch.where(column(moving), moved, x)
 
 

@@ -15,26 +15,32 @@ from torch import Tensor, nn
 from benchmarks.baselines import there, written
 from benchmarks.contest import Contestant
 
+MARGIN = 1.0
 METRIC_LEARNING, SENTENCES = "pytorch-metric-learning", "sentence-transformers"
 CUBE = 1 << 28  # triplets that a contestant may hold: a GiB in fp32, several times over
 
+Loss = Callable[[Tensor, Tensor], Tensor]
 
-def hard(margin: float, distance: str = "euclidean") -> list[Contestant]:
+
+def hard(distance: str) -> Loss:
     """The farthest positive and the nearest negative of every anchor."""
 
     def matrix(rows: Tensor, labels: Tensor) -> Tensor:
         d, same, itself = _pairs(rows, labels, distance)
         farthest = d.masked_fill(~same | itself, -torch.inf).amax(1)
         nearest = d.masked_fill(same, torch.inf).amin(1)
-        return F.relu(farthest - nearest + margin).mean()
+        return F.relu(farthest - nearest + MARGIN).mean()
 
-    name = "cdist" if distance == "euclidean" else "cosine matrix"
-    found = [*written(name, matrix), Contestant("eager tiled", tiled(margin, distance))]
-    found += _library(margin, distance, lambda miners, own: miners.BatchHardMiner(distance=own))
-    return [*found, *_sentences("BatchHardTripletLoss", margin, distance)]
+    return matrix
 
 
-def tiled(margin: float, distance: str = "euclidean") -> Callable[[Tensor, Tensor], Tensor]:
+def hard_others(distance: str) -> list[Contestant]:
+    """The same without the matrix, and by the libraries."""
+    library = metric_learning(lambda miners, own: miners.BatchHardMiner(distance=own), distance)
+    return [Contestant("eager tiled", tiled(distance)), *library, *sentences("BatchHardTripletLoss", distance)]
+
+
+def tiled(distance: str) -> Loss:
     """256 anchors at a time; the gradient goes to the selected rows alone."""
 
     def loss(rows: Tensor, labels: Tensor) -> Tensor:
@@ -52,21 +58,17 @@ def tiled(margin: float, distance: str = "euclidean") -> Callable[[Tensor, Tenso
                 positive.append(key.masked_fill_(~same, -torch.inf).argmax(1))
         far, near = rows[torch.cat(positive)], rows[torch.cat(negative)]
         if distance == "euclidean":
-            return F.relu((rows - far).norm(dim=1) - (rows - near).norm(dim=1) + margin).mean()
-        return F.relu((rows * (near - far)).sum(1) + margin).mean()
+            return F.relu((rows - far).norm(dim=1) - (rows - near).norm(dim=1) + MARGIN).mean()
+        return F.relu((rows * (near - far)).sum(1) + MARGIN).mean()
 
     return loss
 
 
-def semihard(margin: float, fallback: bool) -> list[Contestant]:
-    """The nearest negative beyond each positive, out of sorted rows of the matrix.
-
-    Without a fallback pytorch-metric-learning takes every negative in the interval, which is another loss. With one,
-    sentence-transformers' is ours where all classes are of one size: pairs beyond the margin cost nothing either way.
-    """
+def semihard(fallback: bool) -> Loss:
+    """The nearest negative beyond each positive, out of sorted rows of the matrix."""
 
     def matrix(rows: Tensor, labels: Tensor) -> Tensor:
-        d, same, itself = _pairs(rows, labels, "euclidean")
+        d, same, itself = _pairs(rows, labels)
         near = d.masked_fill(same, torch.inf).sort(1).values
         place = torch.searchsorted(near.detach(), d.detach(), right=True)
         near = near.gather(1, place.clamp(max=len(rows) - 1))
@@ -75,41 +77,47 @@ def semihard(margin: float, fallback: bool) -> list[Contestant]:
             farthest = d.masked_fill(same, -torch.inf).amax(1, keepdim=True)
             near = torch.where(near.isinf(), farthest, near)
         else:
-            kept = kept & (near < d + margin)
-        cost = torch.where(kept, F.relu(d - near + margin), 0.0).sum(1)
+            kept = kept & (near < d + MARGIN)
+        cost = torch.where(kept, F.relu(d - near + MARGIN), 0.0).sum(1)
         size = kept.sum(1)
         return (cost / size.clamp(min=1)).sum() / (size > 0).sum()
 
-    found = written("cdist, sorted", matrix)
+    return matrix
+
+
+def semihard_others(fallback: bool) -> list[Contestant]:
+    """Without a fallback pytorch-metric-learning takes every negative in the interval, which is another loss. With one,
+    sentence-transformers' is ours where all classes are of one size: pairs beyond the margin cost nothing either way.
+    """
     if fallback:
-        return [*found, *_sentences("BatchSemiHardTripletLoss", margin)]
-    return found + _library(
-        margin, "euclidean", lambda miners, own: miners.TripletMarginMiner(margin, "semihard", distance=own)
-    )
+        return sentences("BatchSemiHardTripletLoss")
+    return metric_learning(lambda miners, own: miners.TripletMarginMiner(MARGIN, "semihard", distance=own))
 
 
-def topk(margin: float, k: int) -> list[Contestant]:
+def topk(k: int) -> Loss:
     """The farthest positive with each of the k nearest negatives."""
 
     def matrix(rows: Tensor, labels: Tensor) -> Tensor:
-        d, same, itself = _pairs(rows, labels, "euclidean")
+        d, same, itself = _pairs(rows, labels)
         farthest = d.masked_fill(~same | itself, -torch.inf).amax(1, keepdim=True)
         nearest = d.masked_fill(same, torch.inf).topk(k, largest=False).values  # [N, k]
-        return F.relu(farthest - nearest + margin).mean()
+        return F.relu(farthest - nearest + MARGIN).mean()
 
-    return written("cdist", matrix)
+    return matrix
 
 
-def every(margin: float) -> list[Contestant]:
+def cube(rows: Tensor, labels: Tensor) -> Tensor:
     """The mean of what is above 0 of all triplets."""
+    d, same, itself = _pairs(rows, labels)
+    valid = (same & ~itself)[:, :, None] & ~same[:, None, :]  # [N, N, N]
+    cost = torch.where(valid, F.relu(d[:, :, None] - d[:, None, :] + MARGIN), 0.0)
+    return cost.sum() / (cost > 0).sum()
 
-    def cube(rows: Tensor, labels: Tensor) -> Tensor:
-        d, same, itself = _pairs(rows, labels, "euclidean")
-        valid = (same & ~itself)[:, :, None] & ~same[:, None, :]  # [N, N, N]
-        cost = torch.where(valid, F.relu(d[:, :, None] - d[:, None, :] + margin), 0.0)
-        return cost.sum() / (cost > 0).sum()
 
-    def bounded(call: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+def every() -> list[Contestant]:
+    """The cube, as far as it may go, and the libraries."""
+
+    def bounded(call: Loss) -> Loss:
         def loss(rows: Tensor, labels: Tensor) -> Tensor:
             if len(rows) ** 3 > CUBE:
                 raise MemoryError(f"{len(rows)}³ triplets, held several times over")
@@ -118,48 +126,72 @@ def every(margin: float) -> list[Contestant]:
         return loss
 
     found = [entry._replace(call=bounded(entry.call)) for entry in written("cube", cube)]
-    return [*found, *_library(margin, "euclidean"), *_sentences("BatchAllTripletLoss", margin)]
+    return [*found, *metric_learning(), *sentences("BatchAllTripletLoss")]
 
 
-def among_clean(margin: float, attacked: int) -> list[Contestant]:
+def among_clean(rows: Tensor, labels: Tensor, source: Tensor, base: Tensor, target: Tensor) -> Tensor:
     """Attacked rows, then clean ones: each attacked row with its own clean row and the nearest of a third class."""
-
-    def matrix(rows: Tensor, labels: Tensor, source: Tensor, base: Tensor, target: Tensor) -> Tensor:
-        anchor, clean = rows[:attacked], rows[attacked:]
-        other = (labels != base[:, None]) & (labels != target[:, None])
-        nearest = torch.cdist(anchor, clean).masked_fill(~other, torch.inf).amin(1)
-        return F.relu((anchor - clean[source]).norm(dim=1) - nearest + margin).mean()
-
-    return written("cdist", matrix)
+    anchor, clean = rows[: len(source)], rows[len(source) :]
+    other = (labels != base[:, None]) & (labels != target[:, None])
+    nearest = torch.cdist(anchor, clean).masked_fill(~other, torch.inf).amin(1)
+    return F.relu((anchor - clean[source]).norm(dim=1) - nearest + MARGIN).mean()
 
 
-def mined() -> list[Contestant]:
+def mined(rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Indices of the hardest triplets."""
-
-    def matrix(rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        d, same, itself = _pairs(rows, labels, "euclidean")
-        farthest = d.masked_fill(~same | itself, -torch.inf).argmax(1)
-        return torch.arange(len(rows), device=rows.device), farthest, d.masked_fill(same, torch.inf).argmin(1)
-
-    found = written("cdist", matrix)
-    if there(METRIC_LEARNING):
-        from pytorch_metric_learning import miners
-
-        found.append(Contestant(METRIC_LEARNING, miners.BatchHardMiner(distance=_library_distance("euclidean"))))
-    return found
+    d, same, itself = _pairs(rows, labels)
+    farthest = d.masked_fill(~same | itself, -torch.inf).argmax(1)
+    return torch.arange(len(rows), device=rows.device), farthest, d.masked_fill(same, torch.inf).argmin(1)
 
 
-def nearest(k: int) -> list[Contestant]:
+def miner() -> list[Contestant]:
+    if not there(METRIC_LEARNING):
+        return []
+    from pytorch_metric_learning import miners
+
+    return [Contestant(METRIC_LEARNING, miners.BatchHardMiner(distance=_library_distance("euclidean")))]
+
+
+def nearest(k: int) -> Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]:
     """Distances and indices of the nearest rows of other classes."""
 
     def matrix(rows: Tensor, labels: Tensor, reference: Tensor, reference_labels: Tensor) -> tuple[Tensor, Tensor]:
         d = torch.cdist(rows, reference).masked_fill(labels[:, None] == reference_labels, torch.inf)
         return tuple(d.min(1, keepdim=True) if k == 1 else d.topk(k, largest=False))
 
-    return written("cdist", matrix)
+    return matrix
 
 
-def _pairs(rows: Tensor, labels: Tensor, distance: str) -> tuple[Tensor, Tensor, Tensor]:
+def metric_learning(mine: Callable[[Any, Any], Any] | None = None, distance: str = "euclidean") -> list[Contestant]:
+    """The library's loss: the mean over mined triplets, or of what is above 0 of all."""
+    if not there(METRIC_LEARNING):
+        return []
+    from pytorch_metric_learning import losses, miners, reducers
+
+    own = _library_distance(distance)
+    reducer = None if mine is None else reducers.MeanReducer()
+    loss = losses.TripletMarginLoss(margin=MARGIN, distance=own, reducer=reducer)
+    miner = (lambda *_: None) if mine is None else mine(miners, own)
+
+    def mined(rows: Tensor, labels: Tensor) -> Tensor:
+        rows = _wide(rows)
+        return loss(rows, labels, miner(rows, labels))
+
+    return [Contestant(METRIC_LEARNING, mined)]
+
+
+def sentences(name: str, distance: str = "euclidean") -> list[Contestant]:
+    """A loss of sentence-transformers on rows that are there: nothing embeds sentences."""
+    if not there(SENTENCES):
+        return []
+    from sentence_transformers.sentence_transformer import losses
+
+    metric = getattr(losses.BatchHardTripletLossDistanceFunction, f"{distance}_distance")
+    loss = getattr(losses, name)(nn.Identity(), distance_metric=metric, margin=MARGIN)
+    return [Contestant(SENTENCES, lambda rows, labels: loss.compute_loss_from_embeddings([rows], labels))]
+
+
+def _pairs(rows: Tensor, labels: Tensor, distance: str = "euclidean") -> tuple[Tensor, Tensor, Tensor]:
     """Distances, who shares a class, and who is who: [N, N] each."""
     same, itself = labels[:, None] == labels, torch.eye(len(rows), dtype=torch.bool, device=rows.device)
     rows = _wide(rows)
@@ -179,32 +211,3 @@ def _library_distance(distance: str) -> Any:
 
     euclidean = distance == "euclidean"
     return distances.LpDistance(normalize_embeddings=False) if euclidean else distances.CosineSimilarity()
-
-
-def _library(margin: float, distance: str, mine: Callable[[Any, Any], Any] | None = None) -> list[Contestant]:
-    """The library's loss: the mean over mined triplets, or of what is above 0 of all."""
-    if not there(METRIC_LEARNING):
-        return []
-    from pytorch_metric_learning import losses, miners, reducers
-
-    own = _library_distance(distance)
-    reducer = None if mine is None else reducers.MeanReducer()
-    loss = losses.TripletMarginLoss(margin=margin, distance=own, reducer=reducer)
-    miner = None if mine is None else mine(miners, own)
-
-    def mined(rows: Tensor, labels: Tensor) -> Tensor:
-        rows = _wide(rows)
-        return loss(rows, labels, None if miner is None else miner(rows, labels))
-
-    return [Contestant(METRIC_LEARNING, mined)]
-
-
-def _sentences(name: str, margin: float, distance: str = "euclidean") -> list[Contestant]:
-    """A loss of sentence-transformers on rows that are there: nothing embeds sentences."""
-    if not there(SENTENCES):
-        return []
-    from sentence_transformers.sentence_transformer import losses
-
-    metric = getattr(losses.BatchHardTripletLossDistanceFunction, f"{distance}_distance")
-    loss = getattr(losses, name)(nn.Identity(), distance_metric=metric, margin=margin)
-    return [Contestant(SENTENCES, lambda rows, labels: loss.compute_loss_from_embeddings([rows], labels))]

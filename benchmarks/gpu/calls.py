@@ -42,13 +42,13 @@ def small() -> list[Call]:
 
     one = {"cuda": 1, "triton": 1}
     return [
-        *both(kl.kl_div(128, 100, FP32), 1),
-        *(call for count in (128, 256, 512) for call in both(triplet.hard(count, 128, 16), 2)),
+        *both(kl.loss("kl_div", 128, 100, FP32), 1),
+        *(call for count in (128, 256, 512) for call in both(triplet.hard(count), 2)),
         *(Call(attack.step(rule, 64), launches=one) for rule in ("linf", "boundary", "newton")),
         Call(attack.boundary_objective(64, 10), launches=one),
         Call(attack.bases(256, 10), launches=one),
         Call(images.crop_flip(128), launches=one),
         *both(segments.segment_mse(64, FP32), 2),
-        Call(relations.angle(64, 64, FP32)),
+        Call(relations.angle(64, 64)),
         Call(images.joint_augment(128), launches=one),
     ]

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache, partial
+from functools import cache
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks import training_case
-from benchmarks.contest import Contestant
 from benchmarks.group import Goal, Group
+from benchmarks.training_case import method_step
 
 FP32, BF16 = torch.float32, torch.bfloat16
 OF_THE_PRODUCT = 0.6  # least share of the rate of torch.mm in bf16
@@ -29,18 +28,14 @@ def groups(family: str, module: ModuleType) -> list[Group]:
 
 def _briefly(group: Group) -> Group:
     """Without the rivals' second compilation, which takes longest of all here, and without a CPU's goals."""
-
-    def rivals() -> list[Contestant]:
-        return [entry for entry in group.rivals() if not entry.name.startswith("max-autotune")]
-
-    return replace(group, rivals=rivals, goals=())
+    return replace(group, absent=lambda title: title.startswith("max-autotune"), goals=())
 
 
 def _triplet(triplet: ModuleType) -> list[Group]:
     product = Goal("time", 1 / OF_THE_PRODUCT, "torch.mm", "forward")
     library = Goal("speed-up", 10.0, "pytorch-metric-learning")
     select = replace(triplet.select(16384, 512, 64, BF16), goals=(product,))
-    return [select, triplet.hard(4096, 128, 16, goals=(library,))]
+    return [select, triplet.hard(4096, goals=(library,))]
 
 
 def _attack(attack: ModuleType) -> list[Group]:
@@ -50,10 +45,8 @@ def _attack(attack: ModuleType) -> list[Group]:
 
 def _whole_attack(whole: ModuleType) -> list[Group]:
     def asked(preset: str, batch: int, bound: float) -> Group:
-        speedup = Goal("speed-up", bound, whole.PUBLIC, "forward")
-        return replace(
-            whole.boundary(preset, batch=batch), goals=(speedup, Goal(whole.OUTSIDE, OUTSIDE, direction="forward"))
-        )
+        goals = Goal("speed-up", bound, whole.PUBLIC, "forward"), Goal(whole.OUTSIDE, OUTSIDE, direction="forward")
+        return replace(whole.boundary(preset, batch=batch), goals=goals)
 
     return [asked(preset, n, bound) for n in (64, 256) for preset, bound in (("official", 4.0), ("near_boundary", 2.5))]
 
@@ -64,7 +57,7 @@ def _training(training: ModuleType) -> list[Group]:
     def way(name: str, kind: str) -> Callable[[Tensor, Tensor], Tensor]:
         @cache  # a recording keeps the arithmetic that was allowed when it was made
         def made(device: str, tf32: bool) -> Callable[[], Any]:
-            return training_case.step(training_case.of_environment(device), name, kind)
+            return method_step(name, device, kind)
 
         return lambda images, labels: made(images.device.type, torch.backends.cudnn.allow_tf32)()
 
@@ -72,17 +65,17 @@ def _training(training: ModuleType) -> list[Group]:
         return {kind: way(name, kind) for kind in ("fixed_shape", "recorded")[name == "KD" :]}
 
     names = ("KD", "BSS official", "BSS near_boundary", "AMKD")
-    return [replace(training.step(name, ()), forms=partial(forms, name)) for name in names]
+    return [replace(training.step(name), forms=forms(name)) for name in names]
 
 
 # Elsewhere enough at a time that launches are not what is measured.
 _LARGE: dict[str, Callable[[ModuleType], list[Group]]] = {
-    "kl": lambda kl: [kl.kl_div(8192, 32768, BF16), kl.kl_div(512, 32000, FP32), kl.kl_div(128, 100, FP32)],
+    "kl": lambda kl: [kl.loss("kl_div", *call) for call in ((8192, 32768, BF16), (512, 32000, FP32), (128, 100, FP32))],
     "triplet": _triplet,
     "attack": _attack,
     "images": lambda images: [images.crop_flip(8192), images.joint_augment(8192)],
     "segments": lambda segments: [segments.segment_mse(4096, FP32), segments.segment_mse(4096, BF16)],
-    "relations": lambda relations: [relations.angle(512, 512, FP32), relations.distance(1024, 128, FP32)],
+    "relations": lambda relations: [relations.angle(512, 512), relations.distance(1024, 128)],
     "whole_attack": _whole_attack,
     "training": _training,
 }

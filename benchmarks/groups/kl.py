@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -10,111 +9,83 @@ from torch import Tensor
 
 import amkd_fast as af
 from benchmarks.baselines import kl as baselines
-from benchmarks.contest import Contestant
+from benchmarks.baselines.kl import CE_WEIGHT, KL_WEIGHT, T, distillation, log_target, softmax_target
 from benchmarks.group import Goal, Group
 from benchmarks.roofline import Work
 
-TEMPERATURE = 4.0
-CE_WEIGHT, KL_WEIGHT = 0.1, 0.9
+FP32, BF16 = torch.float32, torch.bfloat16
 
 
 def groups() -> list[Group]:
-    fp32, bf16 = torch.float32, torch.bfloat16
     return [
-        kl_div(128, 10, fp32, 2.3),
-        kl_div(128, 100, fp32, 4.0),
-        kl_div(256, 1000, fp32, 3.5),
-        kl_div(256, 1000, bf16, 3.0),
-        kl_div(512, 32000, fp32, 3.0),
-        kl_div(512, 32000, bf16),
-        kl_div(256, 1000, fp32, divergence="reverse"),
-        kl_div(256, 1000, fp32, divergence="js"),
-        soft_cross_entropy(256, 1000, fp32),
-        distillation_loss(128, 100, fp32, 3.0),
-        distillation_loss(256, 1000, fp32),
-        distillation_loss(256, 1000, bf16),
-        dkd_loss(256, 100, fp32, 3.0),
-        *(dkd_loss(*shape, fp32) for shape in ((128, 10), (256, 1000))),
-        *(consistency(*shape, fp32) for shape in ((128, 10), (256, 100))),
-        *(standardised(*shape, fp32) for shape in ((128, 10), (256, 100))),
+        loss("kl_div", 128, 10, FP32, 2.3),
+        loss("kl_div", 128, 100, FP32, 4.0),
+        loss("kl_div", 256, 1000, FP32, 3.5),
+        loss("kl_div", 256, 1000, BF16, 3.0),
+        loss("kl_div", 512, 32000, FP32, 3.0),
+        loss("kl_div", 512, 32000, BF16),
+        *(loss(name, 256, 1000, FP32) for name in ("kl_div reverse", "kl_div js", "soft_cross_entropy")),
+        loss("distillation_loss", 128, 100, FP32, 3.0),
+        *(loss("distillation_loss", 256, 1000, dtype) for dtype in (FP32, BF16)),
+        loss("dkd_loss", 256, 100, FP32, 3.0),
+        *(loss("dkd_loss", *shape, FP32) for shape in ((128, 10), (256, 1000))),
+        *(loss("consistency_kl", *shape, FP32) for shape in ((128, 10), (256, 100))),
+        *(loss("standardised_kl_div", *shape, FP32) for shape in ((128, 10), (256, 100))),
     ]
 
 
-def kl_div(
-    rows: int, classes: int, dtype: torch.dtype, speedup: float | None = None, divergence: str = "forward"
-) -> Group:
-    name = "kl_div" if divergence == "forward" else f"kl_div {divergence}"
-    ours = partial(af.kl_div, temperature=TEMPERATURE, divergence=divergence)
-    return _group(name, (rows, classes), dtype, ours, lambda: baselines.kl(TEMPERATURE, divergence), speedup)
+def distillation_loss(student: Tensor, teacher: Tensor, labels: Tensor, temperature: float) -> Tensor:
+    weights = {"ce_weight": CE_WEIGHT, "kl_weight": KL_WEIGHT}
+    return af.distillation_loss(student, teacher, labels, temperature=temperature, **weights).total
 
 
-def soft_cross_entropy(rows: int, classes: int, dtype: torch.dtype) -> Group:
-    ours = partial(af.soft_cross_entropy, temperature=TEMPERATURE)
-    rivals = partial(baselines.soft_cross_entropy, TEMPERATURE)
-    return _group("soft_cross_entropy", (rows, classes), dtype, ours, rivals)
-
-
-def distillation_loss(rows: int, classes: int, dtype: torch.dtype, speedup: float | None = None) -> Group:
-    """One exponential more: of the student's logits at temperature 1."""
-
-    def ours(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
-        weights = {"ce_weight": CE_WEIGHT, "kl_weight": KL_WEIGHT}
-        return af.distillation_loss(student, teacher, labels, temperature=TEMPERATURE, **weights).total
-
-    rivals = partial(baselines.distillation, TEMPERATURE, CE_WEIGHT, KL_WEIGHT)
-    return _group("distillation_loss", (rows, classes), dtype, ours, rivals, speedup, exponentials=3, labelled=True)
-
-
-def dkd_loss(rows: int, classes: int, dtype: torch.dtype, speedup: float | None = None) -> Group:
-    ours = partial(af.dkd_loss, temperature=TEMPERATURE)
-    rivals = partial(baselines.decoupled, TEMPERATURE, 1.0, 8.0)
-    return _group("dkd_loss", (rows, classes), dtype, ours, rivals, speedup, labelled=True)
-
-
-def standardised(rows: int, classes: int, dtype: torch.dtype) -> Group:
-    ours = partial(af.standardised_kl_div, temperature=TEMPERATURE)
-    rivals = partial(baselines.standardised, TEMPERATURE)
-    return _group("standardised_kl_div", (rows, classes), dtype, ours, rivals)
-
-
-def consistency(rows: int, classes: int, dtype: torch.dtype) -> Group:
+def consistency(students: Tensor, teachers: Tensor, temperature: float) -> Tensor:
     """The logits of both views lie in one tensor, as they come from a network that gets both in one batch."""
-
-    def ours(students: Tensor, teachers: Tensor) -> Tensor:
-        (student, augmented), (teacher, augmented_teacher) = students.unbind(), teachers.unbind()
-        return af.consistency_kl(student, teacher, augmented, augmented_teacher, TEMPERATURE).total
-
-    rivals = partial(baselines.consistency, TEMPERATURE)
-    return _group("consistency_kl", (2, rows, classes), dtype, ours, rivals)
+    (student, augmented), (teacher, augmented_teacher) = students.unbind(), teachers.unbind()
+    return af.consistency_kl(student, teacher, augmented, augmented_teacher, temperature).total
 
 
-def _group(
-    name: str,
-    shape: tuple[int, ...],
-    dtype: torch.dtype,
-    ours: Callable[..., Tensor],
-    rivals: Callable[[], list[Contestant]],
-    speedup: float | None = None,
-    exponentials: int = 2,  # a pair of logits and direction
-    labelled: bool = False,
-) -> Group:
-    rows, classes = shape[-2:]
+# Ours, which gets the temperature, and what computes the same in plain PyTorch.
+LOSSES = {
+    "kl_div": (af.kl_div, {"log target": log_target, "softmax target": softmax_target}),
+    "kl_div reverse": (partial(af.kl_div, divergence="reverse"), {"kl_div": baselines.reverse}),
+    "kl_div js": (partial(af.kl_div, divergence="js"), {"kl_div twice": baselines.jensen_shannon}),
+    "soft_cross_entropy": (af.soft_cross_entropy, {"cross_entropy": baselines.soft_cross_entropy}),
+    "distillation_loss": (
+        distillation_loss,
+        {"log target": distillation(log_target), "softmax target": distillation(softmax_target)},
+    ),
+    "dkd_loss": (af.dkd_loss, {"masks and -1000": baselines.decoupled}),
+    "consistency_kl": (
+        consistency,
+        {"kl_div of each view": baselines.each_view, "kl_div of both views": baselines.both_views},
+    ),
+    "standardised_kl_div": (af.standardised_kl_div, {"std and kl_div": baselines.standardised}),
+}
 
-    def inputs(device: str) -> tuple[Tensor, ...]:
+
+def loss(name: str, rows: int, classes: int, dtype: torch.dtype, speedup: float | None = None) -> Group:
+    """One of :data:`LOSSES`."""
+    shape = (2, rows, classes) if name == "consistency_kl" else (rows, classes)
+
+    def draw() -> tuple[Tensor, ...]:
         draws = torch.Generator().manual_seed(0)
-        drawn = (torch.randn(shape, generator=draws).mul_(3.0).to(device, dtype) for _ in range(2))
-        student, teacher = drawn
-        labels = (torch.randint(classes, (rows,), generator=draws).to(device),) if labelled else ()
-        return student.requires_grad_(), teacher, *labels
+        student, teacher = (torch.randn(shape, generator=draws).mul_(3.0).to(dtype) for _ in range(2))
+        labels = torch.randint(classes, (rows,), generator=draws)
+        return student.requires_grad_(), teacher, *([labels] if name in ("distillation_loss", "dkd_loss") else [])
 
+    ours, rivals = LOSSES[name]
     count = torch.Size(shape).numel()
     size = count * dtype.itemsize
+    exponentials = count * (3 if name == "distillation_loss" else 2)  # there also of the student at temperature 1
     # Student and teacher are read in each direction, as a backward pass that comes later cannot have kept them in a
     # cache; it also writes the gradient.
     work = {
-        "forward": Work(2 * size, exponentials * count),
-        "backward": Work(3 * size, exponentials * count),
-        "both": Work(5 * size, 2 * exponentials * count, launches=2),
+        "forward": Work(2 * size, exponentials),
+        "backward": Work(3 * size, exponentials),
+        "both": Work(5 * size, 2 * exponentials, launches=2),
     }
     goals = () if speedup is None else (Goal("speed-up", speedup),)
-    return Group("kl", name, {"B": rows, "K": classes}, dtype, inputs, ours, rivals, work, goals=goals)
+    more = {"others": baselines.liger} if name == "kl_div" else {}
+    call, sizes = partial(ours, temperature=T), {"B": rows, "K": classes}
+    return Group("kl", name, sizes, dtype, draw, call, rivals, work, goals=goals, **more)

@@ -13,18 +13,18 @@ from functools import cache, partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from amkd_fast import backends
 from amkd_fast.methods import COUNTS, Batch
 from amkd_fast.ops.attack import select_boundary_bases
-from benchmarks.baselines import attack_loops
-from benchmarks.baselines import training as baselines
 from benchmarks.baselines.attack import public_bases
+from benchmarks.baselines.attack_loops import loud
+from benchmarks.baselines.training import bare_passes, eager_loss
 from benchmarks.contest import Contestant, Errors, WrongResult, tf32
 from benchmarks.group import Goal, Group
 from benchmarks.groups import digits
-from benchmarks.training_case import BATCH, LIMIT, NOW, of_environment, step_of
+from benchmarks.training_case import BATCH, LIMIT, NOW, method_step, of_environment, step_of
 
 EAGER, BARE, PLAIN = "eager loop", "bare passes", "plain KD"
 METHODS = ("KD", "BSS official", "BSS near_boundary", "AMKD official", "AMKD")
@@ -38,83 +38,65 @@ def groups() -> list[Group]:
     return [*(step(name, goals if name == "AMKD" else ()) for name in METHODS), *digits.groups()]
 
 
-def step(name: str, goals: tuple[Goal, ...]) -> Group:
+def step(name: str, goals: tuple[Goal, ...] = ()) -> Group:
     """A step of a method, forward, backward and optimizer."""
 
-    def on(make: Callable[[str, str], Callable[[], Tensor]], method: str = name) -> Callable[[Tensor, Tensor], Tensor]:
+    def by(make: Callable[[str, str], Callable[[], Tensor]], method: str = name) -> Callable[[Tensor, Tensor], Tensor]:
         return lambda images, labels: make(method, images.device.type)()
 
-    def rivals() -> list[Contestant]:
-        calls = {EAGER: on(eager), BARE: on(bare), PLAIN: on(taken, "KD")}
-        return [Contestant(title, call) for title, call in calls.items() if (title, name) != (PLAIN, "KD")]
+    def others() -> list[Contestant]:
+        plain = [] if name == "KD" else [Contestant(PLAIN, by(taken, "KD"))]
+        return [Contestant(EAGER, by(eager)), Contestant(BARE, by(bare)), *plain]
 
-    def extras(device: str) -> dict[str, Any]:
-        case = of_environment(device)
-        attack = case.method(name)(case.clean, case.teacher, case.pupil(), NOW).attack
+    def extras(given: tuple[Tensor, ...]) -> dict[str, Any]:
+        case = of_environment(given[0].device.type)
+        attack = case.method(name)(case.batch, case.teacher, case.pupil(), NOW).attack
         counts = {} if attack is None else dict(zip(COUNTS, attack.tolist(), strict=True))
         return {"setting": case.setting.about, **counts}
 
+    def draw() -> tuple[Tensor, ...]:
+        return tuple(of_environment("cpu").batch[:2])
+
     sizes = {"B": BATCH} if name == "KD" else {"B": BATCH, "M": LIMIT}
     more = {"verify": verify, "truth": lambda _, given: truth(name, given[0].device.type), "extras": extras}
-    more |= {"reference": False, "goals": goals, "yardsticks": (BARE, PLAIN)}
-
-    def inputs(device: str) -> tuple[Tensor, ...]:
-        return tuple(of_environment(device).clean[:2])
-
-    return Group("training", f"step {name}", sizes, torch.float32, inputs, on(taken), rivals, **more)
+    more |= {"others": others, "reference": False, "goals": goals, "yardsticks": (BARE, PLAIN)}
+    return Group("training", f"step {name}", sizes, torch.float32, draw, by(taken), **more)
 
 
-@cache
-def taken(name: str, device: str) -> Callable[[], Tensor]:
-    case = of_environment(device)
-    method = case.method(name)
-    return step_of(lambda own: method(case.clean, case.teacher, own, NOW).total, case.student)
+taken = cache(method_step)
 
 
 @cache
 def eager(name: str, device: str) -> Callable[[], Tensor]:
     case = of_environment(device)
-    loud = attack_loops.quiet(case.teacher).requires_grad_()  # as the public trainer leaves it
-    loss = baselines.eager_kd
-    if name != "KD":
-        loss = baselines.eager_loop(attack_loops.bss_loop, name.startswith("AMKD"), public_bases(LIMIT))
-    return step_of(lambda own: loss(case.clean, loud, own), case.student)
+    teacher, student, select = loud(case.teacher), case.pupil(), public_bases(LIMIT)
+    return step_of(lambda: eager_loss(name, case.batch, teacher, student, select), student)
 
 
 @cache
 def bare(name: str, device: str) -> Callable[[], Tensor]:
     case = of_environment(device)
-    return baselines.bare_passes(case.method(name), case.clean, case.teacher, case.student, NOW)
+    return bare_passes(case.method(name), case.batch, case.teacher, case.pupil(), NOW)
 
 
 def truth(name: str, device: str) -> dict[str, Tensor | float]:
-    """By contestant: what it returns, in fp64; the eager loop's error against ours, in fp64 too."""
+    """By contestant: what it returns, in fp64; the eager loop's error against ours on the same bases, in fp64 too."""
     case = of_environment(device)
-    teacher, student = copy.deepcopy(case.teacher).double(), case.pupil(torch.float64)
-    batch = case.clean._replace(images=case.clean.images.double())
+    teacher = copy.deepcopy(case.teacher).double()
+    batch = case.batch._replace(images=case.batch.images.double())
 
     def ours(method: str, batch: Batch = batch, fold: bool = True) -> Tensor:
         step = case.method(method, dtype=torch.float64)
         step.fold = fold
-        return step(batch, teacher, copy.deepcopy(student), NOW).total.detach()
+        return step(batch, teacher, case.pupil(torch.float64), NOW).total.detach()
 
     with backends.backend("reference"):
-        expected = {"ours": ours(name), PLAIN: ours("KD")}
-    expected[BARE] = copy.deepcopy(student)(batch.images).detach()
-    some = Batch(batch.images[:SOME], batch.labels[:SOME])
-    official = "KD" if name == "KD" else f"{name.split()[0]} official"
-    theirs, mine = eager_on(name, some, teacher, copy.deepcopy(student)), ours(official, some, fold=False)
-    expected[EAGER] = abs(theirs - mine).item() / abs(mine).item()
-    return expected
-
-
-def eager_on(name: str, batch: Batch, teacher: nn.Module, student: nn.Module) -> Tensor:
-    """The eager loop's loss on the bases that ours are given."""
-    loss = baselines.eager_kd
-    if name != "KD":
-        select = partial(select_boundary_bases, limit=LIMIT, seed=NOW.draw)
-        loss = baselines.eager_loop(attack_loops.bss_loop, name.startswith("AMKD"), select)
-    return loss(batch, attack_loops.quiet(teacher), student).detach()
+        expected = {"ours": ours(name), PLAIN: ours("KD"), BARE: case.pupil(torch.float64)(batch.images).detach()}
+    some = Batch(*(part[:SOME] for part in batch[:2]))
+    select = partial(select_boundary_bases, limit=LIMIT, seed=NOW.draw)
+    theirs = eager_loss(name, some, teacher, case.pupil(torch.float64), select).detach()
+    mine = ours("KD" if name == "KD" else f"{name.split()[0]} official", some, fold=False)
+    return {**expected, EAGER: (abs(theirs - mine) / abs(mine)).item()}
 
 
 def verify(entry: Contestant, given: tuple[Tensor, ...], expected: dict[str, Tensor | float]) -> Errors:

@@ -18,14 +18,18 @@ from amkd_fast.attacks import PGD, BoundaryAttack
 from amkd_fast.ops.attack import draw_targets
 from benchmarks import outside
 from benchmarks.baselines import attack_loops, there
+from benchmarks.baselines.attack_loops import EPS, STEP_SIZE, STEPS
 from benchmarks.contest import Contestant, Errors, WrongResult, tf32
 from benchmarks.group import Goal, Group
 from benchmarks.presets import boundary_attack, presets_on
 from benchmarks.setting import BATCH, Setting, of_environment
 
-EPS, STEP_SIZE, STEPS = 8 / 255, 2 / 255, 10
-OPTIONS = {"eps": EPS, "step_size": STEP_SIZE, "steps": STEPS}
 PUBLIC, LEAN, LOOP = "public loop", "lean loop", "PGD loop"
+PGD_LOOPS = {
+    LOOP: attack_loops.pgd_loop,
+    "torchattacks": attack_loops.torchattacks_pgd,
+    "adversarial-library": attack_loops.adv_lib_pgd,
+}
 OUTSIDE, OUTSIDE_LIMIT = "outside the network", 0.01  # of the attack's time
 PRESETS, RUNS = 256, 5  # images, runs whose share outside is looked at
 SAME = 0.98  # of the timed images: one may end otherwise by rounding
@@ -51,53 +55,56 @@ class InPixels(nn.Module):
 def boundary(preset: str, *goals: Goal, batch: int = BATCH) -> Group:
     """:class:`BoundaryAttack` from the network's predictions to targets that were drawn before."""
 
-    def ours(images: Tensor, base: Tensor, target: Tensor) -> Any:
-        return our_boundary(preset, images.device.type)(images, base, target)
-
-    def inputs(device: str) -> tuple[Tensor, ...]:
-        setting = of_environment(device)
+    def draw() -> tuple[Tensor, ...]:
+        setting = of_environment("cpu")
         images = setting.images[:batch]
         logits = setting.network(images)  # whose weights want no gradient
         return images, logits.argmax(1), draw_targets(logits, logits.argmax(1), seed=0)
 
+    def ours(images: Tensor, base: Tensor, target: Tensor) -> Any:
+        return our_boundary(preset, images.device.type)(images, base, target)
+
+    def public(images: Tensor, *classes: Tensor) -> attack_loops.LoopSamples:
+        return attack_loops.bss_loop(loud(images.device.type), images, *classes)
+
+    def lean(images: Tensor, *classes: Tensor) -> attack_loops.LoopSamples:
+        return attack_loops.bss_loop_lean(of_environment(images.device.type).network, images, *classes)
+
     def truth(_: Callable, given: tuple[Tensor, ...]) -> dict[bool, Tensor]:
         """How the images end, by whether the attack is ours."""
-        device = given[0].device.type
-        with tf32(False):
-            loop = attack_loops.bss_loop_lean(of_environment(device).network, *given).status
-            if preset == "official":
-                return {True: loop, False: loop}
-            with backends.backend("reference"):
-                return {True: our_boundary(preset, device)(*given).status, False: loop}
+        with tf32(False), backends.backend("reference"):
+            loop = lean(*given).status
+            return {True: loop if preset == "official" else ours(*given).status, False: loop}
 
     def verify(entry: Contestant, given: tuple[Tensor, ...], expected: dict[bool, Tensor]) -> Errors:
         with tf32(False), entry.chosen():
-            status = entry.call(*given).status
-        return same_ends(entry, status, expected[entry.ours])
+            return same_ends(entry, entry.call(*given).status, expected[entry.ours])
 
-    def extras(device: str) -> dict[str, Any]:
-        setting, given = of_environment(device), inputs(device)
-        found = accounts(lambda: ours(*given), device)
+    def extras(given: tuple[Tensor, ...]) -> dict[str, Any]:
+        setting, found = of_environment(given[0].device.type), accounts(ours, given)
         if preset == "near_boundary":
             images = setting.images[: PRESETS if setting.real else BATCH]
             table = presets_on(setting.network, images, setting.bounds)
             found |= {"preset_images": len(images), "presets": table}
         return found
 
-    name = f"BoundaryAttack {preset}"
-    return _group(name, batch, inputs, ours, boundary_loops, truth, verify, extras, goals)
+    rivals = {PUBLIC: public, LEAN: lean}
+    return _group(f"BoundaryAttack {preset}", batch, draw, ours, rivals, truth, verify, extras, goals)
 
 
 def pgd() -> Group:
     """:class:`PGD`, linf, on pixels in [0, 1], by a network that normalises them, as attack libraries need it."""
 
-    def ours(images: Tensor, labels: Tensor) -> Any:
-        return our_pgd(images.device.type)(images, labels)
-
-    def inputs(device: str) -> tuple[Tensor, ...]:
-        setting = of_environment(device)
+    def draw() -> tuple[Tensor, ...]:
+        setting = of_environment("cpu")
         lower, upper = (part.view(-1, 1, 1) for part in setting.bounds.values())
         return ((setting.images[:BATCH] - lower) / (upper - lower)).clamp(0, 1), setting.labels[:BATCH]
+
+    def ours(images: Tensor, labels: Tensor) -> Tensor:
+        return our_pgd(images.device.type)(images, labels).images
+
+    def on_network(loop: Callable[..., Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+        return lambda images, labels: loop(in_pixels(images.device.type), images, labels)
 
     @torch.no_grad()
     def fooled(images: Tensor, labels: Tensor) -> Tensor:
@@ -106,53 +113,26 @@ def pgd() -> Group:
     def truth(_: Callable, given: tuple[Tensor, ...]) -> Tensor:
         """Which images of the loop fool the network."""
         with tf32(False):
-            return fooled(pgd_loop(*given), given[1])
+            return fooled(rivals[LOOP](*given), given[1])
 
     def verify(entry: Contestant, given: tuple[Tensor, ...], expected: Tensor) -> Errors:
         images, labels = given
         with tf32(False), entry.chosen():
             moved = entry.call(*given)
-            moved = moved if isinstance(moved, Tensor) else moved.images
             if (moved - images).abs().max() > EPS + 1e-6 or moved.min() < 0 or moved.max() > 1:
                 raise WrongResult(f"{entry.name}: outside of the ball, or no pixels")
             return same_ends(entry, fooled(moved, labels), expected)
 
-    def extras(device: str) -> dict[str, Any]:
-        given = inputs(device)
-        return accounts(lambda: ours(*given), device)
-
-    names = (LOOP, attack_loops.TORCHATTACKS, attack_loops.ADV_LIB)
-    goals = tuple(Goal("speed-up", 2.0, name, "forward") for name in names)
-    return _group("PGD linf 10 steps", BATCH, inputs, ours, pgd_rivals, truth, verify, extras, goals)
+    rivals = {name: on_network(loop) for name, loop in PGD_LOOPS.items() if name == LOOP or there(name)}
+    goals = tuple(Goal("speed-up", 2.0, name, "forward") for name in PGD_LOOPS)
+    return _group("PGD linf 10 steps", BATCH, draw, ours, rivals, truth, verify, partial(accounts, ours), goals)
 
 
-def _group(operation, batch, inputs, ours, rivals, truth, verify, extras, goals) -> Group:
+def _group(operation, batch, draw, ours, rivals, truth, verify, extras, goals) -> Group:
     sizes, goals = {"B": batch, "C": 3, "H": 32, "W": 32}, (*goals, Goal(OUTSIDE, OUTSIDE_LIMIT, direction="forward"))
     more = {"reference": False, "verify": verify, "truth": truth, "extras": extras, "goals": goals}
-    return Group("whole_attack", operation, sizes, torch.float32, inputs, ours, rivals, **more)
-
-
-def boundary_loops() -> list[Contestant]:
-    """The public one leaves gradients in the weights, so it has a network of its own."""
-
-    def public(*given: Tensor) -> attack_loops.LoopSamples:
-        return attack_loops.bss_loop(loud(given[0].device.type), *given)
-
-    def lean(*given: Tensor) -> attack_loops.LoopSamples:
-        return attack_loops.bss_loop_lean(of_environment(given[0].device.type).network, *given)
-
-    return [Contestant(PUBLIC, public), Contestant(LEAN, lean)]
-
-
-def pgd_rivals() -> list[Contestant]:
-    """The loop, and the libraries that are there."""
-
-    def by(name: str, images: Tensor, labels: Tensor) -> Tensor:
-        network = in_pixels(images.device.type)
-        return attack_loops.pgd_libraries(network, **OPTIONS)[name](images, labels)
-
-    names = (name for name in (attack_loops.TORCHATTACKS, attack_loops.ADV_LIB) if there(name))
-    return [Contestant(LOOP, pgd_loop), *(Contestant(name, partial(by, name)) for name in names)]
+    more["others"] = lambda: [Contestant(*rival) for rival in rivals.items()]
+    return Group("whole_attack", operation, sizes, torch.float32, draw, ours, **more)
 
 
 def same_ends(entry: Contestant, got: Tensor, expected: Tensor) -> Errors:
@@ -163,10 +143,11 @@ def same_ends(entry: Contestant, got: Tensor, expected: Tensor) -> Errors:
     return Errors(other, None)
 
 
-def accounts(attack: Callable[[], Any], device: str) -> dict[str, Any]:
+def accounts(attack: Callable[..., Any], given: tuple[Tensor, ...]) -> dict[str, Any]:
     """What it ran on, and its time outside of the network."""
-    found = outside.time_share(attack, RUNS) if device == "cpu" else outside.kernel_share(attack)
-    return {"setting": of_environment(device).about, OUTSIDE: found["share"], "outside": found}
+    share = outside.kernel_share if given[0].is_cuda else partial(outside.time_share, times=RUNS)
+    found = share(lambda: attack(*given))
+    return {"setting": of_environment(given[0].device.type).about, OUTSIDE: found["share"], "outside": found}
 
 
 @cache
@@ -177,7 +158,7 @@ def our_boundary(preset: str, device: str) -> BoundaryAttack:
 
 @cache
 def our_pgd(device: str) -> PGD:
-    return PGD(in_pixels(device), **OPTIONS, lower=0.0, upper=1.0)
+    return PGD(in_pixels(device), eps=EPS, step_size=STEP_SIZE, steps=STEPS, lower=0.0, upper=1.0)
 
 
 @cache
@@ -187,9 +168,5 @@ def in_pixels(device: str) -> nn.Module:
 
 @cache
 def loud(device: str) -> nn.Module:
-    """As the public trainer leaves it."""
-    return attack_loops.quiet(of_environment(device).network).requires_grad_()
-
-
-def pgd_loop(images: Tensor, labels: Tensor) -> Tensor:
-    return attack_loops.pgd_loop(in_pixels(images.device.type), images, labels, **OPTIONS)
+    """For the public loop, which leaves gradients in the weights."""
+    return attack_loops.loud(of_environment(device).network)
