@@ -20,7 +20,8 @@ from benchmarks import baselines, contest, machine, memory, roofline
 from benchmarks.contest import Contestant, WrongResult
 from benchmarks.group import BEST, SHORT, Field, Goal, Group, prepare
 from benchmarks.groups import FAMILIES, groups
-from benchmarks.timing import QUICK, Patience, Rounds, interleave, ratio, spread
+from benchmarks.report import goals, words
+from benchmarks.timing import QUICK, Patience, Rounds, interleave, inverse, ratio, spread
 
 US = 1e6
 PATIENCE = {"cpu": Patience(), "cuda": Patience(rounds=15, seconds=0.5)}  # a GPU that is nobody else's is quiet
@@ -172,35 +173,28 @@ def judged(row: dict[str, Any], goal: Goal) -> dict[str, Any]:
     own, rival = next(ours, None), row["best"] if goal.rival == BEST else goal.rival
     if own is None:
         return {**found, "reason": "ours is not there"}
-    if goal.kind in ("speed-up", "time"):
-        got = row["ratios"][own].get(rival)
-        if got is None:
-            return {**found, "reason": row["left_out"].get(rival, f"{rival} is not there")}
-        if goal.kind == "time":
-            got = {"median": 1 / got["median"], "p10": 1 / got["p90"], "p90": 1 / got["p10"]}
-        found |= {"rival": rival, "measured": got["median"], "p10": got["p10"], "p90": got["p90"]}
+    if goal.kind not in ("speed-up", "time"):
+        got = {"measured": {"memory": row["contestants"][own]["peak_bytes"], **row["extras"]}[goal.kind]}
+    elif (got := row["ratios"][own].get(rival)) is None:
+        return {**found, "reason": row["left_out"].get(rival, f"{rival} is not there")}
     else:
-        figures = {"memory": row["contestants"][own]["peak_bytes"], **row["extras"]}
-        found["measured"] = figures[goal.kind]
-    measured = found["measured"]
-    return {**found, "reached": measured >= goal.bound if goal.kind == "speed-up" else measured <= goal.bound}
+        got = inverse(got) if goal.kind == "time" else dict(got)
+        got |= {"rival": rival, "measured": got.pop("median")}
+    reached = got["measured"] >= goal.bound if goal.kind == "speed-up" else got["measured"] <= goal.bound
+    return {**found, **got, "reached": reached}
 
 
 def line(row: dict[str, Any]) -> str:
     """A row in short: ours, the best of the others, the limit, the goals."""
-    sizes = ", ".join(f"{name} {size}" for name, size in row["sizes"].items())
-    text = f"{row['operation']:26}{sizes:22}{row['dtype']:5}{row['direction']:9}"
     if row["ours"] is None:
-        return text + " ours is not there"
+        return f"{words.case(row)}: ours is not there"
     ours = row["contestants"][row["ours"]]
-    text += f"{ours['us']['median']:11.1f} µs"
+    text = f"{words.case(row):64}{words.time(ours['us']['median']):>9}"
     if row["best"] is not None:
-        got = row["ratios"][row["ours"]][row["best"]]
-        text += f"{got['median']:7.2f}× ({got['p10']:.2f}–{got['p90']:.2f}) {row['best']:24}"
+        text += f"{words.ratio(row['ratios'][row['ours']][row['best']]):>20}× {row['best']:24}"
     if row["limit"] is not None:
-        text += f"{ours['share_of_limit']:6.1%} of the limit ({row['limit']['bound']})"
-    marks = {True: "reached", False: "MISSED", None: "not judged"}
-    return text + "".join(f"; {goal['kind']} {goal['bound']:g} {marks[goal['reached']]}" for goal in row["goals"])
+        text += f"{words.share(ours['share_of_limit']):>6} of the limit ({row['limit']['bound']})"
+    return text + "".join(f"; {goals.sentence(goal)}" for goal in row["goals"])
 
 
 if __name__ == "__main__":

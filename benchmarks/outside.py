@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import statistics
 import time
-from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -74,17 +73,10 @@ def kernel_share(attack: Callable[[], object]) -> dict[str, float]:
     events = profiler.profiler.kineto_results.events()
     on_device = [e for e in events if e.device_type() == torch.autograd.DeviceType.CUDA and e.name() != NETWORK]
     on_host = [e for e in events if e.device_type() == torch.autograd.DeviceType.CPU]
-    ranges = sorted((e.start_ns(), e.start_ns() + e.duration_ns()) for e in on_host if e.name() == NETWORK)
-    begins = [begin for begin, _ in ranges]
+    ranges = [range(e.start_ns(), e.start_ns() + e.duration_ns()) for e in on_host if e.name() == NETWORK]
     launched = {e.correlation_id(): e.start_ns() for e in on_host if e.name().startswith(("cuda", "cu"))}
-    total = inside = unknown = 0
-    for kernel in on_device:
-        total += kernel.duration_ns()
-        start = launched.get(kernel.correlation_id())
-        number = -1 if start is None else bisect_right(begins, start) - 1
-        if start is None:
-            unknown += kernel.duration_ns()
-        elif number >= 0 and start <= ranges[number][1]:
-            inside += kernel.duration_ns()
-    known = max(total - unknown, 1)
-    return {"share": 1.0 - inside / known, "kernels_us": total / 1e3, "unknown": unknown / max(total, 1)}
+    known = [e for e in on_device if e.correlation_id() in launched]
+    inside = [e for e in known if any(launched[e.correlation_id()] in passed for passed in ranges)]
+    total, of_known, of_inside = (sum(e.duration_ns() for e in kernels) for kernels in (on_device, known, inside))
+    share, unknown = 1.0 - of_inside / max(of_known, 1), 1.0 - of_known / max(total, 1)
+    return {"share": share, "kernels_us": total / 1e3, "unknown": unknown}

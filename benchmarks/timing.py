@@ -73,6 +73,11 @@ def ratio(theirs: list[float], mine: list[float]) -> dict[str, float]:
     return {**paired, "median": statistics.median(theirs) / statistics.median(mine)}
 
 
+def inverse(found: dict[str, float]) -> dict[str, float]:
+    """Of ours over theirs instead."""
+    return {"median": 1 / found["median"], "p10": 1 / found["p90"], "p90": 1 / found["p10"]}
+
+
 def block(entry: Contestant, inputs: tuple[Any, ...], count: int, direction: str = "both") -> float:
     """Mean seconds of ``count`` calls in a row.
 

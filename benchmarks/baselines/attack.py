@@ -75,36 +75,40 @@ def svgd_step(x: Tensor, grad: Tensor, clean: Tensor) -> Tensor:
     return (near + (moved - near).clamp(-EPS, EPS)).clamp(LOWER, UPPER)
 
 
-def boundary_objective(logits: Tensor, base: Tensor, target: Tensor) -> tuple[Tensor, ...]:
-    """Value, gradient in the logits, prediction and active flag of f_k − f_b."""
-    value = (logits.gather(1, target[:, None]) - logits.gather(1, base[:, None]))[:, 0]
+def gap(logits: Tensor, base: Tensor, target: Tensor) -> Tensor:
+    return (logits.gather(1, target[:, None]) - logits.gather(1, base[:, None]))[:, 0]
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    return F.cross_entropy(logits, labels, reduction="none")
+
+
+def by_autograd(objective: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, ...]]:
+    """Value, gradient in the logits, prediction and active flag of an objective."""
+
+    def call(logits: Tensor, base: Tensor, *target: Tensor) -> tuple[Tensor, ...]:
+        leaf = logits.detach().requires_grad_()
+        value = objective(leaf, base, *target)
+        (grad,) = torch.autograd.grad(value.sum(), leaf)
+        prediction = logits.argmax(1)
+        return value.detach(), grad, prediction, prediction == base
+
+    return call
+
+
+def closed_gap(logits: Tensor, base: Tensor, target: Tensor) -> tuple[Tensor, ...]:
+    """The same of f_k − f_b, written down."""
     grad = torch.zeros_like(logits).scatter_(1, target[:, None], 1.0).scatter_(1, base[:, None], -1.0)
     prediction = logits.argmax(1)
-    return value, grad, prediction, prediction == base
+    return gap(logits, base, target), grad, prediction, prediction == base
 
 
-def boundary_autograd(logits: Tensor, base: Tensor, target: Tensor) -> tuple[Tensor, ...]:
-    leaf = logits.detach().requires_grad_()
-    value = (leaf.gather(1, target[:, None]) - leaf.gather(1, base[:, None]))[:, 0]
-    (grad,) = torch.autograd.grad(value.sum(), leaf)
-    prediction = logits.argmax(1)
-    return value.detach(), grad, prediction, prediction == base
-
-
-def ce_objective(logits: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
-    """The same of the cross-entropy, which an attack climbs away from the labels."""
+def closed_cross_entropy(logits: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+    """Of the cross-entropy, which an attack climbs away from the labels."""
     log_p = F.log_softmax(logits, 1)
     prediction = logits.argmax(1)
     value = -log_p.gather(1, labels[:, None])[:, 0]
     return value, log_p.exp() - F.one_hot(labels, logits.shape[1]), prediction, prediction == labels
-
-
-def ce_autograd(logits: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
-    leaf = logits.detach().requires_grad_()
-    value = F.cross_entropy(leaf, labels, reduction="none")
-    (grad,) = torch.autograd.grad(value.sum(), leaf)
-    prediction = logits.argmax(1)
-    return value.detach(), grad, prediction, prediction == labels
 
 
 def public_bases(limit: int, seed: int = 0) -> Callable[[Tensor, Tensor, Tensor], BoundaryBases]:

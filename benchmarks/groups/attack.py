@@ -152,7 +152,7 @@ def boundary_objective(rows: int, classes: int) -> Group:
         return af.attack_objective(logits, base, loss="boundary", target=target)
 
     work = Work(2 * rows * classes * 4 + rows * (2 * 8 + 4 + 8 + 1))
-    return _objective("boundary", rows, classes, draw, ours, work)
+    return _objective("boundary", rows, classes, draw, ours, work, baselines.gap, baselines.closed_gap)
 
 
 def ce_objective(rows: int, classes: int) -> Group:
@@ -160,7 +160,8 @@ def ce_objective(rows: int, classes: int) -> Group:
         return two_networks(rows, classes)[::2]
 
     work = Work(2 * rows * classes * 4 + rows * (8 + 4 + 8 + 1), rows * classes)
-    return _objective("ce", rows, classes, draw, af.attack_objective, work)
+    rivals = baselines.cross_entropy, baselines.closed_cross_entropy
+    return _objective("ce", rows, classes, draw, af.attack_objective, work, *rivals)
 
 
 def bases(rows: int, classes: int, speedup: float | None = None) -> Group:
@@ -178,9 +179,10 @@ def bases(rows: int, classes: int, speedup: float | None = None) -> Group:
     return _group("select_boundary_bases", {"B": rows, "K": classes}, draw, ours, {}, work, **more)
 
 
-def _objective(loss, rows, classes, draw, ours, work) -> Group:
-    closed, autograd = (getattr(baselines, f"{loss}_{form}") for form in ("objective", "autograd"))
-    others = partial(list, [Contestant("eager autograd", autograd)])
+def _objective(loss, rows, classes, draw, ours, work, value, closed) -> Group:
+    def others() -> list[Contestant]:
+        return [Contestant("eager autograd", baselines.by_autograd(value))]
+
     sizes, rivals = {"B": rows, "K": classes}, {"objective": closed}
     return _group(f"attack_objective {loss}", sizes, draw, ours, rivals, work, others=others)
 

@@ -16,6 +16,7 @@ from benchmarks.training_case import method_step
 
 FP32, BF16 = torch.float32, torch.bfloat16
 OF_THE_PRODUCT = 0.6  # least share of the rate of torch.mm in bf16
+BYTES_A_ROW = 1024  # of a selection: far more than indices and candidates take, far less than a row of an N×N matrix
 OUTSIDE = 0.03  # most of the device's time outside of the network
 
 
@@ -32,9 +33,11 @@ def _briefly(group: Group) -> Group:
 
 
 def _triplet(triplet: ModuleType) -> list[Group]:
+    count = 16384
+    memory = Goal("memory", BYTES_A_ROW * count, direction="forward")
     product = Goal("time", 1 / OF_THE_PRODUCT, "torch.mm", "forward")
     library = Goal("speed-up", 10.0, "pytorch-metric-learning")
-    select = replace(triplet.select(16384, 512, 64, BF16), goals=(product,))
+    select = replace(triplet.select(count, 512, 64, BF16), goals=(product, memory))
     return [select, triplet.hard(4096, goals=(library,))]
 
 

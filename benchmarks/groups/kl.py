@@ -11,7 +11,7 @@ import amkd_fast as af
 from benchmarks.baselines import kl as baselines
 from benchmarks.baselines.kl import CE_WEIGHT, KL_WEIGHT, T, distillation, log_target, softmax_target
 from benchmarks.group import Goal, Group
-from benchmarks.roofline import Work
+from benchmarks.roofline import Work, both_ways
 
 FP32, BF16 = torch.float32, torch.bfloat16
 
@@ -78,13 +78,7 @@ def loss(name: str, rows: int, classes: int, dtype: torch.dtype, speedup: float 
     count = torch.Size(shape).numel()
     size = count * dtype.itemsize
     exponentials = count * (3 if name == "distillation_loss" else 2)  # there also of the student at temperature 1
-    # Student and teacher are read in each direction, as a backward pass that comes later cannot have kept them in a
-    # cache; it also writes the gradient.
-    work = {
-        "forward": Work(2 * size, exponentials),
-        "backward": Work(3 * size, exponentials),
-        "both": Work(5 * size, 2 * exponentials, launches=2),
-    }
+    work = both_ways(Work(2 * size, exponentials), Work(3 * size, exponentials))  # which also writes the gradient
     goals = () if speedup is None else (Goal("speed-up", speedup),)
     more = {"others": baselines.liger} if name == "kl_div" else {}
     call, sizes = partial(ours, temperature=T), {"B": rows, "K": classes}

@@ -10,7 +10,7 @@ from torch import Tensor
 import amkd_fast as af
 from benchmarks.baselines.relations import cdist, expanded, triples
 from benchmarks.group import Goal, Group
-from benchmarks.roofline import Work
+from benchmarks.roofline import Work, both_ways
 
 # A twentieth of the 336 MB that the eager form holds at its peak at B = 256, D = 128.
 MEMORY = 16.8e6
@@ -35,11 +35,7 @@ def loss(name: str, rows: int, width: int, goals: tuple[Goal, ...] = ()) -> Grou
 
     size, pairs = rows * width * 4, rows * rows * width // 2
     # The products are those of both sides' distances and, in the backward pass, of every pair's weight with the rows.
-    work = {
-        "forward": Work(2 * size, products=2 * pairs),
-        "backward": Work(2 * size, products=2 * pairs),
-        "both": Work(4 * size, products=4 * pairs, launches=2),
-    }
+    work = both_ways(Work(2 * size, products=2 * pairs), Work(2 * size, products=2 * pairs))
     sizes, (ours, rivals) = {"B": rows, "D": width}, LOSSES[name]
     return Group("relations", name, sizes, torch.float32, draw, ours, rivals, work, goals=goals)
 

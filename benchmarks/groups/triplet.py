@@ -17,7 +17,7 @@ from benchmarks.baselines import triplet as baselines
 from benchmarks.baselines.triplet import MARGIN, METRIC_LEARNING
 from benchmarks.contest import Answer, Contestant, Errors
 from benchmarks.group import Goal, Group
-from benchmarks.roofline import Work
+from benchmarks.roofline import Work, both_ways
 
 FP32 = torch.float32
 WIDTH, CLASSES = 128, 16
@@ -106,7 +106,8 @@ def amkd(attacked: int, clean: int, width: int) -> Group:
         return rows, labels, source, base, (base + torch.randint(1, classes, (attacked,), generator=draws)) % classes
 
     sizes, rivals = {"M": attacked, "B": clean, "D": width}, {"cdist": baselines.among_clean}
-    work = _work((attacked + clean) * width * 4, attacked * clean * width)
+    size = (attacked + clean) * width * 4
+    work = both_ways(Work(size, products=attacked * clean * width), Work(2 * size))
     return Group("triplet", "triplet_margin_loss AMKD", sizes, FP32, draw, ours, rivals, work)
 
 
@@ -190,7 +191,9 @@ def _loss(
     """``options`` of the public function; ``backward`` products; both directions alone; ``more`` of the group."""
     ours = partial(af.triplet_margin_loss, margin=MARGIN, **options)
     sizes, draw = {**_sizes(count, width, classes), **(more_sizes or {})}, partial(_batch, count, width, classes, dtype)
-    work = _work(count * width * dtype.itemsize, count * count * width // 2, backward)
+    size = count * width * dtype.itemsize
+    # The gradient is written, too. What belongs to a few rows for each anchor, as after hard mining, is no product.
+    work = both_ways(Work(size, products=count * count * width // 2), Work(2 * size, products=backward))
     work = {"both": work["both"]} if together else work
     return Group("triplet", f"triplet_margin_loss {name}", sizes, dtype, draw, ours, work=work, **more)
 
@@ -224,19 +227,6 @@ def _batch(
     """Rows of classes in turn, so that each anchor has a positive and all classes are of one size, or nearly."""
     rows = torch.randn(count, width, generator=torch.Generator().manual_seed(0)).to(dtype)
     return rows.requires_grad_(leaf), torch.arange(count) % classes
-
-
-def _work(size: int, forward: int, backward: int = 0) -> dict[str, Work]:
-    """Of rows of ``size`` bytes and these products.
-
-    A backward pass that comes later reads the rows again and writes their gradient. What belongs to a few rows for each
-    anchor, as after hard mining, is no product.
-    """
-    return {
-        "forward": Work(size, products=forward),
-        "backward": Work(2 * size, products=backward),
-        "both": Work(3 * size, products=forward + backward, launches=2),
-    }
 
 
 def _wide_gradient(entry: Contestant, inputs: tuple[Tensor, ...], expected: Answer) -> Errors:

@@ -48,13 +48,17 @@ def table(found: list[Judged], known: dict[str, str]) -> str:
     lines = []
     for one in found:
         goal, row = one.goal, one.row
-        form = f", {goal['form']}" if goal["form"] else ""
-        case = f"{words.case(row, way=False)}, {row['direction']}{form}"
+        case = f"{words.case(row, way=False)}, {row['direction']}{_form(goal)}"
         rival = goal["rival"] if goal["kind"] in ("speed-up", "time") else ""
-        text = {True: "reached", None: f"not judged: {goal.get('reason', 'no reason given')}"}
-        text[False] = f"**missed**: {known.get(one.name) or '**no analysis yet**'}"
-        lines.append((case, asked(goal), rival, measured(goal), text[goal["reached"]]))
+        why = f": {known.get(one.name) or '**no analysis yet**'}" if one.missed else ""
+        lines.append((case, asked(goal), rival, measured(goal), _verdict(goal) + why))
     return words.table(("case", "goal", "against", "measured", ""), lines)
+
+
+def sentence(goal: dict[str, Any]) -> str:
+    rival = f" against {goal['rival']}" if goal["kind"] in ("speed-up", "time") else ""
+    got = f"{measured(goal)}, " if goal["measured"] is not None else ""
+    return f"{asked(goal)}{rival}{_form(goal)}; {got}{_verdict(goal)}"
 
 
 def asked(goal: dict[str, Any]) -> str:
@@ -72,3 +76,12 @@ def measured(goal: dict[str, Any]) -> str:
         spread = words.ratio({"median": value, "p10": goal["p10"], "p90": goal["p90"]})
         return spread.replace(" (", "× (", 1) if goal["kind"] == "speed-up" else spread
     return words.size(value) if goal["kind"] == "memory" else words.digits(value)
+
+
+def _form(goal: dict[str, Any]) -> str:
+    return f", {goal['form']}" if goal["form"] else ""
+
+
+def _verdict(goal: dict[str, Any]) -> str:
+    unjudged = f"not judged: {goal.get('reason', 'no reason given')}"
+    return {True: "reached", False: "**missed**", None: unjudged}[goal["reached"]]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks import machine
 from benchmarks.groups import FAMILIES
 from benchmarks.timing import Patience
 
@@ -92,7 +93,9 @@ def _take(path: Path, kind: str, results: Results) -> dict[str, Any] | None:
     if lacking := {name for row in found.get("groups", ()) for name in _ROW - row.keys()}:
         results.unread[path.name] = f"a row lacks {', '.join(sorted(lacking))}"
         return None
-    about = results.machines[path.name] = found.get("machine") or _as_machine(found["environment"])
+    if (about := found.get("machine")) is None:  # of amkd-distill
+        about = {**found["environment"], "commit": machine.short(found["environment"]["commit"]), "load": None}
+    results.machines[path.name] = about
     reasons = []
     if about["commit"] is None or about["commit"].endswith("+"):
         reasons.append(f"made at {about['commit']}, with changes that no commit has")
@@ -101,11 +104,3 @@ def _take(path: Path, kind: str, results: Results) -> dict[str, Any] | None:
     if reasons:
         results.doubts[path.name] = "; ".join(reasons)
     return found
-
-
-def _as_machine(environment: dict[str, Any]) -> dict[str, Any]:
-    """The provenance that amkd_fast.distill writes, with the names of benchmarks.machine."""
-    commit = environment["commit"]
-    if commit is not None:
-        commit = commit[:7] + ("+" if commit.endswith("-dirty") else "")
-    return {**environment, "commit": commit, "load": None}

@@ -94,7 +94,7 @@ def _rows(rows: list[Row]) -> list[str]:
             )
         parts += [f"{how}.", _contestants(row)]
         parts += [f"Left out: {name}: {reason}" for name, reason in row["left_out"].items()]
-        parts += [_goal(goal) for goal in row["goals"]]
+        parts += [f"Goal: {goals.sentence(goal)}." for goal in row["goals"]]
     return parts
 
 
@@ -110,14 +110,6 @@ def _contestants(row: Row) -> str:
         lines.append((name, words.times(entry["us"]), *ratios, words.size(entry["peak_bytes"]), errors, share))
     over = ["ratio"] if len(mine) == 1 else [f"over {own}" for own in mine]
     return words.table(("", "time", *over, "memory", "errors", "of the limit"), lines)
-
-
-def _goal(goal: dict[str, Any]) -> str:
-    form = f", {goal['form']}" if goal["form"] else ""
-    rival = f" against {goal['rival']}" if goal["kind"] in ("speed-up", "time") else ""
-    verdict = {True: "reached", False: "**missed**", None: f"not judged: {goal.get('reason', '')}"}[goal["reached"]]
-    got = f"{goals.measured(goal)}, " if goal["measured"] is not None else ""
-    return f"Goal: {goals.asked(goal)}{rival}{form}; {got}{verdict}."
 
 
 def _extras(extras: dict[str, Any]) -> list[str]:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from benchmarks.report import quality, words
 from benchmarks.report.load import DEVICES, Results, Row
+from benchmarks.timing import inverse
 
 _RATIO = f"Ratios are those of the medians, theirs over ours; {words.SPREAD} of the ratio within a round."
 OUTSIDE = "outside the network"  # an extra: the share of an attack's time
@@ -101,9 +102,7 @@ def compared(row: Row, column: Column) -> str:
     if not found:
         return ""
     spread = min(found, key=lambda spread: spread["median"])
-    if column.inverse:
-        spread = {"median": 1 / spread["median"], "p10": 1 / spread["p90"], "p90": 1 / spread["p10"]}
-    return words.ratio(spread)
+    return words.ratio(inverse(spread) if column.inverse else spread)
 
 
 def last_directions(rows: list[Row]) -> list[Row]:

@@ -56,9 +56,9 @@ def steps(dry_run: bool = False) -> list[Step]:
     python = [sys.executable]
     device, dry = ("cpu", ["--dry-run"]) if dry_run else ("cuda", [])
 
-    def check(part: str, name: str, module: str, budget: int) -> Step:
+    def check(part: str, name: str, budget: int) -> Step:
         out = ["--out", str((LOGS if dry_run else RESULTS) / f"gpu_{name}.json")]
-        return Step(part, name, [*python, "-m", f"benchmarks.gpu.{module}", *out, *dry], budget)
+        return Step(part, name, [*python, "-m", "benchmarks.gpu_checks", *out, *dry], budget)
 
     def times(part: str, family: str, budget: int, small: str) -> Step:
         command = [*python, "-m", "benchmarks.compare", "--device", device, family, "--seconds", str(0.75 * budget)]
@@ -90,7 +90,7 @@ def steps(dry_run: bool = False) -> list[Step]:
         Step("emulated", "emulated", [*python, "-m", "tests.emulator.compare", *held], 360),
         sanitized("memcheck", "test_value_and_gradient"),
         sanitized("racecheck", "test_value_and_gradient and (float32 or bfloat16)"),  # which have every barrier
-        check("bench", "checks", "checks", 60),
+        check("bench", "checks", 60),
         times("bench", "kl", 100, "K = 10,"),
         times("bench", "triplet", 80, "N = 128,"),
         times("bench", "attack", 50, "K = 10,"),
