@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +17,8 @@ from amkd_fast import backends
 LIMITS = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
 _ON = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}  # on a CPU Triton only interprets, which is no speed to measure
+# Convolutions may use TF32 while the clock runs, as PyTorch allows by default, but not while results are checked.
+without_tf32 = partial(torch.backends.cudnn.flags, enabled=True, allow_tf32=False)
 # Families that are made of operations, each of which takes the backend that it chooses by itself.
 COMPOSED = {"whole_attack": ("attack",), "training": ("kl", "triplet", "attack")}
 
@@ -128,8 +131,8 @@ def verify(contestant: Contestant, inputs: tuple[Tensor, ...], expected: Answer,
         raise WrongResult(f"{contestant.name}: only one of it and the reference has a gradient")
     parts, wanted = (part if isinstance(part, tuple) else (part,) for part in (got.value, expected.value))
     errors = Errors(
-        max(_distance(*pair) for pair in zip(parts, wanted, strict=True)),
-        None if expected.grad is None else _distance(got.grad, expected.grad),
+        max(distance(*pair) for pair in zip(parts, wanted, strict=True)),
+        None if expected.grad is None else distance(got.grad, expected.grad),
     )
     limit = LIMITS[inputs[0].dtype] if limit is None else limit
     if not all(error <= limit for error in errors if error is not None):  # a NaN is not
@@ -137,23 +140,20 @@ def verify(contestant: Contestant, inputs: tuple[Tensor, ...], expected: Answer,
     return errors
 
 
-def _distance(got: Tensor, expected: Tensor) -> float:
+def within(contestant: Contestant, error: float, limit: float, of: str = "from the truth") -> Errors:
+    """The error.
+
+    Raises:
+        WrongResult: It is above ``limit``.
+    """
+    if not error <= limit:  # a NaN is not
+        raise WrongResult(f"{contestant.name}: {error:.2g} {of}, allowed is {limit:g}")
+    return Errors(error, None)
+
+
+def distance(got: Tensor, expected: Tensor) -> float:
     """Relative to the largest entry; of whole numbers, infinite where they differ."""
     if not expected.is_floating_point():
         return 0.0 if torch.equal(got, expected) else float("inf")
     scale = expected.abs().max().clamp(min=torch.finfo(expected.dtype).tiny)
     return ((got.to(expected.dtype) - expected).abs().max() / scale).item()
-
-
-@contextmanager
-def tf32(allowed: bool) -> Iterator[None]:
-    """What a GPU may do in convolutions and matrix products."""
-    flags = torch.backends.cudnn, torch.backends.cuda.matmul
-    before = [flag.allow_tf32 for flag in flags]
-    for flag in flags:
-        flag.allow_tf32 = allowed
-    try:
-        yield
-    finally:
-        for flag, value in zip(flags, before, strict=True):
-            flag.allow_tf32 = value

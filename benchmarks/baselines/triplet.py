@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.baselines import there, written
+from benchmarks.baselines import there
 from benchmarks.contest import Contestant
 
 MARGIN = 1.0
@@ -32,12 +32,6 @@ def hard(distance: str) -> Loss:
         return F.relu(farthest - nearest + MARGIN).mean()
 
     return matrix
-
-
-def hard_others(distance: str) -> list[Contestant]:
-    """The same without the matrix, and by the libraries."""
-    library = metric_learning(lambda miners, own: miners.BatchHardMiner(distance=own), distance)
-    return [Contestant("eager tiled", tiled(distance)), *library, *sentences("BatchHardTripletLoss", distance)]
 
 
 def tiled(distance: str) -> Loss:
@@ -85,15 +79,6 @@ def semihard(fallback: bool) -> Loss:
     return matrix
 
 
-def semihard_others(fallback: bool) -> list[Contestant]:
-    """Without a fallback pytorch-metric-learning takes every negative in the interval, which is another loss. With one,
-    sentence-transformers' is ours where all classes are of one size: pairs beyond the margin cost nothing either way.
-    """
-    if fallback:
-        return sentences("BatchSemiHardTripletLoss")
-    return metric_learning(lambda miners, own: miners.TripletMarginMiner(MARGIN, "semihard", distance=own))
-
-
 def topk(k: int) -> Loss:
     """The farthest positive with each of the k nearest negatives."""
 
@@ -114,19 +99,15 @@ def cube(rows: Tensor, labels: Tensor) -> Tensor:
     return cost.sum() / (cost > 0).sum()
 
 
-def every() -> list[Contestant]:
-    """The cube, as far as it may go, and the libraries."""
+def bounded(call: Loss) -> Loss:
+    """As far as the cube may go."""
 
-    def bounded(call: Loss) -> Loss:
-        def loss(rows: Tensor, labels: Tensor) -> Tensor:
-            if len(rows) ** 3 > CUBE:
-                raise MemoryError(f"{len(rows)}³ triplets, held several times over")
-            return call(rows, labels)
+    def loss(rows: Tensor, labels: Tensor) -> Tensor:
+        if len(rows) ** 3 > CUBE:
+            raise MemoryError(f"{len(rows)}³ triplets, held several times over")
+        return call(rows, labels)
 
-        return loss
-
-    found = [entry._replace(call=bounded(entry.call)) for entry in written("cube", cube)]
-    return [*found, *metric_learning(), *sentences("BatchAllTripletLoss")]
+    return loss
 
 
 def among_clean(rows: Tensor, labels: Tensor, source: Tensor, base: Tensor, target: Tensor) -> Tensor:
@@ -144,14 +125,6 @@ def mined(rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return torch.arange(len(rows), device=rows.device), farthest, d.masked_fill(same, torch.inf).argmin(1)
 
 
-def miner() -> list[Contestant]:
-    if not there(METRIC_LEARNING):
-        return []
-    from pytorch_metric_learning import miners
-
-    return [Contestant(METRIC_LEARNING, miners.BatchHardMiner(distance=_library_distance("euclidean")))]
-
-
 def nearest(k: int) -> Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]:
     """Distances and indices of the nearest rows of other classes."""
 
@@ -162,33 +135,52 @@ def nearest(k: int) -> Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, 
     return matrix
 
 
-def metric_learning(mine: Callable[[Any, Any], Any] | None = None, distance: str = "euclidean") -> list[Contestant]:
-    """The library's loss: the mean over mined triplets, or of what is above 0 of all."""
-    if not there(METRIC_LEARNING):
-        return []
-    from pytorch_metric_learning import losses, miners, reducers
-
-    own = _library_distance(distance)
-    reducer = None if mine is None else reducers.MeanReducer()
-    loss = losses.TripletMarginLoss(margin=MARGIN, distance=own, reducer=reducer)
-    miner = (lambda *_: None) if mine is None else mine(miners, own)
-
-    def mined(rows: Tensor, labels: Tensor) -> Tensor:
-        rows = _wide(rows)
-        return loss(rows, labels, miner(rows, labels))
-
-    return [Contestant(METRIC_LEARNING, mined)]
+# What the libraries have of our minings. Without a fallback pytorch-metric-learning takes every negative in the
+# interval, which is another loss. With one, sentence-transformers' is ours where all classes are of one size: pairs
+# beyond the margin cost nothing either way.
+MINERS = {
+    "hard": lambda miners, own: miners.BatchHardMiner(distance=own),
+    "semihard": lambda miners, own: miners.TripletMarginMiner(MARGIN, "semihard", distance=own),
+    "all": lambda miners, own: lambda *_: None,
+}
+SENTENCE_LOSSES = {
+    "hard": "BatchHardTripletLoss",
+    "semihard fallback": "BatchSemiHardTripletLoss",
+    "all": "BatchAllTripletLoss",
+}
 
 
-def sentences(name: str, distance: str = "euclidean") -> list[Contestant]:
-    """A loss of sentence-transformers on rows that are there: nothing embeds sentences."""
-    if not there(SENTENCES):
-        return []
-    from sentence_transformers.sentence_transformer import losses
+def libraries(mining: str, distance: str = "euclidean") -> list[Contestant]:
+    """Losses of rows that are there; sentence-transformers embeds nothing."""
+    found = []
+    if mining in MINERS and there(METRIC_LEARNING):
+        from pytorch_metric_learning import losses, reducers
 
-    metric = getattr(losses.BatchHardTripletLossDistanceFunction, f"{distance}_distance")
-    loss = getattr(losses, name)(nn.Identity(), distance_metric=metric, margin=MARGIN)
-    return [Contestant(SENTENCES, lambda rows, labels: loss.compute_loss_from_embeddings([rows], labels))]
+        miner, own = metric_learning(mining, distance)
+        reducer = None if mining == "all" else reducers.MeanReducer()  # None: of what is above 0
+        loss = losses.TripletMarginLoss(margin=MARGIN, distance=own, reducer=reducer)
+
+        def mined(rows: Tensor, labels: Tensor) -> Tensor:
+            rows = _wide(rows)
+            return loss(rows, labels, miner(rows, labels))
+
+        found.append(Contestant(METRIC_LEARNING, mined))
+    if mining in SENTENCE_LOSSES and there(SENTENCES):
+        from sentence_transformers.sentence_transformer import losses as sentence_losses
+
+        metric = getattr(sentence_losses.BatchHardTripletLossDistanceFunction, f"{distance}_distance")
+        batch = getattr(sentence_losses, SENTENCE_LOSSES[mining])(nn.Identity(), distance_metric=metric, margin=MARGIN)
+        found.append(Contestant(SENTENCES, lambda rows, labels: batch.compute_loss_from_embeddings([rows], labels)))
+    return found
+
+
+def metric_learning(mining: str, distance: str = "euclidean") -> tuple[Callable[[Tensor, Tensor], Any], Any]:
+    """Its miner and its distance."""
+    from pytorch_metric_learning import distances, miners
+
+    euclidean = distance == "euclidean"
+    own = distances.LpDistance(normalize_embeddings=False) if euclidean else distances.CosineSimilarity()
+    return MINERS[mining](miners, own), own
 
 
 def _pairs(rows: Tensor, labels: Tensor, distance: str = "euclidean") -> tuple[Tensor, Tensor, Tensor]:
@@ -204,10 +196,3 @@ def _pairs(rows: Tensor, labels: Tensor, distance: str = "euclidean") -> tuple[T
 def _wide(rows: Tensor) -> Tensor:
     """``torch.cdist`` wants fp32 on a CPU, and distances of two bytes select other rows."""
     return rows.to(torch.promote_types(rows.dtype, torch.float32))
-
-
-def _library_distance(distance: str) -> Any:
-    from pytorch_metric_learning import distances
-
-    euclidean = distance == "euclidean"
-    return distances.LpDistance(normalize_embeddings=False) if euclidean else distances.CosineSimilarity()

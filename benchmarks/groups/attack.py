@@ -204,17 +204,13 @@ def two_networks(rows: int, classes: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def verify_signs(entry: Contestant, given: tuple[Tensor, ...], expected: Answer) -> Errors:
-    """As the usual check for steps along signs: one number in 10,000 may go the other way, by two steps.
-
-    Raises:
-        WrongResult: More of them differ, or one is further off.
-    """
-    with entry.chosen():
-        result = entry.call(*given).double()
-    error = (result - expected.value).abs()
+    """As the usual check for steps along signs: one number in 10,000 may go the other way, by two steps."""
+    error = (contest.answer(entry, given).value.double() - expected.value).abs()
     other_way = error > 1e-5
-    if not (other_way.double().mean() <= 1e-4 and error.max() <= 2 * STEP_SIZE + 1e-5):
-        raise WrongResult(f"{entry.name}: {int(other_way.sum())} numbers went another way than the reference's")
+    contest.within(
+        entry, other_way.double().mean().item(), 1e-4, "of the numbers went another way than the reference's"
+    )
+    contest.within(entry, error.max().item(), 2 * STEP_SIZE + 1e-5, "from the reference")
     return Errors((error * ~other_way).max().item() / expected.value.abs().max().item(), None)
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from amkd_fast.distill.settings import METHODS, Settings
 from amkd_fast.methods import COUNTS, Batch, Losses, StepContext
 from benchmarks.baselines import there
-from benchmarks.contest import Contestant, Errors, WrongResult, reference
+from benchmarks.contest import Contestant, Errors, distance, reference, within
 from benchmarks.group import Group
 from benchmarks.training_case import step_of
 
@@ -50,10 +50,7 @@ def digits_step(name: str) -> Group:
         return torch.cat([total.view(1), *(parameter.grad.flatten() for parameter in student.parameters())])
 
     def verify(entry: Contestant, given: tuple[Any, ...], expected: Tensor) -> Errors:
-        error = ((answer(entry, given) - expected).abs().max() / expected.abs().max()).item()
-        if not error <= SAME:
-            raise WrongResult(f"{entry.name}: {error:.1e} from the step on the reference, allowed is {SAME:g}")
-        return Errors(error, None)
+        return within(entry, distance(answer(entry, given), expected), SAME, "from the step on the reference")
 
     def extras(given: tuple[Any, ...]) -> dict[str, int]:
         losses, _ = losses_of(name, given[0].device.type)

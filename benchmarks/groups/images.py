@@ -16,7 +16,7 @@ from benchmarks import contest
 from benchmarks.baselines import images as baselines
 from benchmarks.baselines import there
 from benchmarks.baselines.images import FILL, SCALE
-from benchmarks.contest import Answer, Contestant, Errors, WrongResult
+from benchmarks.contest import Answer, Contestant, Errors
 from benchmarks.group import Goal, Group
 from benchmarks.roofline import Work
 
@@ -69,10 +69,8 @@ def joint_augment(batch: int) -> Group:
         return af.joint_augment(pixels, seed=SEED, fill=FILL)
 
     def verify(entry: Contestant, given: tuple[Any, ...], expected: Answer) -> Errors:
-        difference = (contest.answer(entry, given).value.int() - expected.value.int()).abs().max().item()
-        if difference > 1:
-            raise WrongResult(f"{entry.name}: {difference} levels from the specification")
-        return Errors(difference / 255, None)
+        levels = (contest.answer(entry, given).value.int() - expected.value.int()).abs().max().item()
+        return contest.within(entry, levels / 255, 1 / 255, "of the levels from the specification")
 
     goals = (Goal("speed-up", 10.0, "pillow", direction="forward"),) if batch == 256 else ()
     more = {"verify": verify, "truth": truth, "goals": goals, "others": baselines.joint_augment}

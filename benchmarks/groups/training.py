@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from functools import cache, partial
+from math import nan
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from amkd_fast.ops.attack import select_boundary_bases
 from benchmarks.baselines.attack import public_bases
 from benchmarks.baselines.attack_loops import loud
 from benchmarks.baselines.training import bare_passes, eager_loss
-from benchmarks.contest import Contestant, Errors, WrongResult, tf32
+from benchmarks.contest import Contestant, Errors, distance, within, without_tf32
 from benchmarks.group import Goal, Group
 from benchmarks.groups import digits
 from benchmarks.training_case import BATCH, LIMIT, NOW, method_step, of_environment, step_of
@@ -101,14 +102,9 @@ def truth(name: str, device: str) -> dict[str, Tensor | float]:
 
 def verify(entry: Contestant, given: tuple[Tensor, ...], expected: dict[str, Tensor | float]) -> Errors:
     """Relative to the largest entry of what is returned."""
-    with tf32(False), entry.chosen():
+    with without_tf32(), entry.chosen():
         got = entry.call(*given).double()
     if entry.name == EAGER:
-        if not (got.isfinite() and expected[EAGER] <= EXACT):
-            raise WrongResult(f"{EAGER}: its loss is {got.item()}, in fp64 {expected[EAGER]:.1e} from ours")
-        return Errors(expected[EAGER], None)
+        return within(entry, expected[EAGER] if got.isfinite() else nan, EXACT, "from ours in fp64")
     wanted = expected["ours" if entry.ours else entry.name]
-    error = ((got - wanted).abs().max() / wanted.abs().max()).item()
-    if not error <= SAME:
-        raise WrongResult(f"{entry.name}: {error:.1e} from fp64, allowed is {SAME:g}")
-    return Errors(error, None)
+    return within(entry, distance(got, wanted), SAME, "from fp64")

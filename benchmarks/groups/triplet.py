@@ -13,8 +13,9 @@ import amkd_fast as af
 from amkd_fast import backends
 from amkd_fast.ops.triplet.operators import OPERATORS
 from benchmarks import contest
+from benchmarks.baselines import there, written
 from benchmarks.baselines import triplet as baselines
-from benchmarks.baselines.triplet import MARGIN, METRIC_LEARNING
+from benchmarks.baselines.triplet import MARGIN, METRIC_LEARNING, libraries, metric_learning
 from benchmarks.contest import Answer, Contestant, Errors
 from benchmarks.group import Goal, Group
 from benchmarks.roofline import Work, both_ways
@@ -50,18 +51,17 @@ def groups() -> list[Group]:
 
 
 def hard(
-    count: int,
-    width: int = WIDTH,
-    dtype: torch.dtype = FP32,
-    distance: str = "euclidean",
-    goals: tuple[Goal, ...] = (),
+    count: int, width: int = WIDTH, dtype: torch.dtype = FP32, distance: str = "euclidean", goals: tuple[Goal, ...] = ()
 ) -> Group:
     """From :data:`MATRIX` rows on ours alone, forward and backward together: who holds no matrix takes many seconds."""
     name, matrix = ("hard", "cdist") if distance == "euclidean" else (f"hard {distance}", f"{distance} matrix")
-    more: dict[str, Any] = {"rivals": {matrix: baselines.hard(distance)}, "reference": count <= 1024}
-    more["others"] = partial(baselines.hard_others, distance)
+    tiled = baselines.tiled(distance)
+
+    def others() -> list[Contestant]:
+        return [Contestant("eager tiled", tiled), *libraries("hard", distance)]
+
+    more = {"rivals": {matrix: baselines.hard(distance)}, "others": others, "reference": count <= 1024}
     if count >= MATRIX:
-        tiled = baselines.tiled(distance)
         more = {"together": True, "reference": False, "truth": lambda _, inputs: contest.truth(tiled, inputs)}
     return _loss(name, count, {"distance": distance}, width=width, dtype=dtype, goals=goals, **more)
 
@@ -69,9 +69,9 @@ def hard(
 def semihard(count: int, fallback: bool = False) -> Group:
     """Every pair of a class has a weight of its own in the gradient."""
     options = {"mining": "semihard", "semihard_fallback": fallback}
-    rivals, others = {"cdist, sorted": baselines.semihard(fallback)}, partial(baselines.semihard_others, fallback)
     name, pairs = "semihard fallback" if fallback else "semihard", count * count * WIDTH // CLASSES
-    return _loss(name, count, options, pairs, rivals=rivals, others=others, verify=_wide_gradient)
+    more = {"rivals": {"cdist, sorted": baselines.semihard(fallback)}, "others": partial(libraries, name)}
+    return _loss(name, count, options, pairs, verify=_wide_gradient, **more)
 
 
 def topk(count: int, k: int) -> Group:
@@ -84,8 +84,13 @@ def every(count: int, classes: int = CLASSES, goals: tuple[Goal, ...] = ()) -> G
     Sorted distances say how often each counts, so that no triplet need be visited: the products are those of the
     distances, and in the backward pass that of a weight for every pair with the rows.
     """
+
+    def others() -> list[Contestant]:
+        cubes = written("cube", baselines.cube)
+        return [*(entry._replace(call=baselines.bounded(entry.call)) for entry in cubes), *libraries("all")]
+
     options, pairs = {"mining": "all", "reduction": "mean_nonzero"}, count * count * WIDTH
-    more = {"others": baselines.every, "verify": partial(contest.verify, limit=EDGE_LIMIT), "goals": goals}
+    more = {"others": others, "verify": partial(contest.verify, limit=EDGE_LIMIT), "goals": goals}
     return _loss("all", count, options, pairs, classes=classes, together=True, **more)
 
 
@@ -115,9 +120,12 @@ def mined(count: int) -> Group:
     def distances(given: tuple[Tensor, ...], chosen: tuple[Tensor, ...]) -> Tensor:
         return _triplet_distances(*given, *chosen)
 
+    def others() -> list[Contestant]:
+        return [Contestant(METRIC_LEARNING, metric_learning("hard")[0])] if there(METRIC_LEARNING) else []
+
     work, sizes = Work(count * (WIDTH * 4 + 3 * 8), products=count * count * WIDTH // 2), _sizes(count)
-    draw, rivals, more = partial(_batch, count, leaf=False), {"cdist": baselines.mined}, {"others": baselines.miner}
-    return _search("mine_triplets hard", sizes, FP32, draw, af.mine_triplets, rivals, work, distances, **more)
+    draw, rivals = partial(_batch, count, leaf=False), {"cdist": baselines.mined}
+    return _search("mine_triplets hard", sizes, FP32, draw, af.mine_triplets, rivals, work, distances, others=others)
 
 
 def nearest_negatives(count: int, others: int, k: int) -> Group:

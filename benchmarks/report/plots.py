@@ -119,15 +119,10 @@ def fastest(row: Row) -> dict[str, dict[str, float]]:
 def looks(points: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Colour and marker of every contestant: ours in front, then the others in their order, as far as lines go."""
     ours = {title: entry["ours"] for point in points for title, entry in point["contestants"].items()}
-    titles = sorted(ours, key=lambda title: not ours[title])[: MOST_LINES - 1]
-    others = zip(_LINES, _SHAPES * 2, strict=False)
-    found = {}
-    for title in titles:
-        if ours[title] and not found:
-            found[title] = {"color": _OURS, "marker": "o", "linewidth": 2.4, "markersize": 6, "zorder": 5}
-        else:
-            colour, shape = next(others)
-            found[title] = {"color": colour, "marker": shape, "linewidth": 1.4, "markersize": 5}
+    first, *others = sorted(ours, key=lambda title: not ours[title])[: MOST_LINES - 1]
+    found = {first: {"color": _OURS, "marker": "o", "linewidth": 2.4, "markersize": 6, "zorder": 5}}
+    for title, colour, shape in zip(others, _LINES, _SHAPES * 2, strict=False):
+        found[title] = {"color": colour, "marker": shape, "linewidth": 1.4, "markersize": 5}
     return found
 
 
