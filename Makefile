@@ -29,7 +29,7 @@ INDUCTOR = tests/test_memory.py::test_compiles_into_one_full_graph
 CLANG_FORMAT = "$$($(PY) -c 'import sys; print(sys.prefix)')/bin/clang-format"
 PIP = $(PY) -m pip install -q --disable-pip-version-check
 
-.PHONY: all demo test gates levels emulated check lint format bench bench-groups gpu clean
+.PHONY: all demo test gates levels emulated check lint format bench gpu clean
 
 all: build/.built
 
@@ -93,17 +93,12 @@ format:
 	$(PY) -m ruff format .
 	$(CLANG_FORMAT) -i $(NATIVE) $(EMULATOR)
 
-# The whole CPU report: every comparison, the plots' points, the crossovers, the counters; then tables, pages, plots.
-# AMKD_BENCH_CIFAR and AMKD_BENCH_TEACHER (benchmarks/README.md) name the images and network of the whole attacks.
+# The whole CPU report: every comparison, the plots' points; then tables, pages, plots. AMKD_BENCH_TEACHER
+# (benchmarks/README.md) names the network and images of the whole attacks.
 bench: build/.built
-	$(PY) -m benchmarks.compare
+	$(PY) -m pytest benchmarks --results benchmarks/results --benchmark-json=build/pytest-benchmark.json
 	$(PY) -m benchmarks.scaling
-	$(PY) -m benchmarks.counters
 	$(PY) -m benchmarks.report
-
-# The same groups in pytest-benchmark, for its own comparisons and histograms.
-bench-groups: build/.built
-	$(PY) -m pytest benchmarks --benchmark-json=build/pytest-benchmark.json
 
 gpu:
 	$(PYTHON) tests/gpu/run.py

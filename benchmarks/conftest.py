@@ -1,10 +1,19 @@
-"""Threads, machine description and the list of absent peers, for every benchmark."""
+"""Options, machine description and the list of absent libraries, for ``pytest benchmarks``."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from benchmarks import contest, machine, peers
+from benchmarks import baselines, contest, machine
+from benchmarks.groups import FAMILIES
+
+
+def pytest_addoption(parser):
+    options = parser.getgroup("amkd_fast")
+    options.addoption("--results", type=Path, help="folder for <family>-<device>.json, of whole families alone")
+    options.addoption("--quick", action="store_true", help="two rounds: shows that it runs, not how fast")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -19,10 +28,9 @@ def pytest_benchmark_update_machine_info(config, machine_info):
 
 def pytest_terminal_summary(terminalreporter):
     terminalreporter.section("not in the comparison")
-    absent = {}
     for device in contest.devices():
-        absent |= peers.missing(device)
-        for family in ("kl", "triplet", "attack", "images", "segments", "relations"):
+        absent = baselines.missing(device)
+        for family in FAMILIES:
             absent |= contest.missing(family, device)
-    for name, reason in absent.items():
-        terminalreporter.write_line(f"{name}: {reason}")
+        for name, reason in absent.items():
+            terminalreporter.write_line(f"{device}: {name}: {reason}")

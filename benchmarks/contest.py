@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +17,8 @@ from amkd_fast import backends
 LIMITS = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
 _ON = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}  # on a CPU Triton only interprets, which is no speed to measure
+# Convolutions may use TF32 while the clock runs, as PyTorch allows by default, but not while results are checked.
+without_tf32 = partial(torch.backends.cudnn.flags, enabled=True, allow_tf32=False)
 # Families that are made of operations, each of which takes the backend that it chooses by itself.
 COMPOSED = {"whole_attack": ("attack",), "training": ("kl", "triplet", "attack")}
 
@@ -42,9 +45,9 @@ class Contestant(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """Value of a call, and the gradient in its first input where that asks for one."""
+    """Value of a call, in one tensor or several, and the gradients in all inputs that ask for one, in a row."""
 
-    value: Tensor
+    value: Any
     grad: Tensor | None
 
 
@@ -88,39 +91,48 @@ def missing(operation: str, device: str) -> dict[str, str]:
     return found
 
 
+def leaves(inputs: tuple[Any, ...]) -> list[Tensor]:
+    """Those that want a gradient."""
+    return [part for part in inputs if isinstance(part, Tensor) and part.requires_grad]
+
+
+def drop_grads(inputs: tuple[Any, ...]) -> None:
+    for leaf in leaves(inputs):
+        leaf.grad = None
+
+
 def answer(contestant: Contestant, inputs: tuple[Tensor, ...]) -> Answer:
-    """Call once, backward included; leaves no gradient behind."""
-    leaf = inputs[0]
-    leaf.grad = None
+    """Call once, backward included."""
     with contestant.chosen():
         value = contestant.call(*inputs)
-        if value.requires_grad:
-            value.backward()
-    grad, leaf.grad = leaf.grad, None
-    return Answer(value.detach(), grad)
+        if isinstance(value, tuple):
+            return Answer(value, None)
+        grads = torch.autograd.grad(value, leaves(inputs)) if value.requires_grad else ()
+    return Answer(value.detach(), torch.cat([grad.flatten() for grad in grads]) if grads else None)
 
 
-def truth(call: Callable[..., Tensor], inputs: tuple[Tensor, ...], ask: Callable[..., Answer] = answer) -> Answer:
-    """The reference in fp64; ``ask`` is what calls it."""
-    wide = tuple(x.detach().double().requires_grad_(x.requires_grad) if x.is_floating_point() else x for x in inputs)
-    return ask(reference(call), wide)
+def truth(call: Callable[..., Any], inputs: tuple[Tensor, ...]) -> Answer:
+    """The reference in fp64."""
+    return answer(reference(call), wide(inputs))
 
 
-def verify(
-    contestant: Contestant, inputs: tuple[Tensor, ...], expected: Answer, limit: float | None = None,
-    ask: Callable[..., Answer] = answer,
-) -> Errors:  # fmt: skip
-    """Compare with :func:`truth`; ``ask`` is what calls the contestant.
+def wide(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(x.detach().double().requires_grad_(x.requires_grad) if x.is_floating_point() else x for x in inputs)
+
+
+def verify(contestant: Contestant, inputs: tuple[Tensor, ...], expected: Answer, limit: float | None = None) -> Errors:
+    """Compare with :func:`truth`.
 
     Raises:
-        WrongResult: The error is above ``limit``, by default that of :data:`LIMITS`.
+        WrongResult: The error is above ``limit``, by default that of :data:`LIMITS`, or whole numbers differ.
     """
-    got = ask(contestant, inputs)
+    got = answer(contestant, inputs)
     if (got.grad is None) != (expected.grad is None):
         raise WrongResult(f"{contestant.name}: only one of it and the reference has a gradient")
+    parts, wanted = (part if isinstance(part, tuple) else (part,) for part in (got.value, expected.value))
     errors = Errors(
-        _distance(got.value, expected.value),
-        None if expected.grad is None else _distance(got.grad, expected.grad),
+        max(distance(*pair) for pair in zip(parts, wanted, strict=True)),
+        None if expected.grad is None else distance(got.grad, expected.grad),
     )
     limit = LIMITS[inputs[0].dtype] if limit is None else limit
     if not all(error <= limit for error in errors if error is not None):  # a NaN is not
@@ -128,6 +140,20 @@ def verify(
     return errors
 
 
-def _distance(got: Tensor, expected: Tensor) -> float:
+def within(contestant: Contestant, error: float, limit: float, of: str = "from the truth") -> Errors:
+    """The error.
+
+    Raises:
+        WrongResult: It is above ``limit``.
+    """
+    if not error <= limit:  # a NaN is not
+        raise WrongResult(f"{contestant.name}: {error:.2g} {of}, allowed is {limit:g}")
+    return Errors(error, None)
+
+
+def distance(got: Tensor, expected: Tensor) -> float:
+    """Relative to the largest entry; of whole numbers, infinite where they differ."""
+    if not expected.is_floating_point():
+        return 0.0 if torch.equal(got, expected) else float("inf")
     scale = expected.abs().max().clamp(min=torch.finfo(expected.dtype).tiny)
     return ((got.to(expected.dtype) - expected).abs().max() / scale).item()

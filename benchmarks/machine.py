@@ -1,22 +1,20 @@
-"""Where and when numbers were made, for the JSON files."""
+"""Where and when numbers were made, and the JSON files that they are written to."""
 
 from __future__ import annotations
 
+import json
 import os
-import platform
-import subprocess
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from amkd_fast import backends
-from amkd_fast.version import __version__
+from amkd_fast.distill.report import provenance
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-WRITTEN = ("benchmarks/results", "docs/benchmarks", "README.md")  # by a run of the suite
+WRITTEN = ("benchmarks/results", "docs/benchmarks")  # by a run of the suite
 
 
 def use_threads() -> int:
@@ -27,21 +25,15 @@ def use_threads() -> int:
 
 
 def describe() -> dict[str, Any]:
-    """Machine, versions, commit, date and the load when this was called."""
-    return {
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "commit": commit(),
-        "cpu": cpu_model(),
-        "cores": cores(),
-        "threads": torch.get_num_threads(),
-        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "platform": platform.platform(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "amkd_fast": __version__,
-        "build": backends.build_info(),
-    }
+    """Machine, versions, commit, date and the load when this was called; of the commit see :func:`short`."""
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    more = {"cores": cores(), "load": load, "build": backends.build_info()}
+    return {**provenance.environment(), "commit": short(provenance.commit(ROOT, WRITTEN)), **more}
+
+
+def short(commit: str | None) -> str | None:
+    """Seven digits, with ``+`` behind them where files differ, but for results and reports; None outside of git."""
+    return commit and commit[:7] + "+" * commit.endswith("-dirty")
 
 
 def in_words(about: dict[str, Any]) -> str:
@@ -54,29 +46,21 @@ def in_words(about: dict[str, Any]) -> str:
     )
 
 
+def write(path: Path, found: dict[str, Any]) -> None:
+    """A file of results: an entry of a list a line, numbers to seven digits."""
+
+    def one(value: Any) -> str:
+        rounded = json.loads(json.dumps(value), parse_float=lambda digits: float(f"{float(digits):.7g}"))
+        return json.dumps(rounded, ensure_ascii=False)
+
+    def lines(value: Any) -> str:
+        return "[\n  " + ",\n  ".join(map(one, value)) + "\n ]" if isinstance(value, list) and value else one(value)
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = ",\n ".join(f"{json.dumps(name)}: {lines(value)}" for name, value in found.items())
+    path.write_text(f"{{\n {text}\n}}\n")
+
+
 def cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
-def commit() -> str | None:
-    """Short hash, with ``+`` behind it where tracked files differ but for results and reports; None outside of git."""
-    code = ("--untracked-files=no", "--", ".", *(f":!{path}" for path in WRITTEN))
-    short, changes = _git("rev-parse", "--short", "HEAD"), _git("status", "--porcelain", *code)
-    return None if short is None else short + ("+" if changes else "")
-
-
-def _git(*arguments: str) -> str | None:
-    try:
-        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True, timeout=10)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 from collections.abc import Callable
+from itertools import accumulate
 from pathlib import Path
 
 import torch
@@ -27,24 +28,18 @@ def peak_bytes(call: Callable[[], object], device: str) -> int:
         call()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
-    return max(_tensors(call), _resident(call))
+    return max(_tensors(call), _resident(call) if _CLEAR.exists() else 0)
 
 
 def _tensors(call: Callable[[], object]) -> int:
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
         call()
     changes = [event for event in trace.profiler.kineto_results.events() if event.name() == "[memory]"]
-    held = peak = 0
-    for event in sorted(changes, key=lambda event: event.start_ns()):
-        held += event.nbytes()
-        peak = max(peak, held)
-    return peak
+    changes.sort(key=lambda event: event.start_ns())
+    return max(accumulate((event.nbytes() for event in changes), initial=0))
 
 
 def _resident(call: Callable[[], object]) -> int:
-    """0 where the system does not tell."""
-    if not _CLEAR.exists():
-        return 0
     ctypes.CDLL(None).malloc_trim(0)  # freed memory goes back, so that taking it again shows
     _CLEAR.write_text("5")  # the mark falls to what is resident now
     before = _high_water()

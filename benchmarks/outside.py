@@ -4,16 +4,29 @@ from __future__ import annotations
 
 import statistics
 import time
-from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from benchmarks.whole_attack import network_passes
+from amkd_fast.attacks import loop
 
 NETWORK = "attack: network"
+
+
+@contextmanager
+def network_passes(around: Callable[[Callable, tuple, dict], Any]) -> Iterator[None]:
+    """Send every forward and backward pass that the attacks make through ``around(function, arguments, options)``."""
+
+    def wrap(function: Callable) -> Callable:
+        return lambda *arguments, **options: around(function, arguments, options)
+
+    names = ("evaluate", "input_gradient")
+    with mock.patch.multiple(loop, **{name: wrap(getattr(loop, name)) for name in names}):
+        yield
 
 
 def time_share(attack: Callable[[], object], times: int) -> dict[str, float]:
@@ -36,17 +49,16 @@ def time_share(attack: Callable[[], object], times: int) -> dict[str, float]:
             totals.append(time.perf_counter() - start)
             shares.append(1.0 - inside / totals[-1])
     total, share = statistics.median(totals), statistics.median(shares)
-    return {
-        "ms": 1e3 * total,
-        "outside_ms": 1e3 * share * total,
-        "share": share,
-        "share_least": min(shares),
-        "share_most": max(shares),
-    }
+    found = {"ms": 1e3 * total, "outside_ms": 1e3 * share * total, "share": share}
+    return {**found, "share_least": min(shares), "share_most": max(shares)}
 
 
 def kernel_share(attack: Callable[[], object]) -> dict[str, float]:
-    """Share of the device time of all kernels that were not launched inside the network's passes."""
+    """Share of the device time of all kernels that were not launched inside the network's passes.
+
+    A backward pass launches from autograd's own thread while the caller waits for it, so launches are sorted into the
+    ranges of the network by time.
+    """
 
     def ranged(function: Callable, arguments: tuple, options: dict) -> Any:
         with record_function(NETWORK):
@@ -58,30 +70,13 @@ def kernel_share(attack: Callable[[], object]) -> dict[str, float]:
         with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
             attack()
             torch.cuda.synchronize()
-    return split_kernels(profiler.profiler.kineto_results.events())
-
-
-def split_kernels(events: list[Any]) -> dict[str, float]:
-    """Sort kernels by whether their launch, on whichever thread, fell into a range of the network.
-
-    A backward pass launches from autograd's own thread while the caller waits for it, so ranges are compared by time.
-    """
-    on_device = [event for event in events if event.device_type() == torch.autograd.DeviceType.CUDA]
-    on_host = [event for event in events if event.device_type() == torch.autograd.DeviceType.CPU]
-    ranges = sorted((e.start_ns(), e.start_ns() + e.duration_ns()) for e in on_host if e.name() == NETWORK)
-    begins = [begin for begin, _ in ranges]
+    events = profiler.profiler.kineto_results.events()
+    on_device = [e for e in events if e.device_type() == torch.autograd.DeviceType.CUDA and e.name() != NETWORK]
+    on_host = [e for e in events if e.device_type() == torch.autograd.DeviceType.CPU]
+    ranges = [range(e.start_ns(), e.start_ns() + e.duration_ns()) for e in on_host if e.name() == NETWORK]
     launched = {e.correlation_id(): e.start_ns() for e in on_host if e.name().startswith(("cuda", "cu"))}
-    total = inside = unknown = 0
-    for kernel in on_device:
-        if kernel.name() == NETWORK:  # the range itself, as the device saw it
-            continue
-        total += kernel.duration_ns()
-        start = launched.get(kernel.correlation_id())
-        if start is None:
-            unknown += kernel.duration_ns()
-            continue
-        number = bisect_right(begins, start) - 1
-        if number >= 0 and start <= ranges[number][1]:
-            inside += kernel.duration_ns()
-    known = max(total - unknown, 1)
-    return {"share": 1.0 - inside / known, "kernels_us": total / 1e3, "unknown": unknown / max(total, 1)}
+    known = [e for e in on_device if e.correlation_id() in launched]
+    inside = [e for e in known if any(launched[e.correlation_id()] in passed for passed in ranges)]
+    total, of_known, of_inside = (sum(e.duration_ns() for e in kernels) for kernels in (on_device, known, inside))
+    share, unknown = 1.0 - of_inside / max(of_known, 1), 1.0 - of_known / max(total, 1)
+    return {"share": share, "kernels_us": total / 1e3, "unknown": unknown}

@@ -8,13 +8,14 @@ fp32's precision. A share above 1 means that ours beats PyTorch's rate, or that 
 
 from __future__ import annotations
 
+import math
 import statistics
-import time
 from collections.abc import Callable
 from functools import cache
 from typing import Any, NamedTuple
 
 import torch
+from torch.utils.benchmark import Timer
 
 SMALLEST = 1 << 20  # bytes; below it a copy measures its own launch
 SIDE = 1024  # of the matrices
@@ -31,6 +32,12 @@ class Work(NamedTuple):
     launches: int = 1
 
 
+def both_ways(forward: Work, backward: Work) -> dict[str, Work]:
+    """By direction; a backward pass that comes later finds nothing of the forward one's in a cache."""
+    together = Work(*(a + b for a, b in zip(forward, backward, strict=True)))
+    return {"forward": forward, "backward": backward, "both": together}
+
+
 class Limit(NamedTuple):
     """The least time of a call."""
 
@@ -40,10 +47,6 @@ class Limit(NamedTuple):
     product: float  # multiply-adds a second, of the dtype's matrix product or of fp32's where that is faster
     arithmetic: float  # multiply-adds a second in fp32
     launch: float  # seconds
-
-    def share(self, seconds: float) -> float:
-        """Limit over achieved."""
-        return self.seconds / seconds
 
 
 def limit(work: Work, dtype: torch.dtype, device: str) -> Limit:
@@ -67,7 +70,7 @@ def copy_rate(size: int, device: str) -> float:
     """Of a tensor of ``size`` bytes into another one, both there already."""
     source = torch.ones(size, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    return 2 * size / _fastest(lambda: target.copy_(source), device)
+    return 2 * size / _fastest(lambda: target.copy_(source))
 
 
 @cache
@@ -77,28 +80,17 @@ def product_rate(dtype: torch.dtype, device: str) -> float:
     side = ROWS if device == "cuda" else SIDE if dtype.itemsize > 2 else SIDE // 4
     left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     result = torch.empty_like(left)
-    return side**3 / _fastest(lambda: torch.mm(left, right, out=result), device)
+    return side**3 / _fastest(lambda: torch.mm(left, right, out=result))
 
 
 def launch_seconds(device: str) -> float:
     """Of a call that changes one number."""
     one = torch.zeros(1, device=device)
-    return _fastest(lambda: one.add_(1), device)
+    return _fastest(lambda: one.add_(1))
 
 
-def _fastest(call: Callable[[], Any], device: str) -> float:
-    """Seconds of a call: median of the faster half of 20 blocks, as a limit is not what disturbances make of it."""
-    wait = torch.cuda.synchronize if device == "cuda" else (lambda: None)
-    for _ in range(3):
-        start = time.perf_counter()
-        call()
-        wait()
-    count = max(1, int(2e-3 / (time.perf_counter() - start)))
-    blocks = []
-    for _ in range(20):
-        start = time.perf_counter()
-        for _ in range(count):
-            call()
-        wait()
-        blocks.append((time.perf_counter() - start) / count)
-    return statistics.median(sorted(blocks)[:10])
+def _fastest(call: Callable[[], Any]) -> float:
+    """Seconds of a call: median of the faster half of some blocks, as a limit is not what disturbances make of it."""
+    timer = Timer("call()", globals={"call": call}, num_threads=torch.get_num_threads())
+    blocks = timer.blocked_autorange(min_run_time=0.1).times
+    return statistics.median(sorted(blocks)[: math.ceil(len(blocks) / 2)])

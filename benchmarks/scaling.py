@@ -7,12 +7,10 @@ goes along an axis until it would take longer or more memory than the limits, an
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
-from importlib import import_module
+from functools import partial
 from math import log
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,51 +18,43 @@ from typing import Any, NamedTuple
 import torch
 
 from benchmarks import contest, machine
-from benchmarks.compare import US, peak_bytes, race
-from benchmarks.contest import Contestant, WrongResult
-from benchmarks.group import SHORT, Field, Group, no_gradient, prepare
-from benchmarks.interleave import QUICK, Patience, spread
+from benchmarks.compare import US, peak_bytes, timed
+from benchmarks.contest import WrongResult
+from benchmarks.group import Group, prepare
+from benchmarks.groups import attack, images, kl, triplet
+from benchmarks.timing import QUICK, Patience
 
 SECONDS, BYTES = 1.0, 2e9  # of a call; who would take more stops
 PATIENCE = Patience(block=7e-3, rounds=9, seconds=0.0, most=3.0, fewest=5)
 
 
 class Axis(NamedTuple):
-    """A size that grows.
-
-    Attributes:
-        family: Whose module of ``benchmarks.groups`` has the builder.
-        build: The group of a size, from that module.
-        left_out: Contestants whose title has one of these in it do not take part.
-    """
+    """A size that grows."""
 
     name: str
     title: str
     family: str
     letter: str
     sizes: tuple[int, ...]
-    build: Callable[[Any, int], Group]
-    left_out: tuple[str, ...] = ("max-autotune",)
+    build: Callable[[int], Group]  # the group of a size
+    left_out: tuple[str, ...] = ("max-autotune",)  # whose title has one of these in it does not take part
 
 
-FP32 = torch.float32
+LOG_TARGET = ("max-autotune", "softmax target")
 AXES = (
     Axis("kl_div-K", "kl_div, B = 128, fp32", "kl", "K", (10, 100, 1000, 10_000, 32_768, 131_072),
-         lambda kl, size: kl.kl_div(128, size, FP32), ("max-autotune", "softmax target")),
+         lambda size: kl.loss("kl_div", 128, size, torch.float32), LOG_TARGET),
     Axis("kl_div-B", "kl_div, K = 1000, fp32", "kl", "B", (16, 128, 1024, 8192),
-         lambda kl, size: kl.kl_div(size, 1000, FP32), ("max-autotune", "softmax target")),
+         lambda size: kl.loss("kl_div", size, 1000, torch.float32), LOG_TARGET),
     Axis("triplet_hard-N", "triplet hard, D = 128, 16 classes, fp32", "triplet", "N", (64, 256, 1024, 4096),
-         lambda triplet, size: triplet.hard(size, 128, 16, FP32)),
+         triplet.hard),
     Axis("triplet_hard-D", "triplet hard, N = 1024, 16 classes, fp32", "triplet", "D", (16, 128, 512, 2048),
-         lambda triplet, size: triplet.hard(1024, size, 16, FP32)),
+         partial(triplet.hard, 1024)),
     Axis("triplet_all-N", "triplet all, D = 128, 16 classes, fp32", "triplet", "N", (64, 256, 512, 1024),
-         lambda triplet, size: triplet.every(size, 128, 16, FP32)),
-    Axis("attack_linf-B", "attack_step linf, [B, 3, 32, 32], fp32", "attack", "B", (16, 64, 256, 2048),
-         lambda attack, size: attack.step("linf", size)),
-    Axis("attack_boundary-B", "attack_step boundary, [B, 3, 32, 32], fp32", "attack", "B", (16, 64, 256, 2048),
-         lambda attack, size: attack.step("boundary", size)),
-    Axis("crop_flip-B", "crop_flip, [B, 3, 32, 32]", "images", "B", (16, 64, 256, 2048),
-         lambda images, size: images.crop_flip(size)),
+         triplet.every),
+    *(Axis(f"attack_{rule}-B", f"attack_step {rule}, [B, 3, 32, 32], fp32", "attack", "B", (16, 64, 256, 2048),
+           partial(attack.step, rule)) for rule in ("linf", "boundary")),
+    Axis("crop_flip-B", "crop_flip, [B, 3, 32, 32]", "images", "B", (16, 64, 256, 2048), images.crop_flip),
 )  # fmt: skip
 
 
@@ -76,45 +66,28 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="two rounds: shows that it runs, not how fast")
     options = parser.parse_args(arguments)
     machine.use_threads()
-    path = None if options.only or options.quick else options.output / f"scaling-{options.device}.json"
-    result = measured([axis for axis in AXES if options.only in axis.name], options.device, options.quick, path)
-    for line in result["wrong"]:
-        print(f"WRONG, not timed: {line}")
-    return 1 if result["wrong"] else 0
-
-
-def measured(axes: list[Axis], device: str, quick: bool, path: Path | None = None) -> dict[str, Any]:
-    """What the JSON file holds; a line a point is printed on the way.
-
-    The file at ``path`` is written after each axis, so that a run which is stopped leaves what it has.
-    """
-    start = time.perf_counter()
     found: dict[str, Any] = {
-        "kind": "scaling",
-        "device": device,
-        "machine": machine.describe(),
-        "quick": quick,
-        "most": {"seconds": SECONDS, "bytes": BYTES},
-        "axes": [],
-        "wrong": [],
+        **{"kind": "scaling", "device": options.device, "machine": machine.describe(), "quick": options.quick},
+        **{"most": {"seconds": SECONDS, "bytes": BYTES}, "axes": [], "wrong": []},
     }
     print(f"scaling: {machine.in_words(found['machine'])}", flush=True)
-    for axis in axes:
-        found["axes"].append(along(axis, device, QUICK if quick else PATIENCE, found["wrong"]))
-        found["seconds"] = time.perf_counter() - start
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(found, indent=1) + "\n")
-    return found
+    for axis in AXES:
+        if options.only not in axis.name:
+            continue
+        found["axes"].append(along(axis, options.device, QUICK if options.quick else PATIENCE, found["wrong"]))
+        if not (options.only or options.quick):  # after each axis, so that a run which is stopped leaves what it has
+            machine.write(options.output / f"scaling-{options.device}.json", found)
+    for line in found["wrong"]:
+        print(f"WRONG, not timed: {line}")
+    return 1 if found["wrong"] else 0
 
 
 def along(axis: Axis, device: str, patience: Patience, wrong: list[str]) -> dict[str, Any]:
     """All points of an axis; a point where one of ours is wrong is named in ``wrong``."""
-    module = import_module(f"benchmarks.groups.{axis.family}")
     found: dict[str, Any] = {**axis._asdict(), "points": [], "stopped": {}}
     del found["build"], found["left_out"]
     for size in axis.sizes:
-        group = axis.build(module, size)
+        group = axis.build(size)
         here = {entry.title for entry in group.contestants(device)}
         seen = {title: entry["ours"] for before in found["points"] for title, entry in before["contestants"].items()}
         for title in [title for title in seen if title not in found["stopped"]]:
@@ -140,56 +113,24 @@ def reduced(group: Group, axis: Axis, stopped: dict[str, Any], device: str) -> G
 
     Where the reference has stopped, its fp64 form would need even more: there the truth is our own result in fp64.
     """
-    lost = group.reference and "reference" in stopped and group.truth is contest.truth
 
-    def rivals() -> list[Contestant]:
-        return [
-            entry
-            for entry in group.rivals()
-            if entry.title not in stopped and not any(part in entry.title for part in axis.left_out)
-        ]
+    def absent(title: str) -> bool:
+        return title in stopped or any(part in title for part in axis.left_out)
 
     def own_truth(call: Callable[..., Any], inputs: tuple[Any, ...]) -> Any:
-        wide = tuple(
-            x.detach().double().requires_grad_(x.requires_grad) if x.is_floating_point() else x for x in inputs
-        )
-        return contest.answer(contest.ours(group.family, call, device)[0], wide)
+        return contest.answer(contest.ours(group.family, call, device)[0], contest.wide(inputs))
 
-    return replace(
-        group,
-        rivals=rivals,
-        forms=dict,
-        reference=group.reference and "reference" not in stopped,
-        truth=own_truth if lost else group.truth,
-    )
+    lost = group.reference and "reference" in stopped and group.truth is contest.truth
+    return replace(group, absent=absent, forms={}, truth=own_truth if lost else group.truth)
 
 
 def point(group: Group, size: int, device: str, patience: Patience) -> dict[str, Any]:
     """Everybody at one size: time of both directions where there are two, peak of memory, errors."""
-    field: Field = prepare(group, device)
-    direction = group.directions[-1]
-    entries = list(field.errors)
-    with no_gradient(field.inputs):
-        peaks = {entry: peak_bytes(entry, group, field, device) for entry in entries}
-    limit, _, times = race(group, device, direction, field, patience)
-    return {
-        "size": size,
-        "sizes": group.sizes,
-        "dtype": SHORT[group.dtype],
-        "direction": direction,
-        "rounds": len(times[entries[0]]),
-        "limit": limit and limit._asdict(),
-        "contestants": {
-            entry.title: {
-                "ours": entry.ours,
-                "us": spread(times[entry], US),
-                "peak_bytes": peaks[entry],
-                **field.errors[entry]._asdict(),
-            }
-            for entry in entries
-        },
-        "left_out": field.left_out,
-    }
+    field = prepare(group, device)
+    peaks = {entry: peak_bytes(entry, group, field, device) for entry in field.errors}
+    row, _ = timed(group, device, group.directions[-1], field, patience, peaks)
+    names = ("sizes", "dtype", "direction", "rounds", "limit", "contestants", "left_out")
+    return {"size": size, **{name: row[name] for name in names}}
 
 
 def beyond(points: list[dict[str, Any]], title: str, size: int) -> str | None:

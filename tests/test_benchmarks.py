@@ -1,21 +1,22 @@
-"""The reports: tables are those of the files and nothing else, and what got slower is found, on made-up times."""
+"""The reports: tables are those of the files and nothing else, on made-up times; the harness, on a small group."""
 
 from __future__ import annotations
 
-import copy
 import json
 import re
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from benchmarks import contest, machine, regression, roofline, scaling
-from benchmarks.interleave import QUICK
-from benchmarks.report import markers, pages, tables, targets, words
+from benchmarks import compare, contest, machine, roofline, scaling
+from benchmarks.groups import kl
+from benchmarks.report import goals, markers, pages, tables, words
 from benchmarks.report.__main__ import main as report
-from benchmarks.report.load import load
+from benchmarks.report.load import load, shortened
+from benchmarks.timing import QUICK
 
 OURS, EAGER, COMPILED = "amkd_fast cpu", "eager log target", "compile log target"
 MACHINE = {
@@ -42,8 +43,8 @@ def row(classes: int = 10, us: dict[str, float] | None = None, part: float = 0.0
     best = min((title for title in us if title != OURS), key=us.get)
     ratios = {title: around(time / us[OURS], part) for title, time in us.items() if title != OURS}
     found = ratios[best]["median"]
-    target = {"issue": 2, "kind": "speed-up", "bound": bound, "rival": best, "direction": "both", "form": ""}
-    target |= {"measured": found, "p10": ratios[best]["p10"], "p90": ratios[best]["p90"], "reached": found >= bound}
+    goal = {"kind": "speed-up", "bound": bound, "rival": best, "direction": "both", "form": ""}
+    goal |= {"measured": found, "p10": ratios[best]["p10"], "p90": ratios[best]["p90"], "reached": found >= bound}
     return {
         **{"family": "kl", "operation": "kl_div", "sizes": {"B": 128, "K": classes}, "dtype": "fp32"},
         **{"direction": "both", "rounds": 21, "left_out": {"liger-kernel": "it failed"}, "best": best, "ours": OURS},
@@ -66,7 +67,7 @@ def row(classes: int = 10, us: dict[str, float] | None = None, part: float = 0.0
             },
             **{"copy": 1e10, "product": 1e11, "launch": 1e-6},
         },
-        **{"extras": {}, "targets": [target]},
+        **{"extras": {}, "goals": [goal]},
     }
 
 
@@ -218,13 +219,13 @@ def test_a_miss_needs_its_analysis(site, undrawn, capsys):
     assert "| ≥ 3× | compile log target | 2.50× (2.38–2.62) | **missed**: Calls cost more than that. |" in index
     (site.path / "misses.md").write_text("## cpu: kl_div, B = 1, K = 10, fp32, both: speed-up 3\n\nLost.\n")
     site()
-    assert "explains what is no target" in capsys.readouterr().out
+    assert "explains what is no goal" in capsys.readouterr().out
 
 
 def test_misses_come_first(site, undrawn):
     site(kl_cpu=comparison(row(10), row(100, bound=9.0), row(1000)))
-    found = targets.judged(load(site.path / "results"), "cpu")
-    assert [one.target["reached"] for one in found] == [False, True, True]
+    found = goals.judged(load(site.path / "results"), "cpu")
+    assert [one.goal["reached"] for one in found] == [False, True, True]
 
 
 def test_pages_have_every_contestant_and_who_is_not_there(site, undrawn):
@@ -234,7 +235,7 @@ def test_pages_have_every_contestant_and_who_is_not_there(site, undrawn):
     assert "| reference | 400 µs (380–420) | 4.00 (3.80–4.20) | 5.12 kB | 1e-07 / 2e-07 | 12 % |" in page
     assert "Left out: liger-kernel: it failed" in page
     assert "reference: stopped before N = 16384: 3 s a call foretold" in page
-    assert "Target of issue 2: ≥ 1.5× against compile log target; 2.50× (2.38–2.62), reached." in page
+    assert "Goal: ≥ 1.5× against compile log target; 2.50× (2.38–2.62), reached." in page
     for picture in re.findall(r"\]\((\S+\.png)\)", page):
         assert (site.path / "docs" / "benchmarks" / picture).exists()
     index = (site.path / "docs" / "benchmarks" / "README.md").read_text()
@@ -257,7 +258,7 @@ def test_results_of_the_methods_become_tables():
     """On the files that are in the repository."""
     results = load(machine.RESULTS)
     assert results.digits is not None
-    assert results.parity is not None
+    assert results.presets is not None
     methods = tables.TABLES["methods"](results)
     last = results.digits["methods"]["amkd"]["last"]
     assert f"| AMKD | {last['mean']:.1f} ± {(last['high'] - last['low']) / 2:.1f} |" in methods
@@ -268,7 +269,7 @@ def test_results_of_the_methods_become_tables():
     assert f"| Extended-KD | {unseen['mean']:.1f} ± {(unseen['high'] - unseen['low']) / 2:.1f} |" in tables.TABLES[
         "dropped"
     ](results)
-    assert tables.TABLES["presets"](results).count("\n| `") == len(results.parity["presets"])
+    assert tables.TABLES["presets"](results).count("\n| `") == len(results.presets["presets"])
 
 
 @pytest.mark.parametrize(
@@ -292,7 +293,7 @@ def test_the_committed_reports_are_those_of_the_committed_results():
 def test_every_table_has_its_marker_once():
     text = "".join((machine.ROOT / page).read_text() for page in markers.PAGES)
     names = re.findall(r"<!-- benchmarks: (\S+) -->", text)
-    assert sorted(names) == sorted(set(tables.TABLES) - {"targets"})  # which the index has, all of them
+    assert sorted(names) == sorted(tables.TABLES)
 
 
 @pytest.mark.parametrize(
@@ -313,73 +314,59 @@ def test_pictures_are_png_and_the_same_every_time(site):
     assert first == {path.name: path.read_bytes() for path in folder.glob("*.png")}
 
 
-class TestRegression:
-    @pytest.fixture
-    def judge(self, tmp_path, capsys):
-        def run(old: dict, new: dict, *options: str) -> tuple[int, str]:
-            paths = [tmp_path / "old.json", tmp_path / "new.json"]
-            for path, content in zip(paths, (old, new), strict=True):
-                path.write_text(json.dumps(content))
-            capsys.readouterr()
-            return regression.main([*map(str, paths), *options]), capsys.readouterr().out
+def test_of_runs_of_methods_the_tables_parts_are_kept(site, undrawn):
+    digits = load(machine.RESULTS).digits
+    assert shortened(digits) == digits
+    other = {**digits["tests"][0], "baseline": "mkd"}
+    page = site.path / markers.PAGES[0]
+    page.write_text("<!-- benchmarks: methods -->\n<!-- /benchmarks -->\n")
+    assert site("--draft", digits={**digits, "runs": [1, 2], "tests": [*digits["tests"], other]}) == 0
+    text = page.read_text()
+    assert json.loads((site.path / "results" / "digits.json").read_text()) == digits
+    assert site("--draft", "--check") == 0
+    assert page.read_text() == text
 
-        return run
 
-    def test_nothing_changed(self, judge):
-        code, text = judge(comparison(row()), comparison(row()))
-        assert code == 0
-        assert text == "0 slower, 0 faster by more than 10%\n"
+@pytest.mark.usefixtures("one_thread")
+class TestCompare:
+    @pytest.fixture(autouse=True)
+    def _small(self, monkeypatch):
+        """One group, nothing compiled; measuring the rates takes long."""
+        if not contest.backend_names("kl", "cpu"):
+            pytest.skip("the CPU kernels are not built")
+        limit = roofline.Limit(1e-6, "launches", 1e10, 1e11, 1e11, 1e-6)
+        monkeypatch.setattr(roofline, "limit", lambda work, dtype, device: limit)
+        monkeypatch.setattr(compare, "PATIENCE", {"cpu": QUICK})
+        monkeypatch.setattr(torch, "compile", lambda call, **options: call)
 
-    def test_one_row_is_slower(self, judge):
-        slow = row(100, us={"reference": 400.0, OURS: 150.0})
-        code, text = judge(comparison(row(), row(100)), comparison(row(), slow))
-        assert code == 1
-        assert "| kl_div, B = 128, K = 100, fp32, both | amkd_fast cpu | +50% | reference | 4.00 (3.80–4.20) |" in text
-        assert "K = 10," not in text
-        assert judge(comparison(row(100)), comparison(slow), "--margin", "0.6")[0] == 0
+    def small(self, **more):
+        return [replace(kl.loss("kl_div", 4, 3, torch.float32, 0.1), **more)]
 
-    def test_faster_is_told_and_no_fault(self, judge):
-        code, text = judge(comparison(row()), comparison(row(us={"reference": 400.0, OURS: 50.0})))
-        assert code == 0
-        assert "-50%" in text
-        assert "0 slower, 1 faster" in text
+    def test_a_file_has_what_the_report_reads(self, tmp_path, monkeypatch, capsys):
+        monkeypatch.setattr(compare, "groups", lambda family, device: self.small())
+        assert compare.main(["kl", "--output", str(tmp_path)]) == 0
+        assert "kl_div" in capsys.readouterr().out
+        found = json.loads((tmp_path / "kl-cpu.json").read_text())
+        assert [row["direction"] for row in found["groups"]] == ["forward", "backward", "both"]
+        last = found["groups"][-1]
+        assert set(last["ratios"][OURS]) == set(last["contestants"]) - {OURS}
+        assert last["goals"][0]["measured"] == last["ratios"][OURS][last["best"]]["median"]
+        assert load(tmp_path).rows("cpu", "kl") == found["groups"]
 
-    def test_a_wide_spread_does_not_count(self, judge):
-        slow = row(us={"reference": 400.0, OURS: 150.0}, part=0.4)
-        assert judge(comparison(row(part=0.4)), comparison(slow))[0] == 0
+    def test_a_wrong_result_is_not_timed(self, tmp_path, monkeypatch, capsys):
+        wrong = self.small(ours=lambda student, teacher: (student - teacher).square().sum(), reference=False)
+        truth = contest.truth(lambda student, teacher: student.sum(), self.small()[0].inputs("cpu"))
+        wrong[0] = replace(wrong[0], truth=lambda call, inputs: truth)
+        monkeypatch.setattr(compare, "groups", lambda family, device: wrong)
+        assert compare.main(["kl", "--output", str(tmp_path)]) == 1
+        assert "WRONG, not timed: kl_div, B = 4, K = 3, fp32" in capsys.readouterr().out
+        assert json.loads((tmp_path / "kl-cpu.json").read_text())["groups"] == []
 
-    def test_a_slower_machine_slows_everybody(self, judge):
-        twice = row(us={"reference": 800.0, EAGER: 600.0, OURS: 200.0})
-        assert judge(comparison(row()), comparison(twice))[0] == 0
-
-    def test_without_others_the_time_is_judged(self, judge):
-        rows = [row() for _ in range(2)]
-        for found, us in zip(rows, (100.0, 150.0), strict=True):
-            found["contestants"] = {OURS: {**found["contestants"][OURS], "us": around(us)}}
-            found |= {"ratios": {OURS: {}}, "best": None}
-        code, text = judge(comparison(rows[0]), comparison(rows[1]))
-        assert code == 1
-        assert "100 µs (95.0–105) | 150 µs (142–158)" in text
-
-    @pytest.mark.parametrize("other", [{"cpu": "Another chip"}, {"gpu": "A GPU"}, {"threads": 4}])
-    def test_another_machine_is_no_comparison(self, judge, other):
-        code, text = judge(comparison(row()), comparison(row(), **other))
-        assert code == 2
-        assert next(iter(other)) in text
-
-    def test_another_family_or_an_old_file_is_none_either(self, judge):
-        assert judge(comparison(row()), {**comparison(row()), "family": "triplet"})[0] == 2
-        assert judge(comparison(row()), {"cases": []})[0] == 2
-
-    def test_missing_rows_and_contestants_are_named(self, judge):
-        more = row()
-        more["contestants"][f"{OURS}, out given"] = {**more["contestants"][OURS], "form": "out given"}
-        more["ratios"][f"{OURS}, out given"] = copy.deepcopy(more["ratios"][OURS])
-        code, text = judge(comparison(row(), row(1000)), comparison(more, row(100)))
-        assert code == 0
-        assert "only before: kl_div, B = 128, K = 1000, fp32, both\n" in text
-        assert "only now: kl_div, B = 128, K = 100, fp32, both\n" in text
-        assert "only now: kl_div, B = 128, K = 10, fp32, both: amkd_fast cpu, out given\n" in text
+    def test_what_is_not_reached_in_time_is_named(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(compare, "groups", lambda family, device: self.small())
+        assert compare.main(["kl", "--output", str(tmp_path), "--seconds", "1e-9"]) == 0
+        found = json.loads((tmp_path / "kl-cpu.json").read_text())
+        assert found["not_reached"] == ["kl_div, B = 4, K = 3, fp32"]
 
 
 @pytest.mark.usefixtures("one_thread")
@@ -426,6 +413,6 @@ class TestScaling:
         )
         wrong: list[str] = []
         build = axis.build
-        axis = axis._replace(build=lambda kl, size: scaling.replace(build(kl, size), truth=contest.truth))
+        axis = axis._replace(build=lambda size: scaling.replace(build(size), truth=contest.truth))
         assert scaling.along(axis, "cpu", QUICK, wrong)["points"] == []
         assert len(wrong) == 1

@@ -1,4 +1,4 @@
-"""The recorded step, rehearsed: a stand-in for a CUDA graph runs the function again, in which nothing may wait."""
+"""The recorded step: a CUDA graph on a GPU; on a CPU a stand-in runs the function again, in which nothing may wait."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from traps import NothingWaits
 
 import amkd_fast as af
 from amkd_fast.attacks import arguments
+from amkd_fast.attacks.capture import CudaGraph
 from amkd_fast.distill.whole_step import WholeStep
 from amkd_fast.methods import AMKD, KD, Batch, StepContext, StudentAlone
 
 EPOCHS, STEPS = 4, 3
+NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
 @pytest.fixture(autouse=True)
@@ -69,17 +71,22 @@ def batches():
             yield Batch(images, labels, None, known), StepContext(epoch, EPOCHS, 10 * epoch + step)
 
 
+@pytest.mark.parametrize(("device", "graph"), [("cpu", Rehearsed), pytest.param("cuda", CudaGraph, marks=NO_GPU)])
 @pytest.mark.parametrize("name", METHODS)
-def test_recorded_steps_are_eager_steps(name):
+def test_recorded_steps_are_eager_steps(name, device, graph):
     _, teacher, student = problem()
-    eager, recorded = student, copy.deepcopy(student)
-    methods = [METHODS[name](fixed_shape=fixed) for fixed in (False, True)]
-    plain = optimizer_of(eager, 0.05)
-    optimizer = optimizer_of(recorded, torch.tensor(0.05, dtype=torch.float64))
-    whole = WholeStep(methods[1], teacher, recorded, optimizer, graph=Rehearsed)
+    teacher, eager = teacher.to(device), student.to(device)
+    recorded = copy.deepcopy(eager)
+    with torch.device(device):
+        methods = [METHODS[name](fixed_shape=fixed) for fixed in (False, True)]
+        rate = torch.tensor(0.05, dtype=torch.float64)
+    plain, optimizer = optimizer_of(eager, 0.05), optimizer_of(recorded, rate)
+    whole = WholeStep(methods[1], teacher, recorded, optimizer, graph=graph)
+    near = {"rtol": 1e-9, "atol": 1e-9} if device == "cpu" else {"rtol": 1e-6, "atol": 1e-6}  # sums in other orders
     schedules = [torch.optim.lr_scheduler.LambdaLR(o, lambda step: 1 / (1 + step)) for o in (plain, optimizer)]
     Rehearsed.made = 0
     for batch, moment in batches():
+        batch = Batch(*(None if part is None else part.to(device) for part in batch))
         expected = methods[0](batch, teacher, eager, moment)
         plain.zero_grad()
         expected.total.backward()
@@ -87,18 +94,18 @@ def test_recorded_steps_are_eager_steps(name):
         before = copy.deepcopy(batch)
         found = whole(batch, moment)
         assert torch.equal(batch.images, before.images)
-        torch.testing.assert_close(found.total, expected.total.detach(), rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(found.total, expected.total.detach(), **near)
         assert found.parts.keys() == expected.parts.keys()
         for part, value in expected.parts.items():
-            torch.testing.assert_close(found.parts[part], value, rtol=1e-9, atol=1e-9)
+            torch.testing.assert_close(found.parts[part], value, **near)
         if expected.attack is not None:
             assert found.attack.tolist() == expected.attack.tolist()
         for schedule in schedules:
             schedule.step()
     for key, value in eager.state_dict().items():
-        torch.testing.assert_close(recorded.state_dict()[key], value, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(recorded.state_dict()[key], value, **near)
     attacks = name in ("official", "amkd")
-    assert Rehearsed.made == (4 if attacks else 2)  # two sizes of batch, with and without an attack
+    assert device == "cuda" or Rehearsed.made == (4 if attacks else 2)  # two sizes of batch, with and without an attack
 
 
 def test_a_batch_of_which_nobody_is_attacked():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,21 +14,24 @@ import amkd_fast as af
 from amkd_fast import backends
 from amkd_fast.ops.attack import BoundaryBases
 from benchmarks import contest
+from benchmarks.baselines import attack as baselines
+from benchmarks.baselines.attack import EPS, LOWER, STEP_SIZE, TOP, UPPER
 from benchmarks.contest import Answer, Contestant, Errors, WrongResult
-from benchmarks.group import Group, Target
-from benchmarks.peers import attack as peers
+from benchmarks.group import Goal, Group
 from benchmarks.roofline import Work
 
-LOWER, UPPER = 0.0, 1.0
-EPS, STEP_SIZE = 8 / 255, 2 / 255
-L2_EPS, L2_STEP, L1_EPS, L1_STEP = 0.5, 0.1, 12.0, 1.0
-BOUNDARY_STEP, NEWTON_STEP = 0.3, 1.02
-TOP = 0.01
 LIMIT = 64  # bases out of a batch
-
-BALLS = {"linf": (STEP_SIZE, EPS), "l2": (L2_STEP, L2_EPS), "l1": (L1_STEP, L1_EPS)}
-STEPS = (*BALLS, "boundary", "newton")  # the position is the operator's `rule` number
+FP32, CHANNELS_LAST = torch.float32, torch.channels_last
 OUT_GIVEN, KERNEL = "out given", "kernel alone"
+LOGITS = ((64, 10), (256, 100))  # rows and classes
+# Arguments of the public function; the position is the operator's `rule` number.
+RULES: dict[str, dict[str, Any]] = {
+    "linf": {"norm": "linf", "step_size": STEP_SIZE, "eps": EPS},
+    "l2": {"norm": "l2", "step_size": baselines.L2_STEP, "eps": baselines.L2_EPS},
+    "l1": {"norm": "l1", "step_size": baselines.L1_STEP, "eps": baselines.L1_EPS, "top": TOP},
+    "boundary": {"norm": "boundary", "step_size": baselines.BOUNDARY_STEP},
+    "newton": {"norm": "boundary", "norm_power": 2, "project": True, "step_size": baselines.NEWTON_STEP},
+}
 
 
 def groups() -> list[Group]:
@@ -35,94 +39,68 @@ def groups() -> list[Group]:
         step("linf", 64, speedup=5.0),
         step("linf", 256, speedup=10.0),
         step("linf", 256, dtype=torch.bfloat16),
-        step("linf", 256, memory_format=torch.channels_last),
+        step("linf", 256, memory_format=CHANNELS_LAST),
         step("boundary", 64, speedup=5.0),
         step("boundary", 256, speedup=10.0),
         *(step(rule, count) for rule in ("l2", "l1", "newton") for count in (64, 256)),
-        boundary_objective(64, 10),
-        boundary_objective(256, 100),
-        ce_objective(64, 10),
-        ce_objective(256, 100),
-        bases(256, 10, 10.0),
-        bases(256, 100, 10.0),
-        svgd(64, 4),
-        svgd(128, 8),
+        *(objective(rows, classes) for objective in (boundary_objective, ce_objective) for rows, classes in LOGITS),
+        *(bases(256, classes, 10.0) for classes in (10, 100)),
+        *(svgd(*shape) for shape in ((64, 4), (128, 8))),
     ]
 
 
 def step(
     rule: str,
     count: int,
-    channels: int = 3,
     side: int = 32,
-    *,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype = FP32,
     memory_format: torch.memory_format = torch.contiguous_format,
     speedup: float | None = None,
 ) -> Group:
-    """One of :data:`STEPS`: new images as the public function returns them, and as the forms write them."""
-    shape = (count, channels, side, side)
+    """One of :data:`RULES`: new images as the public function returns them, and as the forms write them."""
+    shape, ball = (count, 3, side, side), "eps" in RULES[rule]
 
-    def inputs(device: str) -> tuple[Tensor, ...]:
+    def draw() -> tuple[Tensor, ...]:
         """Images, gradient, and either clean images or gaps."""
         draws = torch.Generator().manual_seed(0)
         clean, noise = torch.rand(2, *shape, generator=draws)
         grad = torch.randn(shape, generator=draws)
         x = (clean + EPS * (2 * noise - 1)).clamp(LOWER, UPPER)
         gap = 10 * torch.rand(count, generator=draws)
-        images = (x, grad, clean) if rule in BALLS else (x, grad)
-        found = [part.to(device, dtype, memory_format=memory_format) for part in images]
-        return tuple(found) if rule in BALLS else (*found, gap.to(device))
+        images = [part.to(dtype, memory_format=memory_format) for part in (x, grad, clean)]
+        return tuple(images) if ball else (*images[:2], gap)
 
     # The least that moves: the images, their gradient and the result; the clean images where there is a ball.
-    passes = 4 if rule in BALLS else 3
-    work = {"forward": Work(passes * math.prod(shape) * dtype.itemsize)}
-    targets = () if speedup is None else tuple(
-        Target(4, "speed-up", speedup, f"eager {rule} step", "forward", form) for form in ("", KERNEL)
+    work = Work((4 if ball else 3) * math.prod(shape) * dtype.itemsize)
+    bounds = () if speedup is None else (("", speedup), (KERNEL, speedup))
+    name = f"attack_step {rule}{' channels_last' if memory_format == CHANNELS_LAST else ''}"
+    return _group(
+        name, _sizes(shape), draw, public_step(rule), {f"{rule} step": getattr(baselines, f"{rule}_step")}, work, dtype,
+        forms={OUT_GIVEN: written_to(public_step(rule)), KERNEL: written_to(kernel(rule))},
+        goals=tuple(Goal("speed-up", bound, f"eager {rule} step", "forward", form) for form, bound in bounds),
     )  # fmt: skip
-    return Group(
-        "attack",
-        f"attack_step {rule}{' channels_last' if memory_format == torch.channels_last else ''}",
-        {"B": count, "C": channels, "H": side, "W": side},
-        dtype,
-        inputs,
-        public_step(rule),
-        lambda: rivals_of_step(rule),
-        work,
-        ("forward",),
-        forms=lambda: {OUT_GIVEN: written_to(public_step(rule)), KERNEL: written_to(kernel(rule))},
-        verify=verify,
-        truth=truth,
-        targets=targets,
-    )
 
 
 def public_step(rule: str) -> Callable[..., Tensor]:
     """The public function, into a new tensor as eager PyTorch makes one; or into ``out``."""
-    bounds = {"lower": LOWER, "upper": UPPER}
-    if rule in BALLS:
-        step_size, eps = BALLS[rule]
-        ball = {"step_size": step_size, "eps": eps, "norm": rule, "top": TOP, **bounds}
-        return lambda x, grad, clean, out=None: af.attack_step(x, grad, x0=clean, out=out, **ball)
-    newton = rule == "newton"
-    step_size = NEWTON_STEP if newton else BOUNDARY_STEP
-    options = {"norm": "boundary", "norm_power": 1 + newton, "project": newton, "step_size": step_size, **bounds}
-    return lambda x, grad, gap, out=None: af.attack_step(x, grad, gap=gap, out=out, **options)
+    move = partial(af.attack_step, lower=LOWER, upper=UPPER, **RULES[rule])
+    if "eps" in RULES[rule]:
+        return lambda x, grad, clean, out=None: move(x, grad, x0=clean, out=out)
+    return lambda x, grad, gap, out=None: move(x, grad, gap=gap, out=out)
 
 
 def kernel(rule: str) -> Callable[..., Tensor]:
     """The operator alone, without the public function's checks and its choice of a backend."""
-    newton = rule == "newton"
-    step_size, eps = BALLS.get(rule, (NEWTON_STEP if newton else BOUNDARY_STEP, 0.0))
-    none = (None,) * 4
+    number, newton, none = list(RULES).index(rule), rule == "newton", (None,) * 4
+    step_size, eps = RULES[rule]["step_size"], RULES[rule].get("eps", 0.0)
 
     def call(x: Tensor, grad: Tensor, third: Tensor, out: Tensor) -> Tensor:
         operators = torch.ops.amkd_fast
         triton = x.is_cuda and backends.select("attack", "cuda") == "triton"
         run = operators.attack_step_triton.default if triton else operators.attack_step.default
-        x0, gap = (third, None) if rule in BALLS else (None, third)
+        x0, gap = (third, None) if eps else (None, third)
         top = math.ceil(TOP * x[0].numel()) if rule == "l1" else 1
-        run(out, x, grad, x0, None, None, gap, *none, STEPS.index(rule), step_size, eps, LOWER, UPPER, 1.0, newton, top)
+        run(out, x, grad, x0, None, None, gap, *none, number, step_size, eps, LOWER, UPPER, 1.0, newton, top)
         return out
 
     return call
@@ -141,177 +119,111 @@ def written_to(call: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return run
 
 
-def rivals_of_step(rule: str) -> list[Contestant]:
-    size = BALLS.get(rule, (NEWTON_STEP if rule == "newton" else BOUNDARY_STEP,))
-    write = {
-        "linf": peers.linf_step,
-        "l2": peers.l2_step,
-        "l1": lambda *numbers: peers.l1_step(*numbers, TOP),
-        "boundary": peers.boundary_step,
-        "newton": peers.newton_step,
-    }[rule]
-    return write(*size, LOWER, UPPER)
-
-
-def svgd(count: int, particles: int, channels: int = 3, side: int = 32) -> Group:
+def svgd(count: int, particles: int, side: int = 32) -> Group:
     """A step of the particles of every image. Signs of what is nearly 0 may differ from the reference's in fp64."""
-    shape = (count, particles, channels, side, side)
+    shape = (count, particles, 3, side, side)
 
     def ours(x: Tensor, grad: Tensor, clean: Tensor, out: Tensor | None = None) -> Tensor:
         return af.svgd_step(x, grad, clean, step_size=STEP_SIZE, eps=EPS, lower=LOWER, upper=UPPER, out=out)
 
-    def inputs(device: str) -> tuple[Tensor, ...]:
+    def draw() -> tuple[Tensor, ...]:
         draws = torch.Generator().manual_seed(0)
         clean = torch.rand(count, *shape[2:], generator=draws)
         x = clean[:, None] + EPS * (2 * torch.rand(shape, generator=draws) - 1)
-        grad = 0.01 * torch.randn(shape, generator=draws)
-        return x.clamp(LOWER, UPPER).to(device), grad.to(device), clean.to(device)
+        return x.clamp(LOWER, UPPER), 0.01 * torch.randn(shape, generator=draws), clean
 
-    size, image = math.prod(shape), channels * side * side
+    size, image = math.prod(shape), math.prod(shape[2:])
     # Distances of all pairs, and for each particle a gradient and a position of every other one.
     products = count * image * (particles * (particles - 1) // 2 + 2 * particles**2)
-    return Group(
-        "attack",
-        "svgd_step",
-        {"B": count, "n": particles, "C": channels, "H": side, "W": side},
-        torch.float32,
-        inputs,
-        ours,
-        lambda: peers.svgd_step(STEP_SIZE, EPS, LOWER, UPPER),
-        {"forward": Work((3 * size + count * image) * 4, products=products)},
-        ("forward",),
-        forms=lambda: {OUT_GIVEN: written_to(ours)},
-        verify=verify_signs,
-        truth=truth,
-    )
+    work, rivals = Work((3 * size + count * image) * 4, products=products), {"svgd step": baselines.svgd_step}
+    more = {"forms": {OUT_GIVEN: written_to(ours)}, "verify": verify_signs}
+    return _group("svgd_step", _sizes(shape), draw, ours, rivals, work, **more)
 
 
 def boundary_objective(rows: int, classes: int) -> Group:
     """Three more numbers a row are written: value, prediction, active flag."""
 
+    def draw() -> tuple[Tensor, ...]:
+        logits, _, base = two_networks(rows, classes)
+        shift = torch.randint(1, classes, (rows,), generator=torch.Generator().manual_seed(1))
+        return logits, base, (base + shift) % classes
+
     def ours(logits: Tensor, base: Tensor, target: Tensor) -> tuple[Tensor, ...]:
         return af.attack_objective(logits, base, loss="boundary", target=target)
 
-    def inputs(device: str) -> tuple[Tensor, ...]:
-        logits, _, base = drawn(rows, classes, device)
-        shift = torch.randint(1, classes, (rows,), generator=torch.Generator().manual_seed(1)).to(device)
-        return logits, base, (base + shift) % classes
-
     work = Work(2 * rows * classes * 4 + rows * (2 * 8 + 4 + 8 + 1))
-    return _of_logits("attack_objective boundary", rows, classes, inputs, ours, peers.boundary_objective, work)
+    return _objective("boundary", rows, classes, draw, ours, work, baselines.gap, baselines.closed_gap)
 
 
 def ce_objective(rows: int, classes: int) -> Group:
-    def ours(logits: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
-        return af.attack_objective(logits, labels)
-
-    def inputs(device: str) -> tuple[Tensor, ...]:
-        logits, _, labels = drawn(rows, classes, device)
-        return logits, labels
+    def draw() -> tuple[Tensor, ...]:
+        return two_networks(rows, classes)[::2]
 
     work = Work(2 * rows * classes * 4 + rows * (8 + 4 + 8 + 1), rows * classes)
-    return _of_logits("attack_objective ce", rows, classes, inputs, ours, peers.ce_objective, work)
+    rivals = baselines.cross_entropy, baselines.closed_cross_entropy
+    return _objective("ce", rows, classes, draw, af.attack_objective, work, *rivals)
 
 
-def bases(rows: int, classes: int, speedup: float) -> Group:
+def bases(rows: int, classes: int, speedup: float | None = None) -> Group:
     """At most :data:`LIMIT` rows come out, each with three classes or places and a flag."""
 
     def ours(student: Tensor, teacher: Tensor, labels: Tensor) -> BoundaryBases:
         return af.select_boundary_bases(student, teacher, labels, LIMIT, seed=1)
 
-    def rivals() -> list[Contestant]:
-        return [Contestant(peers.PUBLIC_BASES, peers.public_bases(LIMIT))]
+    def others() -> list[Contestant]:
+        return [Contestant(baselines.PUBLIC_BASES, baselines.public_bases(LIMIT))]
 
     work = Work(rows * (2 * classes * 4 + 8) + LIMIT * (3 * 8 + 1), 2 * rows * classes)
-    target = Target(4, "speed-up", speedup, peers.PUBLIC_BASES, "forward")
-    return _of_logits(
-        "select_boundary_bases", rows, classes, lambda device: drawn(rows, classes, device), ours, rivals, work, target
-    )
+    goals = () if speedup is None else (Goal("speed-up", speedup, baselines.PUBLIC_BASES, "forward"),)
+    draw, more = partial(two_networks, rows, classes), {"others": others, "verify": verify_draws, "goals": goals}
+    return _group("select_boundary_bases", {"B": rows, "K": classes}, draw, ours, {}, work, **more)
 
 
-def _of_logits(name, rows, classes, inputs, ours, rivals, work, *targets) -> Group:
-    return Group(
-        "attack",
-        name,
-        {"B": rows, "K": classes},
-        torch.float32,
-        inputs,
-        ours,
-        rivals,
-        {"forward": work},
-        ("forward",),
-        verify=verify,
-        truth=truth,
-        targets=targets,
-    )
+def _objective(loss, rows, classes, draw, ours, work, value, closed) -> Group:
+    def others() -> list[Contestant]:
+        return [Contestant("eager autograd", baselines.by_autograd(value))]
+
+    sizes, rivals = {"B": rows, "K": classes}, {"objective": closed}
+    return _group(f"attack_objective {loss}", sizes, draw, ours, rivals, work, others=others)
 
 
-def drawn(rows: int, classes: int, device: str) -> tuple[Tensor, Tensor, Tensor]:
+def _group(name, sizes, draw, ours, rivals, work, dtype=FP32, **more) -> Group:
+    return Group("attack", name, sizes, dtype, draw, ours, rivals, {"forward": work}, **more)
+
+
+def _sizes(shape: tuple[int, ...]) -> dict[str, int]:
+    return dict(zip("BCHW" if len(shape) == 4 else "BnCHW", shape, strict=True))
+
+
+def two_networks(rows: int, classes: int) -> tuple[Tensor, Tensor, Tensor]:
     """Logits of two networks that predict most rows right, and the labels."""
     draws = torch.Generator().manual_seed(0)
     labels = torch.randint(classes, (rows,), generator=draws)
     likely = 6.0 * torch.eye(classes)[labels]
-    first, second = 2.0 * torch.randn(2, rows, classes, generator=draws) + likely
-    return first.to(device), second.to(device), labels.to(device)
+    return *(2.0 * torch.randn(2, rows, classes, generator=draws) + likely), labels
 
 
-def truth(call: Callable[..., Any], given: tuple[Tensor, ...]) -> Any:
-    """The reference's result in fp64, of however many parts."""
-    entry = contest.reference(call)
-    with entry.chosen():
-        return entry.call(*(part.double() if part.is_floating_point() else part for part in given))
-
-
-def verify(entry: Contestant, given: tuple[Tensor, ...], expected: Any) -> Errors:
-    """Hold every part of a contestant's result against :func:`truth`.
-
-    Raises:
-        WrongResult: A part differs, or draws do not follow their distribution.
-    """
-    largest = 0.0
-    with entry.chosen():
-        result = entry.call(*given)
-    for part, wanted in zip(visible(result, entry), visible(expected, entry), strict=True):
-        one = Contestant(entry.name, lambda *_, part=part: part)
-        # Whole numbers must agree, and the check of contest.py is relative to the largest.
-        if wanted.is_floating_point():
-            largest = max(largest, contest.verify(one, given, Answer(wanted, None)).value)
-        elif not torch.equal(part, wanted):
-            raise WrongResult(f"{entry.name}: whole numbers differ from the reference's")
-    if entry.name == peers.PUBLIC_BASES:
-        check_draws(entry, given, expected)
-    return Errors(largest, None)
-
-
-def verify_signs(entry: Contestant, given: tuple[Tensor, ...], expected: Tensor) -> Errors:
-    """As :func:`verify` for steps along signs: one number in 10,000 may go the other way, by two steps.
-
-    Raises:
-        WrongResult: More of them differ, or one is further off.
-    """
-    with entry.chosen():
-        result = entry.call(*given).double()
-    error = (result - expected).abs()
+def verify_signs(entry: Contestant, given: tuple[Tensor, ...], expected: Answer) -> Errors:
+    """As the usual check for steps along signs: one number in 10,000 may go the other way, by two steps."""
+    error = (contest.answer(entry, given).value.double() - expected.value).abs()
     other_way = error > 1e-5
-    if not (other_way.double().mean() <= 1e-4 and error.max() <= 2 * STEP_SIZE + 1e-5):
-        raise WrongResult(f"{entry.name}: {int(other_way.sum())} numbers went another way than the reference's")
-    return Errors((error * ~other_way).max().item() / expected.abs().max().item(), None)
+    contest.within(
+        entry, other_way.double().mean().item(), 1e-4, "of the numbers went another way than the reference's"
+    )
+    contest.within(entry, error.max().item(), 2 * STEP_SIZE + 1e-5, "from the reference")
+    return Errors((error * ~other_way).max().item() / expected.value.abs().max().item(), None)
 
 
-def visible(result: Any, entry: Contestant) -> tuple[Tensor, ...]:
-    """The tensors of a result that must be the reference's: all but the draws of somebody else's generator."""
-    parts = result if isinstance(result, tuple) else (result,)
-    names = getattr(result, "_fields", ("",) * len(parts))
-    return tuple(part for name, part in zip(names, parts, strict=True) if entry.backend or name != "target")
-
-
-def check_draws(entry: Contestant, given: tuple[Tensor, ...], expected: BoundaryBases, times: int = 30) -> None:
-    """Whether each class is drawn about as often as it should be, over all rows and many calls."""
-    _, teacher, _ = given
-    p = teacher[expected.index].double().softmax(1).scatter(1, expected.base[:, None], 0.0)
+def verify_draws(entry: Contestant, given: tuple[Tensor, ...], expected: Answer, times: int = 30) -> Errors:
+    """The usual check; of somebody else's draws, whether each class is drawn about as often as it should be."""
+    if entry.backend is not None:
+        return contest.verify(entry, given, expected)
+    bases, (_, teacher, _) = expected.value, given
+    p = teacher[bases.index].double().softmax(1).scatter(1, bases.base[:, None], 0.0)
     p = p / p.sum(1, keepdim=True)  # [M, K]
-    drawn = torch.cat([entry.call(*given).target for _ in range(times)])
-    counts = drawn.bincount(minlength=p.shape[1])
+    counts = torch.cat([entry.call(*given).target for _ in range(times)]).bincount(minlength=p.shape[1])
     allowed = 6.0 * (times * (p * (1 - p)).sum(0)).sqrt() + 1.0
     if not ((counts - times * p.sum(0)).abs() <= allowed).all():
         raise WrongResult(f"{entry.name}: its draws do not follow the teacher's distribution")
+    others = entry._replace(call=lambda *given: entry.call(*given)._replace(target=bases.target))
+    return contest.verify(others, given, expected)

@@ -16,72 +16,58 @@ import torch
 from torch import Tensor, nn
 
 from amkd_fast.distill.settings import METHODS, Settings
-from amkd_fast.methods import COUNTS, Batch, Losses
-from amkd_fast.methods import StepContext as Moment
-from benchmarks.contest import Contestant, Errors, WrongResult
+from amkd_fast.methods import COUNTS, Batch, Losses, StepContext
+from benchmarks.baselines import there
+from benchmarks.contest import Contestant, Errors, distance, reference, within
 from benchmarks.group import Group
-from benchmarks.peers import there
+from benchmarks.training_case import step_of
 
 SETTINGS = Settings(teacher_epochs=8, epochs=12)
-MOMENT = Moment(epoch=10, epochs=60, draw=7)  # when the zoo attacks, too
+NOW = StepContext(epoch=10, epochs=60, draw=7)  # when the zoo attacks, too
 SAME = 1e-3  # relative to the largest; of loss and gradients against the step on the reference
 
 
 def groups() -> list[Group]:
-    """None without what trains a student; ``peers.missing`` names it."""
+    """None without what trains a student; ``baselines.missing`` names it."""
     return [digits_step(name) for name in METHODS] if there("lightning") and there("scikit-learn") else []
 
 
 def digits_step(name: str) -> Group:
-    def ours(*parts: Any) -> Losses:
-        return taken(name, parts[0].device.type)[0](Batch(*parts))
-
-    def inputs(device: str) -> tuple[Any, ...]:
+    def draw() -> tuple[Any, ...]:
         from amkd_fast.distill.data import Batches
 
-        data, teacher, _ = networks(device)
+        data, teacher, _ = networks("cpu")
         return tuple(teacher.inform(next(iter(Batches(data.student, SETTINGS.batch_size, 0, data.augment)))))
+
+    def ours(*parts: Any) -> Tensor:
+        return taken(name, parts[0].device.type)[0](Batch(*parts))
 
     def answer(entry: Contestant, given: tuple[Any, ...]) -> Tensor:
         """Loss and gradients."""
         with entry.chosen():
-            total = entry.call(*given).total.detach()
+            total = entry.call(*given)
         _, student = taken(name, given[0].device.type)
         return torch.cat([total.view(1), *(parameter.grad.flatten() for parameter in student.parameters())])
 
-    def truth(call: Callable[..., Any], given: tuple[Any, ...]) -> Tensor:
-        return answer(Contestant("reference", call, "reference"), given)
-
     def verify(entry: Contestant, given: tuple[Any, ...], expected: Tensor) -> Errors:
-        error = ((answer(entry, given) - expected).abs().max() / expected.abs().max()).item()
-        if not error <= SAME:
-            raise WrongResult(f"{entry.name}: {error:.1e} from the step on the reference, allowed is {SAME:g}")
-        return Errors(error, None)
+        return within(entry, distance(answer(entry, given), expected), SAME, "from the step on the reference")
 
-    def extras(device: str) -> dict[str, int]:
-        attack = ours(*inputs(device)).attack
+    def extras(given: tuple[Any, ...]) -> dict[str, int]:
+        losses, _ = losses_of(name, given[0].device.type)
+        attack = losses(Batch(*given)).attack
         return {} if attack is None else dict(zip(COUNTS, attack.tolist(), strict=True))
 
-    return Group(
-        "training",
-        f"digits step {name}",
-        {"B": SETTINGS.batch_size},
-        torch.float32,
-        inputs,
-        ours,
-        directions=("forward",),
-        reference=name != "student",  # no operation of ours is in that: it is the same step
-        verify=verify,
-        truth=truth,
-        extras=extras,
-    )
+    # No operation of ours is in a student alone: the reference's is the same step.
+    more = {"reference": name != "student", "extras": extras, "verify": verify}
+    more["truth"] = lambda call, given: answer(reference(call), given)
+    return Group("training", f"digits step {name}", {"B": SETTINGS.batch_size}, torch.float32, draw, ours, **more)
 
 
 @cache
 def networks(device: str) -> tuple[Any, Any, nn.Module]:
     """The data, the teacher and a student that knows something; trained on a CPU, once."""
     from amkd_fast.distill import data as datasets
-    from amkd_fast.distill import training_runs as experiment
+    from amkd_fast.distill import training_runs
     from amkd_fast.distill.teacher import Teacher
 
     if device != "cpu":
@@ -89,27 +75,22 @@ def networks(device: str) -> tuple[Any, Any, nn.Module]:
         data = data.to(device)
         return data, Teacher(copy.deepcopy(teacher.network).to(device), data), copy.deepcopy(student).to(device)
     data = datasets.load(SETTINGS)
-    teacher = Teacher(experiment.train_teacher(data, SETTINGS)[0].network, data)
-    return data, teacher, experiment.train_student("kd", 0, teacher, data, SETTINGS).network
+    teacher = Teacher(training_runs.train_teacher(data, SETTINGS)[0].network, data)
+    return data, teacher, training_runs.train_student("kd", 0, teacher, data, SETTINGS).network
 
 
-@cache
-def taken(name: str, device: str) -> tuple[Callable[[Batch], Losses], nn.Module]:
-    """The step, and the student that it is taken on."""
-    from amkd_fast.distill import build as choice
+def losses_of(name: str, device: str) -> tuple[Callable[[Batch], Losses], nn.Module]:
+    """A method on a batch, and the student whose losses they are."""
+    from amkd_fast.distill import build
 
     data, teacher, student = networks(device)
     student = copy.deepcopy(student).train().requires_grad_()
-    method = choice.method(name, SETTINGS, data)
-    optimizer = torch.optim.SGD(
-        student.parameters(), lr=0.0, momentum=SETTINGS.momentum, weight_decay=SETTINGS.weight_decay
-    )
+    method = build.method(name, SETTINGS, data)
+    return lambda batch: method(batch, teacher.network, student, NOW), student
 
-    def step(batch: Batch) -> Losses:
-        optimizer.zero_grad()
-        outcome = method(batch, teacher.network, student, MOMENT)
-        outcome.total.backward()
-        optimizer.step()
-        return outcome
 
-    return step, student
+@cache
+def taken(name: str, device: str) -> tuple[Callable[[Batch], Tensor], nn.Module]:
+    """The step, and the student that it is taken on."""
+    losses, student = losses_of(name, device)
+    return step_of(lambda batch: losses(batch).total, student), student

@@ -1,22 +1,22 @@
-"""What only a GPU is given: sizes that fill one, with what issues asked of it."""
+"""What only a GPU is given: sizes that fill one, and what they should reach there."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache, partial
+from functools import cache
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.contest import Contestant
-from benchmarks.gpu import steps
-from benchmarks.group import Group, Target
+from benchmarks.group import Goal, Group
+from benchmarks.training_case import method_step
 
 FP32, BF16 = torch.float32, torch.bfloat16
 OF_THE_PRODUCT = 0.6  # least share of the rate of torch.mm in bf16
+BYTES_A_ROW = 1024  # of a selection: far more than indices and candidates take, far less than a row of an N×N matrix
 OUTSIDE = 0.03  # most of the device's time outside of the network
 
 
@@ -28,60 +28,30 @@ def groups(family: str, module: ModuleType) -> list[Group]:
 
 
 def _briefly(group: Group) -> Group:
-    """Without the rivals' second compilation, which takes longest of all here, and without what was asked of a CPU."""
-
-    def rivals() -> list[Contestant]:
-        return [entry for entry in group.rivals() if not entry.name.startswith("max-autotune")]
-
-    return replace(group, rivals=rivals, targets=())
-
-
-def _kl(kl: ModuleType) -> list[Group]:
-    return [kl.kl_div(8192, 32768, BF16), kl.kl_div(512, 32000, FP32), kl.kl_div(128, 100, FP32)]
+    """Without the rivals' second compilation, which takes longest of all here, and without a CPU's goals."""
+    return replace(group, absent=lambda title: title.startswith("max-autotune"), goals=())
 
 
 def _triplet(triplet: ModuleType) -> list[Group]:
-    product = Target(3, "time", 1 / OF_THE_PRODUCT, "torch.mm", "forward")
-    library = Target(3, "speed-up", 10.0, "pytorch-metric-learning")
-    return [
-        replace(triplet.select(16384, 512, 64, BF16), targets=(product,)),
-        triplet.hard(4096, 128, 16, FP32, targets=(library,)),
-    ]
+    count = 16384
+    memory = Goal("memory", BYTES_A_ROW * count, direction="forward")
+    product = Goal("time", 1 / OF_THE_PRODUCT, "torch.mm", "forward")
+    library = Goal("speed-up", 10.0, "pytorch-metric-learning")
+    select = replace(triplet.select(count, 512, 64, BF16), goals=(product, memory))
+    return [select, triplet.hard(4096, goals=(library,))]
 
 
 def _attack(attack: ModuleType) -> list[Group]:
-    return [
-        attack.step(rule, count, side=side)
-        for count, side in ((64, 224), (256, 224), (256, 32))
-        for rule in ("linf", "boundary")
-    ]
-
-
-def _images(images: ModuleType) -> list[Group]:
-    """Enough of them that the launch is not what is measured."""
-    return [images.crop_flip(8192), images.joint_augment(8192)]
-
-
-def _segments(segments: ModuleType) -> list[Group]:
-    """Enough of them that the launches are not what is measured."""
-    return [segments.segment_mse(4096, FP32), segments.segment_mse(4096, BF16)]
-
-
-def _relations(relations: ModuleType) -> list[Group]:
-    return [relations.angle(512, 512, FP32), relations.distance(1024, 128, FP32)]
+    sizes = ((64, 224), (256, 224), (256, 32))
+    return [attack.step(rule, count, side=side) for count, side in sizes for rule in ("linf", "boundary")]
 
 
 def _whole_attack(whole: ModuleType) -> list[Group]:
-    outside = Target(4, whole.OUTSIDE, OUTSIDE, direction="forward")
-    asked = {"official": 4.0, "near_boundary": 2.5}
-    return [
-        replace(
-            whole.boundary(preset, batch=batch),
-            targets=(Target(4, "speed-up", bound, whole.PUBLIC, "forward"), outside),
-        )
-        for batch in (64, 256)
-        for preset, bound in asked.items()
-    ]
+    def asked(preset: str, batch: int, bound: float) -> Group:
+        goals = Goal("speed-up", bound, whole.PUBLIC, "forward"), Goal(whole.OUTSIDE, OUTSIDE, direction="forward")
+        return replace(whole.boundary(preset, batch=batch), goals=goals)
+
+    return [asked(preset, n, bound) for n in (64, 256) for preset, bound in (("official", 4.0), ("near_boundary", 2.5))]
 
 
 def _training(training: ModuleType) -> list[Group]:
@@ -90,27 +60,25 @@ def _training(training: ModuleType) -> list[Group]:
     def way(name: str, kind: str) -> Callable[[Tensor, Tensor], Tensor]:
         @cache  # a recording keeps the arithmetic that was allowed when it was made
         def made(device: str, tf32: bool) -> Callable[[], Any]:
-            case = training.training_case.of_environment(device)
-            return steps.step(case, name, kind, training.clean(case), training.NOW)
+            return method_step(name, device, kind)
 
-        return lambda images, labels: made(images.device.type, torch.backends.cudnn.allow_tf32)().total
+        return lambda images, labels: made(images.device.type, torch.backends.cudnn.allow_tf32)()
 
     def forms(name: str) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
         return {kind: way(name, kind) for kind in ("fixed_shape", "recorded")[name == "KD" :]}
 
-    return [
-        replace(training.step(name, ()), forms=partial(forms, name))
-        for name in ("KD", "BSS official", "BSS near_boundary", "AMKD")
-    ]
+    names = ("KD", "BSS official", "BSS near_boundary", "AMKD")
+    return [replace(training.step(name), forms=forms(name)) for name in names]
 
 
+# Elsewhere enough at a time that launches are not what is measured.
 _LARGE: dict[str, Callable[[ModuleType], list[Group]]] = {
-    "kl": _kl,
+    "kl": lambda kl: [kl.loss("kl_div", *call) for call in ((8192, 32768, BF16), (512, 32000, FP32), (128, 100, FP32))],
     "triplet": _triplet,
     "attack": _attack,
-    "images": _images,
-    "segments": _segments,
-    "relations": _relations,
+    "images": lambda images: [images.crop_flip(8192), images.joint_augment(8192)],
+    "segments": lambda segments: [segments.segment_mse(4096, FP32), segments.segment_mse(4096, BF16)],
+    "relations": lambda relations: [relations.angle(512, 512), relations.distance(1024, 128)],
     "whole_attack": _whole_attack,
     "training": _training,
 }

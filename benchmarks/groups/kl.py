@@ -2,144 +2,84 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
 import amkd_fast as af
-from benchmarks.group import Group, Target
-from benchmarks.peers import kl as peers
-from benchmarks.roofline import Work
+from benchmarks.baselines import kl as baselines
+from benchmarks.baselines.kl import CE_WEIGHT, KL_WEIGHT, T, distillation, log_target, softmax_target
+from benchmarks.group import Goal, Group
+from benchmarks.roofline import Work, both_ways
 
-TEMPERATURE = 4.0
-CE_WEIGHT, KL_WEIGHT = 0.1, 0.9
+FP32, BF16 = torch.float32, torch.bfloat16
 
 
 def groups() -> list[Group]:
-    fp32, bf16 = torch.float32, torch.bfloat16
     return [
-        kl_div(128, 10, fp32, 2.3),
-        kl_div(128, 100, fp32, 4.0),
-        kl_div(256, 1000, fp32, 3.5),
-        kl_div(256, 1000, bf16, 3.0),
-        kl_div(512, 32000, fp32, 3.0),
-        kl_div(512, 32000, bf16),
-        kl_div(256, 1000, fp32, divergence="reverse"),
-        kl_div(256, 1000, fp32, divergence="js"),
-        soft_cross_entropy(256, 1000, fp32),
-        distillation_loss(128, 100, fp32, 3.0),
-        distillation_loss(256, 1000, fp32),
-        distillation_loss(256, 1000, bf16),
-        dkd_loss(256, 100, fp32, Target(7, "speed-up", 3.0)),
-        dkd_loss(128, 10, fp32),
-        dkd_loss(256, 1000, fp32),
-        consistency(128, 10, fp32),
-        consistency(256, 100, fp32),
-        standardised(128, 10, fp32),
-        standardised(256, 100, fp32),
+        loss("kl_div", 128, 10, FP32, 2.3),
+        loss("kl_div", 128, 100, FP32, 4.0),
+        loss("kl_div", 256, 1000, FP32, 3.5),
+        loss("kl_div", 256, 1000, BF16, 3.0),
+        loss("kl_div", 512, 32000, FP32, 3.0),
+        loss("kl_div", 512, 32000, BF16),
+        *(loss(name, 256, 1000, FP32) for name in ("kl_div reverse", "kl_div js", "soft_cross_entropy")),
+        loss("distillation_loss", 128, 100, FP32, 3.0),
+        *(loss("distillation_loss", 256, 1000, dtype) for dtype in (FP32, BF16)),
+        loss("dkd_loss", 256, 100, FP32, 3.0),
+        *(loss("dkd_loss", *shape, FP32) for shape in ((128, 10), (256, 1000))),
+        *(loss("consistency_kl", *shape, FP32) for shape in ((128, 10), (256, 100))),
+        *(loss("standardised_kl_div", *shape, FP32) for shape in ((128, 10), (256, 100))),
     ]
 
 
-def kl_div(
-    rows: int, classes: int, dtype: torch.dtype, speedup: float | None = None, divergence: str = "forward"
-) -> Group:
-    def ours(student: Tensor, teacher: Tensor) -> Tensor:
-        return af.kl_div(student, teacher, TEMPERATURE, divergence=divergence)
-
-    name = "kl_div" if divergence == "forward" else f"kl_div {divergence}"
-    return _group(name, rows, classes, dtype, ours, lambda: peers.kl(TEMPERATURE, divergence), 2, speedup)
-
-
-def soft_cross_entropy(rows: int, classes: int, dtype: torch.dtype) -> Group:
-    def ours(student: Tensor, teacher: Tensor) -> Tensor:
-        return af.soft_cross_entropy(student, teacher, TEMPERATURE)
-
-    return _group(
-        "soft_cross_entropy", rows, classes, dtype, ours, lambda: peers.soft_cross_entropy(TEMPERATURE), 2, None
-    )
-
-
-def distillation_loss(rows: int, classes: int, dtype: torch.dtype, speedup: float | None = None) -> Group:
+def distillation_loss(student: Tensor, teacher: Tensor, labels: Tensor, temperature: float) -> Tensor:
     weights = {"ce_weight": CE_WEIGHT, "kl_weight": KL_WEIGHT}
-
-    def ours(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
-        return af.distillation_loss(student, teacher, labels, temperature=TEMPERATURE, **weights).total
-
-    # One exponential more: of the student's logits at temperature 1.
-    return _group(
-        "distillation_loss",
-        rows,
-        classes,
-        dtype,
-        ours,
-        lambda: peers.distillation(TEMPERATURE, CE_WEIGHT, KL_WEIGHT),
-        3,
-        speedup,
-        labelled=True,
-    )
+    return af.distillation_loss(student, teacher, labels, temperature=temperature, **weights).total
 
 
-def dkd_loss(rows: int, classes: int, dtype: torch.dtype, *targets: Target) -> Group:
-    def ours(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
-        return af.dkd_loss(student, teacher, labels, TEMPERATURE)
-
-    group = _group(
-        "dkd_loss", rows, classes, dtype, ours, lambda: peers.decoupled(TEMPERATURE, 1.0, 8.0), 2, None, labelled=True
-    )
-    return replace(group, targets=targets)
-
-
-def standardised(rows: int, classes: int, dtype: torch.dtype) -> Group:
-    def ours(student: Tensor, teacher: Tensor) -> Tensor:
-        return af.standardised_kl_div(student, teacher, TEMPERATURE)
-
-    rivals = partial(peers.standardised, TEMPERATURE)
-    return _group("standardised_kl_div", rows, classes, dtype, ours, rivals, 2, None)
-
-
-def consistency(rows: int, classes: int, dtype: torch.dtype) -> Group:
+def consistency(students: Tensor, teachers: Tensor, temperature: float) -> Tensor:
     """The logits of both views lie in one tensor, as they come from a network that gets both in one batch."""
+    (student, augmented), (teacher, augmented_teacher) = students.unbind(), teachers.unbind()
+    return af.consistency_kl(student, teacher, augmented, augmented_teacher, temperature).total
 
-    def ours(students: Tensor, teachers: Tensor) -> Tensor:
-        (student, augmented), (teacher, augmented_teacher) = students.unbind(), teachers.unbind()
-        return af.consistency_kl(student, teacher, augmented, augmented_teacher, TEMPERATURE).total
 
-    def inputs(device: str) -> tuple[Tensor, Tensor]:
+# Ours, which gets the temperature, and what computes the same in plain PyTorch.
+LOSSES = {
+    "kl_div": (af.kl_div, {"log target": log_target, "softmax target": softmax_target}),
+    "kl_div reverse": (partial(af.kl_div, divergence="reverse"), {"kl_div": baselines.reverse}),
+    "kl_div js": (partial(af.kl_div, divergence="js"), {"kl_div twice": baselines.jensen_shannon}),
+    "soft_cross_entropy": (af.soft_cross_entropy, {"cross_entropy": baselines.soft_cross_entropy}),
+    "distillation_loss": (
+        distillation_loss,
+        {"log target": distillation(log_target), "softmax target": distillation(softmax_target)},
+    ),
+    "dkd_loss": (af.dkd_loss, {"masks and -1000": baselines.decoupled}),
+    "consistency_kl": (
+        consistency,
+        {"kl_div of each view": baselines.each_view, "kl_div of both views": baselines.both_views},
+    ),
+    "standardised_kl_div": (af.standardised_kl_div, {"std and kl_div": baselines.standardised}),
+}
+
+
+def loss(name: str, rows: int, classes: int, dtype: torch.dtype, speedup: float | None = None) -> Group:
+    """One of :data:`LOSSES`."""
+    shape = (2, rows, classes) if name == "consistency_kl" else (rows, classes)
+
+    def draw() -> tuple[Tensor, ...]:
         draws = torch.Generator().manual_seed(0)
-        drawn = (torch.randn(2, rows, classes, generator=draws).mul_(3.0).to(device, dtype) for _ in range(2))
-        students, teachers = drawn
-        return students.requires_grad_(), teachers
+        student, teacher = (torch.randn(shape, generator=draws).mul_(3.0).to(dtype) for _ in range(2))
+        labels = torch.randint(classes, (rows,), generator=draws)
+        return student.requires_grad_(), teacher, *([labels] if name in ("distillation_loss", "dkd_loss") else [])
 
-    size, count = 4 * rows * classes * dtype.itemsize, 4 * rows * classes
-    # All four are read in each direction, and half as much is written.
-    work = {
-        "forward": Work(size, count),
-        "backward": Work(3 * size // 2, count),
-        "both": Work(5 * size // 2, 2 * count, launches=2),
-    }
-    rivals = partial(peers.consistency, TEMPERATURE)
-    return Group("kl", "consistency_kl", {"B": rows, "K": classes}, dtype, inputs, ours, rivals, work)
-
-
-def _group(name, rows, classes, dtype, ours, rivals, exponentials, speedup, labelled=False) -> Group:
-    """``exponentials`` a logit and direction."""
-
-    def inputs(device: str) -> tuple[Tensor, ...]:
-        draws = torch.Generator().manual_seed(0)
-        drawn = (torch.randn(rows, classes, generator=draws).mul_(3.0).to(device, dtype) for _ in range(2))
-        student, teacher = drawn
-        labels = (torch.randint(classes, (rows,), generator=draws).to(device),) if labelled else ()
-        return student.requires_grad_(), teacher, *labels
-
-    size = rows * classes * dtype.itemsize
-    # Student and teacher are read in each direction, as a backward pass that comes later cannot have kept them in a
-    # cache; it also writes the gradient.
-    work = {
-        "forward": Work(2 * size, exponentials * rows * classes),
-        "backward": Work(3 * size, exponentials * rows * classes),
-        "both": Work(5 * size, 2 * exponentials * rows * classes, launches=2),
-    }
-    targets = () if speedup is None else (Target(2, "speed-up", speedup),)
-    return Group("kl", name, {"B": rows, "K": classes}, dtype, inputs, ours, rivals, work, targets=targets)
+    ours, rivals = LOSSES[name]
+    count = torch.Size(shape).numel()
+    size = count * dtype.itemsize
+    exponentials = count * (3 if name == "distillation_loss" else 2)  # there also of the student at temperature 1
+    work = both_ways(Work(2 * size, exponentials), Work(3 * size, exponentials))  # which also writes the gradient
+    goals = () if speedup is None else (Goal("speed-up", speedup),)
+    more = {"others": baselines.liger} if name == "kl_div" else {}
+    call, sizes = partial(ours, temperature=T), {"B": rows, "K": classes}
+    return Group("kl", name, sizes, dtype, draw, call, rivals, work, goals=goals, **more)

@@ -2,58 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
 import amkd_fast as af
-from benchmarks.contest import Contestant
-from benchmarks.group import Group, Target
-from benchmarks.peers import relations as peers
-from benchmarks.roofline import Work
+from benchmarks.baselines.relations import cdist, expanded, triples
+from benchmarks.group import Goal, Group
+from benchmarks.roofline import Work, both_ways
 
 # A twentieth of the 336 MB that the eager form holds at its peak at B = 256, D = 128.
 MEMORY = 16.8e6
+LOSSES = {
+    # A triple costs the dozen operations of its cosines and their slope, whatever the width: none is a product.
+    "rkd_angle_loss": (af.rkd_angle_loss, {"triples": triples}),
+    "rkd_distance_loss": (af.rkd_distance_loss, {"expanded": expanded, "cdist": cdist}),
+}
 
 
 def groups() -> list[Group]:
-    fp32 = torch.float32
-    return [
-        angle(256, 128, fp32, targets=(Target(7, "speed-up", 5.0), Target(7, "memory", MEMORY))),
-        angle(64, 64, fp32),
-        distance(256, 128, fp32),
-    ]
+    return [angle(256, 128, (Goal("speed-up", 5.0), Goal("memory", MEMORY))), angle(64, 64), distance(256, 128)]
 
 
-def angle(rows: int, width: int, dtype: torch.dtype, targets: tuple[Target, ...] = ()) -> Group:
-    """A triple costs the dozen operations of its cosines and their slope, whatever the width: none is a product."""
-    return _group("rkd_angle_loss", rows, width, dtype, af.rkd_angle_loss, peers.angle, targets)
+def loss(name: str, rows: int, width: int, goals: tuple[Goal, ...] = ()) -> Group:
+    """One of :data:`LOSSES`, in fp32."""
 
-
-def distance(rows: int, width: int, dtype: torch.dtype) -> Group:
-    return _group("rkd_distance_loss", rows, width, dtype, af.rkd_distance_loss, peers.distance, ())
-
-
-def _group(
-    name: str,
-    rows: int,
-    width: int,
-    dtype: torch.dtype,
-    ours: Callable[[Tensor, Tensor], Tensor],
-    rivals: Callable[[], list[Contestant]],
-    targets: tuple[Target, ...],
-) -> Group:
-    def inputs(device: str) -> tuple[Tensor, Tensor]:
+    def draw() -> tuple[Tensor, Tensor]:
         draws = torch.Generator().manual_seed(0)
-        student, teacher = (torch.randn(rows, width, generator=draws).to(device, dtype) for _ in range(2))
+        student, teacher = (torch.randn(rows, width, generator=draws) for _ in range(2))
         return student.requires_grad_(), teacher
 
-    size, pairs = rows * width * dtype.itemsize, rows * rows * width // 2
+    size, pairs = rows * width * 4, rows * rows * width // 2
     # The products are those of both sides' distances and, in the backward pass, of every pair's weight with the rows.
-    work = {
-        "forward": Work(2 * size, products=2 * pairs),
-        "backward": Work(2 * size, products=2 * pairs),
-        "both": Work(4 * size, products=4 * pairs, launches=2),
-    }
-    return Group("relations", name, {"B": rows, "D": width}, dtype, inputs, ours, rivals, work, targets=targets)
+    work = both_ways(Work(2 * size, products=2 * pairs), Work(2 * size, products=2 * pairs))
+    sizes, (ours, rivals) = {"B": rows, "D": width}, LOSSES[name]
+    return Group("relations", name, sizes, torch.float32, draw, ours, rivals, work, goals=goals)
+
+
+angle, distance = partial(loss, "rkd_angle_loss"), partial(loss, "rkd_distance_loss")

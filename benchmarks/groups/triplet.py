@@ -13,262 +13,158 @@ import amkd_fast as af
 from amkd_fast import backends
 from amkd_fast.ops.triplet.operators import OPERATORS
 from benchmarks import contest
+from benchmarks.baselines import there, written
+from benchmarks.baselines import triplet as baselines
+from benchmarks.baselines.triplet import MARGIN, METRIC_LEARNING, libraries, metric_learning
 from benchmarks.contest import Answer, Contestant, Errors
-from benchmarks.group import Group, Target
-from benchmarks.peers import triplet as peers
-from benchmarks.peers.triplet import METRIC_LEARNING
-from benchmarks.roofline import Work
+from benchmarks.group import Goal, Group
+from benchmarks.roofline import Work, both_ways
 
-MARGIN = 1.0
+FP32 = torch.float32
+WIDTH, CLASSES = 128, 16
 MATRIX = 8192  # rows from which the specification, which holds all their distances, is not asked
 # Of millions of triplets some lie so close to the edge of the hinge that fp32 decides otherwise than fp64.
 EDGE_LIMIT = 1e-3
 CHOICE_LIMIT = 1e-5  # of the distances of selected rows: equal ones may be exchanged
 PRODUCT_LIMIT = 1.35  # of the time of the matrix product
 
-Check = Callable[[Contestant, tuple[Any, ...], Any], Errors]
-
 
 def groups() -> list[Group]:
-    fp32 = torch.float32
+    medium = _faster({METRIC_LEARNING: 15.0, "compile cdist": 5.0, "eager tiled": 3.0})
+    large = (*_faster({METRIC_LEARNING: 20.0, "compile cdist": 5.0, "eager tiled": 3.0}), Goal("memory", 24e6))
     return [
-        hard(128, 128, 16, fp32, targets=_faster({METRIC_LEARNING: 3.0})),
-        hard(1024, 128, 16, fp32, targets=_faster({METRIC_LEARNING: 15.0, "compile cdist": 5.0, "eager tiled": 3.0})),
-        hard(
-            4096,
-            128,
-            16,
-            fp32,
-            targets=(
-                *_faster({METRIC_LEARNING: 20.0, "compile cdist": 5.0, "eager tiled": 3.0}),
-                Target(3, "memory", 24e6),
-            ),
-        ),
-        hard(32768, 128, 16, fp32, targets=(Target(3, "memory", 1e9),)),
-        hard(1024, 128, 16, torch.bfloat16),
-        hard(1024, 128, 16, fp32, "cosine"),
-        semihard(1024, 128, 16, fp32),
-        semihard(1024, 128, 16, fp32, fallback=True),
-        topk(1024, 128, 16, 10, fp32),
-        *(
-            every(count, 128, classes, fp32, targets=_faster({METRIC_LEARNING: 100.0}))
-            for count in (512, 1024)
-            for classes in (100, 10)
-        ),
-        amkd(32, 128, 10, fp32),
-        mined(1024, 128, 16, fp32),
-        nearest_negatives(1024, 4096, 128, 16, 1, fp32),
-        *(select(count, 128, 16, fp32) for count in (1024, 4096)),
+        hard(128, goals=_faster({METRIC_LEARNING: 3.0})),
+        hard(1024, goals=medium),
+        hard(4096, goals=large),
+        hard(32768, goals=(Goal("memory", 1e9),)),
+        hard(1024, dtype=torch.bfloat16),
+        hard(1024, distance="cosine"),
+        semihard(1024),
+        semihard(1024, fallback=True),
+        topk(1024, 10),
+        *(every(n, classes, _faster({METRIC_LEARNING: 100.0})) for n in (512, 1024) for classes in (100, 10)),
+        amkd(32, 128, 10),
+        mined(1024),
+        nearest_negatives(1024, 4096, 1),
+        *(select(count) for count in (1024, 4096)),
     ]
 
 
 def hard(
-    count: int,
-    width: int,
-    classes: int,
-    dtype: torch.dtype,
-    distance: str = "euclidean",
-    targets: tuple[Target, ...] = (),
+    count: int, width: int = WIDTH, dtype: torch.dtype = FP32, distance: str = "euclidean", goals: tuple[Goal, ...] = ()
 ) -> Group:
     """From :data:`MATRIX` rows on ours alone, forward and backward together: who holds no matrix takes many seconds."""
+    name, matrix = ("hard", "cdist") if distance == "euclidean" else (f"hard {distance}", f"{distance} matrix")
+    tiled = baselines.tiled(distance)
 
-    def ours(rows: Tensor, labels: Tensor) -> Tensor:
-        return af.triplet_margin_loss(rows, labels, margin=MARGIN, distance=distance)
+    def others() -> list[Contestant]:
+        return [Contestant("eager tiled", tiled), *libraries("hard", distance)]
 
-    found = partial(
-        Group,
-        "triplet",
-        "triplet_margin_loss hard" + ("" if distance == "euclidean" else f" {distance}"),
-        {"N": count, "D": width, "classes": classes},
-        dtype,
-        _batch(count, width, classes, dtype),
-        ours,
-        work=_work(count * width * dtype.itemsize, count * count * width // 2),
-        targets=targets,
-    )
-    if count < MATRIX:
-        return found(rivals=lambda: peers.hard(MARGIN, distance), reference=count <= 1024)
-    return found(
-        directions=("both",),
-        reference=False,
-        truth=lambda _, inputs: contest.truth(peers.tiled(MARGIN, distance), inputs),
-    )
+    more = {"rivals": {matrix: baselines.hard(distance)}, "others": others, "reference": count <= 1024}
+    if count >= MATRIX:
+        more = {"together": True, "reference": False, "truth": lambda _, inputs: contest.truth(tiled, inputs)}
+    return _loss(name, count, {"distance": distance}, width=width, dtype=dtype, goals=goals, **more)
 
 
-def semihard(count: int, width: int, classes: int, dtype: torch.dtype, fallback: bool = False) -> Group:
-    def ours(rows: Tensor, labels: Tensor) -> Tensor:
-        return af.triplet_margin_loss(rows, labels, margin=MARGIN, mining="semihard", semihard_fallback=fallback)
-
-    return Group(
-        "triplet",
-        "triplet_margin_loss semihard" + (" fallback" if fallback else ""),
-        {"N": count, "D": width, "classes": classes},
-        dtype,
-        _batch(count, width, classes, dtype),
-        ours,
-        lambda: peers.semihard(MARGIN, fallback),
-        # Every pair of a class has a weight of its own in the gradient.
-        _work(count * width * dtype.itemsize, count * count * width // 2, count * count * width // classes),
-        verify=_wide_gradient,
-    )
+def semihard(count: int, fallback: bool = False) -> Group:
+    """Every pair of a class has a weight of its own in the gradient."""
+    options = {"mining": "semihard", "semihard_fallback": fallback}
+    name, pairs = "semihard fallback" if fallback else "semihard", count * count * WIDTH // CLASSES
+    more = {"rivals": {"cdist, sorted": baselines.semihard(fallback)}, "others": partial(libraries, name)}
+    return _loss(name, count, options, pairs, verify=_wide_gradient, **more)
 
 
-def topk(count: int, width: int, classes: int, k: int, dtype: torch.dtype) -> Group:
-    def ours(rows: Tensor, labels: Tensor) -> Tensor:
-        return af.triplet_margin_loss(rows, labels, margin=MARGIN, mining="topk", k=k)
-
-    return Group(
-        "triplet",
-        "triplet_margin_loss topk",
-        {"N": count, "D": width, "classes": classes, "k": k},
-        dtype,
-        _batch(count, width, classes, dtype),
-        ours,
-        lambda: peers.topk(MARGIN, k),
-        _work(count * width * dtype.itemsize, count * count * width // 2),
-    )
+def topk(count: int, k: int) -> Group:
+    return _loss("topk", count, {"mining": "topk", "k": k}, more_sizes={"k": k}, rivals={"cdist": baselines.topk(k)})
 
 
-def every(count: int, width: int, classes: int, dtype: torch.dtype, targets: tuple[Target, ...] = ()) -> Group:
-    """All triplets; forward and backward together, as the others need seconds."""
+def every(count: int, classes: int = CLASSES, goals: tuple[Goal, ...] = ()) -> Group:
+    """All triplets; forward and backward together, as the others need seconds.
 
-    def ours(rows: Tensor, labels: Tensor) -> Tensor:
-        return af.triplet_margin_loss(rows, labels, margin=MARGIN, mining="all", reduction="mean_nonzero")
+    Sorted distances say how often each counts, so that no triplet need be visited: the products are those of the
+    distances, and in the backward pass that of a weight for every pair with the rows.
+    """
 
-    return Group(
-        "triplet",
-        "triplet_margin_loss all",
-        {"N": count, "D": width, "classes": classes},
-        dtype,
-        _batch(count, width, classes, dtype),
-        ours,
-        lambda: peers.every(MARGIN),
-        # Sorted distances say how often each counts, so that no triplet need be visited: the products are those of the
-        # distances, and in the backward pass that of a weight for every pair with the rows.
-        _work(count * width * dtype.itemsize, count * count * width // 2, count * count * width),
-        directions=("both",),
-        verify=partial(contest.verify, limit=EDGE_LIMIT),
-        targets=targets,
-    )
+    def others() -> list[Contestant]:
+        cubes = written("cube", baselines.cube)
+        return [*(entry._replace(call=baselines.bounded(entry.call)) for entry in cubes), *libraries("all")]
+
+    options, pairs = {"mining": "all", "reduction": "mean_nonzero"}, count * count * WIDTH
+    more = {"others": others, "verify": partial(contest.verify, limit=EDGE_LIMIT), "goals": goals}
+    return _loss("all", count, options, pairs, classes=classes, together=True, **more)
 
 
-def amkd(attacked: int, clean: int, width: int, dtype: torch.dtype) -> Group:
+def amkd(attacked: int, clean: int, width: int) -> Group:
     """The call of :class:`amkd_fast.losses.AMKDLoss`; one leaf has both sets, so that all its gradients are checked."""
     classes = 10
 
     def ours(rows: Tensor, labels: Tensor, source: Tensor, base: Tensor, target: Tensor) -> Tensor:
-        anchor, reference = rows[:attacked], rows[attacked:]
-        return af.triplet_margin_loss(
-            anchor,
-            base,
-            positive=reference[source],
-            reference=reference,
-            reference_labels=labels,
-            exclude_labels=target[:, None],
-            margin=MARGIN,
-        )
+        anchor, clean = rows[:attacked], rows[attacked:]
+        given = {"reference": clean, "reference_labels": labels, "exclude_labels": target[:, None]}
+        return af.triplet_margin_loss(anchor, base, positive=clean[source], margin=MARGIN, **given)
 
-    def inputs(device: str) -> tuple[Tensor, ...]:
+    def draw() -> tuple[Tensor, ...]:
         draws = torch.Generator().manual_seed(0)
-        rows = torch.randn(attacked + clean, width, generator=draws).to(device, dtype).requires_grad_()
+        rows = torch.randn(attacked + clean, width, generator=draws).requires_grad_()
         labels, source = (torch.randint(n, (m,), generator=draws) for n, m in ((classes, clean), (clean, attacked)))
         base = labels[source]
-        target = (base + torch.randint(1, classes, (attacked,), generator=draws)) % classes
-        return rows, *(part.to(device) for part in (labels, source, base, target))
+        return rows, labels, source, base, (base + torch.randint(1, classes, (attacked,), generator=draws)) % classes
 
-    return Group(
-        "triplet",
-        "triplet_margin_loss AMKD",
-        {"M": attacked, "B": clean, "D": width},
-        dtype,
-        inputs,
-        ours,
-        lambda: peers.among_clean(MARGIN, attacked),
-        _work((attacked + clean) * width * dtype.itemsize, attacked * clean * width),
-    )
+    sizes, rivals = {"M": attacked, "B": clean, "D": width}, {"cdist": baselines.among_clean}
+    size = (attacked + clean) * width * 4
+    work = both_ways(Work(size, products=attacked * clean * width), Work(2 * size))
+    return Group("triplet", "triplet_margin_loss AMKD", sizes, FP32, draw, ours, rivals, work)
 
 
-def mined(count: int, width: int, classes: int, dtype: torch.dtype) -> Group:
-    def distances(call: Callable[..., Any]) -> Callable[..., Tensor]:
-        return lambda rows, labels: _triplet_distances(rows, labels, *call(rows, labels))
+def mined(count: int) -> Group:
+    def distances(given: tuple[Tensor, ...], chosen: tuple[Tensor, ...]) -> Tensor:
+        return _triplet_distances(*given, *chosen)
 
-    verify, truth = _by_choice(distances)
-    return Group(
-        "triplet",
-        "mine_triplets hard",
-        {"N": count, "D": width, "classes": classes},
-        dtype,
-        _batch(count, width, classes, dtype, leaf=False),
-        af.mine_triplets,
-        peers.mined,
-        {"forward": Work(count * (width * dtype.itemsize + 3 * 8), products=count * count * width // 2)},
-        directions=("forward",),
-        verify=verify,
-        truth=truth,
-    )
+    def others() -> list[Contestant]:
+        return [Contestant(METRIC_LEARNING, metric_learning("hard")[0])] if there(METRIC_LEARNING) else []
+
+    work, sizes = Work(count * (WIDTH * 4 + 3 * 8), products=count * count * WIDTH // 2), _sizes(count)
+    draw, rivals = partial(_batch, count, leaf=False), {"cdist": baselines.mined}
+    return _search("mine_triplets hard", sizes, FP32, draw, af.mine_triplets, rivals, work, distances, others=others)
 
 
-def nearest_negatives(count: int, others: int, width: int, classes: int, k: int, dtype: torch.dtype) -> Group:
-    def ours(rows: Tensor, labels: Tensor, reference: Tensor, reference_labels: Tensor) -> tuple[Tensor, Tensor]:
-        return af.nearest_negatives(rows, labels, reference, reference_labels, k=k)
-
-    def inputs(device: str) -> tuple[Tensor, ...]:
-        rows, labels = _batch(count + others, width, classes, dtype, leaf=False)(device)
+def nearest_negatives(count: int, others: int, k: int) -> Group:
+    def draw() -> tuple[Tensor, ...]:
+        rows, labels = _batch(count + others, leaf=False)
         return rows[:count], labels[:count], rows[count:], labels[count:]
 
-    def distances(call: Callable[..., Any]) -> Callable[..., Tensor]:
+    def distances(given: tuple[Tensor, ...], found: tuple[Tensor, Tensor]) -> Tensor:
         """Those returned, and those of the rows that the indices say; NaN for a row of the same class."""
+        (rows, labels, reference, reference_labels), (returned, index) = given, found
+        again = _distance(rows[:, None], reference[index])
+        allowed = labels[:, None] != reference_labels[index]
+        return torch.stack([returned.double(), torch.where(allowed, again, torch.nan)])
 
-        def both(rows: Tensor, labels: Tensor, reference: Tensor, reference_labels: Tensor) -> Tensor:
-            returned, index = call(rows, labels, reference, reference_labels)
-            again = _distance(rows[:, None], reference[index])
-            allowed = labels[:, None] != reference_labels[index]
-            return torch.stack([returned.double(), torch.where(allowed, again, torch.nan)])
-
-        return both
-
-    verify, truth = _by_choice(distances)
-    moved = (count + others) * width * dtype.itemsize + count * k * (dtype.itemsize + 8)
-    return Group(
-        "triplet",
-        "nearest_negatives",
-        {"N": count, "P": others, "D": width, "classes": classes, "k": k},
-        dtype,
-        inputs,
-        ours,
-        lambda: peers.nearest(k),
-        {"forward": Work(moved, products=count * others * width)},
-        directions=("forward",),
-        verify=verify,
-        truth=truth,
-    )
+    ours, rivals = partial(af.nearest_negatives, k=k), {"cdist": baselines.nearest(k)}
+    work = Work((count + others) * WIDTH * 4 + count * k * (4 + 8), products=count * others * WIDTH)
+    sizes = {"N": count, "P": others, "D": WIDTH, "classes": CLASSES, "k": k}
+    return _search("nearest_negatives", sizes, FP32, draw, ours, rivals, work, distances)
 
 
-def select(count: int, width: int, classes: int, dtype: torch.dtype) -> Group:
+def select(count: int, width: int = WIDTH, classes: int = CLASSES, dtype: torch.dtype = FP32) -> Group:
     """The operator under the loss beside ``torch.mm`` of its shape, which computes less: products, and no choice."""
 
-    def inputs(device: str) -> tuple[Tensor, ...]:
-        rows, labels = _batch(count, width, classes, dtype, leaf=False)(device)
-        return rows, labels, torch.empty(count, count, dtype=dtype, device=device)
+    def draw() -> tuple[Tensor, ...]:
+        return *_batch(count, width, classes, dtype, leaf=False), torch.empty(count, count, dtype=dtype)
 
     def ours(rows: Tensor, labels: Tensor, _: Tensor) -> tuple[Tensor, Tensor]:
-        return _operator(rows)(rows, None, labels, labels, None, 0, 0, 1, True)
+        return selector(rows.device.type)(rows, labels)
 
     def multiply(rows: Tensor, _: Tensor, product: Tensor) -> Tensor:
         return torch.mm(rows, rows.mT, out=product)
 
-    def distances(call: Callable[..., Any]) -> Callable[..., Tensor]:
-        def of_selected(rows: Tensor, labels: Tensor, *rest: Tensor) -> Tensor:
-            positive, negative = call(rows, labels, *rest)
-            return _triplet_distances(rows, labels, torch.arange(count, device=rows.device), positive, negative[:, 0])
-
-        return of_selected
-
-    check, _ = _by_choice(distances)
+    def distances(given: tuple[Tensor, ...], chosen: tuple[Tensor, Tensor]) -> Tensor:
+        (rows, labels, _), (positive, negative) = given, chosen
+        return _triplet_distances(rows, labels, torch.arange(count, device=rows.device), positive, negative[:, 0])
 
     def verify(entry: Contestant, given: tuple[Tensor, ...], expected: Answer) -> Errors:
         if entry.ours:
-            return check(entry, given, expected)
+            return _verify_choice(distances, entry, given, expected)
         rows = given[0].double()  # not the answer that is expected of ours: the product by itself
         return contest.verify(entry, given, Answer(rows @ rows.mT, None))
 
@@ -276,50 +172,69 @@ def select(count: int, width: int, classes: int, dtype: torch.dtype) -> Group:
         rows, labels, _ = given
         return contest.truth(lambda *batch: _triplet_distances(*batch, *af.mine_triplets(*batch)), (rows, labels))
 
-    return Group(
-        "triplet",
-        "select",
-        {"N": count, "D": width, "classes": classes},
-        dtype,
-        inputs,
-        ours,
-        lambda: [Contestant("torch.mm", multiply)],
-        {"forward": Work(count * (width * dtype.itemsize + 2 * 8), products=count * count * width // 2)},
-        directions=("forward",),
-        reference=False,
-        verify=verify,
-        truth=truth,
-        targets=(Target(3, "time", PRODUCT_LIMIT, "torch.mm", "forward"),),
-    )
+    work = Work(count * (width * dtype.itemsize + 2 * 8), products=count * count * width // 2)
+    more = {"goals": (Goal("time", PRODUCT_LIMIT, "torch.mm", "forward"),), "verify": verify, "truth": truth}
+    more |= {"reference": False, "others": lambda: [Contestant("torch.mm", multiply)]}
+    return _search("select", _sizes(count, width, classes), dtype, draw, ours, {}, work, distances, **more)
 
 
-def _faster(than: dict[str, float]) -> tuple[Target, ...]:
-    return tuple(Target(3, "speed-up", bound, rival) for rival, bound in than.items())
+def selector(device: str) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """The operator of the chosen backend alone, which takes two-byte rows as they are: indices [N] and [N, 1]."""
+    operators = OPERATORS[backends.select("triplet", device)]
+    return lambda rows, labels: operators.select(rows, None, labels, labels, None, 0, 0, 1, True)
+
+
+def _loss(
+    name: str,
+    count: int,
+    options: dict[str, Any],
+    backward: int = 0,
+    width: int = WIDTH,
+    classes: int = CLASSES,
+    dtype: torch.dtype = FP32,
+    more_sizes: dict[str, int] | None = None,
+    together: bool = False,
+    **more: Any,
+) -> Group:
+    """``options`` of the public function; ``backward`` products; both directions alone; ``more`` of the group."""
+    ours = partial(af.triplet_margin_loss, margin=MARGIN, **options)
+    sizes, draw = {**_sizes(count, width, classes), **(more_sizes or {})}, partial(_batch, count, width, classes, dtype)
+    size = count * width * dtype.itemsize
+    # The gradient is written, too. What belongs to a few rows for each anchor, as after hard mining, is no product.
+    work = both_ways(Work(size, products=count * count * width // 2), Work(2 * size, products=backward))
+    work = {"both": work["both"]} if together else work
+    return Group("triplet", f"triplet_margin_loss {name}", sizes, dtype, draw, ours, work=work, **more)
+
+
+def _search(name, sizes, dtype, draw, ours, rivals, work, distances, **more) -> Group:
+    """Checked by ``distances(inputs, result)`` of what was selected, not by its indices."""
+
+    def truth(call: Callable[..., Any], given: tuple[Tensor, ...]) -> Answer:
+        return contest.truth(lambda *inputs: distances(inputs, call(*inputs)), given)
+
+    more = {"verify": partial(_verify_choice, distances), "truth": truth, **more}
+    return Group("triplet", name, sizes, dtype, draw, ours, rivals, {"forward": work}, **more)
+
+
+def _verify_choice(distances, entry: Contestant, given: tuple[Tensor, ...], expected: Answer) -> Errors:
+    chosen = entry._replace(call=lambda *inputs: distances(inputs, entry.call(*inputs)))
+    return contest.verify(chosen, given, expected, CHOICE_LIMIT)
+
+
+def _faster(than: dict[str, float]) -> tuple[Goal, ...]:
+    return tuple(Goal("speed-up", bound, rival) for rival, bound in than.items())
+
+
+def _sizes(count: int, width: int = WIDTH, classes: int = CLASSES) -> dict[str, int]:
+    return {"N": count, "D": width, "classes": classes}
 
 
 def _batch(
-    count: int, width: int, classes: int, dtype: torch.dtype, leaf: bool = True
-) -> Callable[[str], tuple[Tensor, Tensor]]:
+    count: int, width: int = WIDTH, classes: int = CLASSES, dtype: torch.dtype = FP32, leaf: bool = True
+) -> tuple[Tensor, Tensor]:
     """Rows of classes in turn, so that each anchor has a positive and all classes are of one size, or nearly."""
-
-    def inputs(device: str) -> tuple[Tensor, Tensor]:
-        rows = torch.randn(count, width, generator=torch.Generator().manual_seed(0)).to(device, dtype)
-        return rows.requires_grad_(leaf), (torch.arange(count) % classes).to(device)
-
-    return inputs
-
-
-def _work(size: int, forward: int, backward: int = 0) -> dict[str, Work]:
-    """Of rows of ``size`` bytes and these products.
-
-    A backward pass that comes later reads the rows again and writes their gradient. What belongs to a few rows for each
-    anchor, as after hard mining, is no product.
-    """
-    return {
-        "forward": Work(size, products=forward),
-        "backward": Work(2 * size, products=backward),
-        "both": Work(3 * size, products=forward + backward, launches=2),
-    }
+    rows = torch.randn(count, width, generator=torch.Generator().manual_seed(0)).to(dtype)
+    return rows.requires_grad_(leaf), torch.arange(count) % classes
 
 
 def _wide_gradient(entry: Contestant, inputs: tuple[Tensor, ...], expected: Answer) -> Errors:
@@ -334,15 +249,6 @@ def _wide_gradient(entry: Contestant, inputs: tuple[Tensor, ...], expected: Answ
     return contest.verify(value, inputs, Answer(expected.value, None))._replace(grad=wide.grad)
 
 
-def _by_choice(distances: Callable[[Callable[..., Any]], Callable[..., Tensor]]) -> tuple[Check, Callable[..., Answer]]:
-    """Check and truth of a selection by the distances of what was selected, not by its indices."""
-
-    def verify(entry: Contestant, inputs: tuple[Tensor, ...], expected: Answer) -> Errors:
-        return contest.verify(entry._replace(call=distances(entry.call)), inputs, expected, CHOICE_LIMIT)
-
-    return verify, lambda call, inputs: contest.truth(distances(call), inputs)
-
-
 def _triplet_distances(rows: Tensor, labels: Tensor, anchor: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
     """Of anchor to positive and to negative in fp64, NaN where labels or places forbid them."""
     allowed = torch.stack(
@@ -354,7 +260,3 @@ def _triplet_distances(rows: Tensor, labels: Tensor, anchor: Tensor, positive: T
 
 def _distance(left: Tensor, right: Tensor) -> Tensor:
     return (left.double() - right.double()).norm(dim=-1)
-
-
-def _operator(rows: Tensor) -> Callable[..., tuple[Tensor, Tensor]]:
-    return OPERATORS[backends.select("triplet", rows.device.type)].select

@@ -1,7 +1,7 @@
-"""Whole attacks on images [B, C, H, W] by a trained ResNet26: ours against the loops and the libraries.
+"""Whole attacks on images [B, C, H, W] by a trained network: ours against the loops and the libraries.
 
-A call takes seconds. Before the clock starts ours are held against the loops in fp64 and over many more images
-(benchmarks/attack_checks.py), and everybody's images of this batch must fool the network as those of the loop do.
+A call takes seconds. Before the clock starts everybody's images must end, and fool the network, as those of the loop
+do; that ours are the loop's step by step, in fp64, is the business of tests/test_attacks.py.
 """
 
 from __future__ import annotations
@@ -15,197 +15,157 @@ from torch import Tensor, nn
 
 from amkd_fast import backends
 from amkd_fast.attacks import PGD, BoundaryAttack
-from benchmarks import attack_checks, outside, presets, whole_attack
-from benchmarks.contest import Contestant, Errors, WrongResult
-from benchmarks.group import Group, Target
-from benchmarks.peers import attack_loops, there
-from benchmarks.precision import tf32
-from benchmarks.whole_attack import BATCH, EPS, STEP_SIZE, STEPS, of_environment
+from amkd_fast.ops.attack import draw_targets
+from benchmarks import outside
+from benchmarks.baselines import attack_loops, there
+from benchmarks.baselines.attack_loops import EPS, STEP_SIZE, STEPS
+from benchmarks.contest import Contestant, Errors, WrongResult, within, without_tf32
+from benchmarks.group import Goal, Group
+from benchmarks.presets import boundary_attack, presets_on
+from benchmarks.setting import BATCH, Setting, of_environment
 
 PUBLIC, LEAN, LOOP = "public loop", "lean loop", "PGD loop"
+PGD_LOOPS = {
+    LOOP: attack_loops.pgd_loop,
+    "torchattacks": attack_loops.torchattacks_pgd,
+    "adversarial-library": attack_loops.adv_lib_pgd,
+}
 OUTSIDE, OUTSIDE_LIMIT = "outside the network", 0.01  # of the attack's time
-AGREEMENT, PRESETS, RUNS = 256, 256, 5  # images, images, runs whose share outside is looked at
-SAME = 0.98  # of the timed images: one may end otherwise by rounding
-OPTIONS = {"eps": EPS, "step_size": STEP_SIZE, "steps": STEPS}
+PRESETS, RUNS = 256, 5  # images, runs whose share outside is looked at
+OTHERS = 0.02  # of the timed images: one may end otherwise by rounding
 
 
 def groups() -> list[Group]:
-    return [boundary("official", Target(4, "speed-up", 3.0, PUBLIC, "forward")), boundary("near_boundary"), pgd()]
+    return [boundary("official", Goal("speed-up", 3.0, PUBLIC, "forward")), boundary("near_boundary"), pgd()]
 
 
-def boundary(preset: str, *targets: Target, batch: int = BATCH) -> Group:
+class InPixels(nn.Module):
+    """The network behind its normalisation, for images in [0, 1]: all that attack libraries know."""
+
+    def __init__(self, setting: Setting) -> None:
+        super().__init__()
+        self.network = setting.network
+        self.register_buffer("lower", setting.lower.view(-1, 1, 1).clone())
+        self.register_buffer("range", (setting.upper - setting.lower).view(-1, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(images * self.range + self.lower)
+
+
+def boundary(preset: str, *goals: Goal, batch: int = BATCH) -> Group:
     """:class:`BoundaryAttack` from the network's predictions to targets that were drawn before."""
+
+    def draw() -> tuple[Tensor, ...]:
+        setting = of_environment("cpu")
+        images = setting.images[:batch]
+        logits = setting.network(images)  # whose weights want no gradient
+        return images, logits.argmax(1), draw_targets(logits, logits.argmax(1), seed=0)
 
     def ours(images: Tensor, base: Tensor, target: Tensor) -> Any:
         return our_boundary(preset, images.device.type)(images, base, target)
 
-    def inputs(device: str) -> tuple[Tensor, ...]:
-        setting = of_environment(device)
-        return tuple(whole_attack.chase(setting.network, setting.images(0, batch)))
+    def public(images: Tensor, *classes: Tensor) -> attack_loops.LoopSamples:
+        return attack_loops.bss_loop(loud(images.device.type), images, *classes)
+
+    def lean(images: Tensor, *classes: Tensor) -> attack_loops.LoopSamples:
+        return attack_loops.bss_loop_lean(of_environment(images.device.type).network, images, *classes)
 
     def truth(_: Callable, given: tuple[Tensor, ...]) -> dict[bool, Tensor]:
         """How the images end, by whether the attack is ours."""
-        device = given[0].device.type
-        agreement(preset, device)
-        with tf32(False):
-            loop = attack_loops.bss_loop_lean(quiet(device), *given).status
-            if preset == "official":
-                return {True: loop, False: loop}
-            with backends.backend("reference"):
-                return {True: our_boundary(preset, device)(*given).status, False: loop}
+        with without_tf32(), backends.backend("reference"):
+            loop = lean(*given).status
+            return {True: loop if preset == "official" else ours(*given).status, False: loop}
 
     def verify(entry: Contestant, given: tuple[Tensor, ...], expected: dict[bool, Tensor]) -> Errors:
-        with tf32(False), entry.chosen():
-            status = entry.call(*given).status
-        return same_ends(entry, status, expected[entry.ours])
+        with without_tf32(), entry.chosen():
+            return same_ends(entry, entry.call(*given).status, expected[entry.ours])
 
-    def extras(device: str) -> dict[str, Any]:
-        setting, given = of_environment(device), inputs(device)
-        found = accounts(lambda: ours(*given), preset, device)
+    def extras(given: tuple[Tensor, ...]) -> dict[str, Any]:
+        setting, found = of_environment(given[0].device.type), accounts(ours, given)
         if preset == "near_boundary":
-            images = setting.images(0, PRESETS if setting.real else BATCH)
-            table = presets.presets_on(setting.network, images, whole_attack.LOWER, whole_attack.UPPER)
+            images = setting.images[: PRESETS if setting.real else BATCH]
+            table = presets_on(setting.network, images, setting.bounds)
             found |= {"preset_images": len(images), "presets": table}
         return found
 
-    return _group(f"BoundaryAttack {preset}", batch, inputs, ours, boundary_loops, truth, verify, extras, targets)
+    rivals = {PUBLIC: public, LEAN: lean}
+    return _group(f"BoundaryAttack {preset}", batch, draw, ours, rivals, truth, verify, extras, goals)
 
 
 def pgd() -> Group:
     """:class:`PGD`, linf, on pixels in [0, 1], by a network that normalises them, as attack libraries need it."""
 
-    def ours(images: Tensor, labels: Tensor) -> Any:
-        return our_pgd(images.device.type)(images, labels)
+    def draw() -> tuple[Tensor, ...]:
+        setting = of_environment("cpu")
+        lower, upper = (part.view(-1, 1, 1) for part in setting.bounds.values())
+        return ((setting.images[:BATCH] - lower) / (upper - lower)).clamp(0, 1), setting.labels[:BATCH]
 
-    def inputs(device: str) -> tuple[Tensor, ...]:
-        setting = of_environment(device)
-        return setting.pixels[:BATCH].float() / 255, setting.labels[:BATCH]
+    def ours(images: Tensor, labels: Tensor) -> Tensor:
+        return our_pgd(images.device.type)(images, labels).images
+
+    def on_network(loop: Callable[..., Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+        return lambda images, labels: loop(in_pixels(images.device.type), images, labels)
+
+    @torch.no_grad()
+    def fooled(images: Tensor, labels: Tensor) -> Tensor:
+        return in_pixels(images.device.type)(images).argmax(1) != labels
 
     def truth(_: Callable, given: tuple[Tensor, ...]) -> Tensor:
         """Which images of the loop fool the network."""
-        device = given[0].device.type
-        agreement("PGD", device)
-        with tf32(False):
-            return attack_checks.fooled(in_pixels(device), pgd_loop(*given), given[1])
+        with without_tf32():
+            return fooled(rivals[LOOP](*given), given[1])
 
     def verify(entry: Contestant, given: tuple[Tensor, ...], expected: Tensor) -> Errors:
         images, labels = given
-        with tf32(False), entry.chosen():
+        with without_tf32(), entry.chosen():
             moved = entry.call(*given)
-            moved = moved if isinstance(moved, Tensor) else moved.images
             if (moved - images).abs().max() > EPS + 1e-6 or moved.min() < 0 or moved.max() > 1:
                 raise WrongResult(f"{entry.name}: outside of the ball, or no pixels")
-            return same_ends(entry, attack_checks.fooled(in_pixels(images.device.type), moved, labels), expected)
+            return same_ends(entry, fooled(moved, labels), expected)
 
-    def extras(device: str) -> dict[str, Any]:
-        given = inputs(device)
-        return accounts(lambda: ours(*given), "PGD", device)
-
-    targets = (
-        Target(4, "speed-up", 2.0, name, "forward") for name in (LOOP, attack_loops.TORCHATTACKS, attack_loops.ADV_LIB)
-    )
-    return _group("PGD linf 10 steps", BATCH, inputs, ours, pgd_rivals, truth, verify, extras, tuple(targets))
+    rivals = {name: on_network(loop) for name, loop in PGD_LOOPS.items() if name == LOOP or there(name)}
+    goals = tuple(Goal("speed-up", 2.0, name, "forward") for name in PGD_LOOPS)
+    return _group("PGD linf 10 steps", BATCH, draw, ours, rivals, truth, verify, partial(accounts, ours), goals)
 
 
-def _group(operation, batch, inputs, ours, rivals, truth, verify, extras, targets) -> Group:
-    return Group(
-        "whole_attack",
-        operation,
-        {"B": batch, "C": 3, "H": 32, "W": 32},
-        torch.float32,
-        inputs,
-        ours,
-        rivals,
-        directions=("forward",),
-        reference=False,
-        verify=verify,
-        truth=truth,
-        extras=extras,
-        targets=(*targets, Target(4, OUTSIDE, OUTSIDE_LIMIT, direction="forward")),
-    )
-
-
-def boundary_loops() -> list[Contestant]:
-    """The public one leaves gradients in the weights, so it has a network of its own."""
-
-    def public(images: Tensor, base: Tensor, target: Tensor) -> attack_loops.LoopSamples:
-        return attack_loops.bss_loop(loud(images.device.type), images, base, target)
-
-    def lean(images: Tensor, base: Tensor, target: Tensor) -> attack_loops.LoopSamples:
-        return attack_loops.bss_loop_lean(quiet(images.device.type), images, base, target)
-
-    return [Contestant(PUBLIC, public), Contestant(LEAN, lean)]
-
-
-def pgd_rivals() -> list[Contestant]:
-    """The loop, and the libraries that are there."""
-
-    def by(name: str, images: Tensor, labels: Tensor) -> Tensor:
-        network = in_pixels(images.device.type)
-        return attack_loops.pgd_libraries(network, **OPTIONS)[name](images, labels)
-
-    names = (name for name in (attack_loops.TORCHATTACKS, attack_loops.ADV_LIB) if there(name))
-    return [Contestant(LOOP, pgd_loop), *(Contestant(name, partial(by, name)) for name in names)]
+def _group(operation, batch, draw, ours, rivals, truth, verify, extras, goals) -> Group:
+    sizes, goals = {"B": batch, "C": 3, "H": 32, "W": 32}, (*goals, Goal(OUTSIDE, OUTSIDE_LIMIT, direction="forward"))
+    more = {"reference": False, "verify": verify, "truth": truth, "extras": extras, "goals": goals}
+    more["others"] = lambda: [Contestant(*rival) for rival in rivals.items()]
+    return Group("whole_attack", operation, sizes, torch.float32, draw, ours, **more)
 
 
 def same_ends(entry: Contestant, got: Tensor, expected: Tensor) -> Errors:
     """The share of images that end otherwise; more than rounding makes of them is wrong."""
-    other = (got != expected).float().mean().item()
-    if other > 1 - SAME:
-        raise WrongResult(f"{entry.name}: {other:.1%} of the images end otherwise than those of the loop")
-    return Errors(other, None)
+    return within(
+        entry, (got != expected).double().mean().item(), OTHERS, "of the images end otherwise than the loop's"
+    )
 
 
-def accounts(attack: Callable[[], Any], name: str, device: str) -> dict[str, Any]:
-    """What it ran on, how it agrees, and its time outside of the network."""
-    found = outside.time_share(attack, RUNS) if device == "cpu" else outside.kernel_share(attack)
-    return {
-        "setting": of_environment(device).about,
-        "agreement": agreement(name, device),
-        OUTSIDE: found["share"],
-        "outside": found,
-    }
-
-
-@cache
-def agreement(name: str, device: str) -> dict[str, float]:
-    """Once in a process."""
-    setting = of_environment(device)
-    check, count = {
-        "official": (attack_checks.check_boundary, AGREEMENT),
-        "near_boundary": (attack_checks.check_near_boundary, BATCH),
-        "PGD": (attack_checks.check_pgd, AGREEMENT),
-    }[name]
-    with tf32(False):
-        return check(setting, count if setting.real else BATCH)
+def accounts(attack: Callable[..., Any], given: tuple[Tensor, ...]) -> dict[str, Any]:
+    """What it ran on, and its time outside of the network."""
+    share = outside.kernel_share if given[0].is_cuda else partial(outside.time_share, times=RUNS)
+    found = share(lambda: attack(*given))
+    return {"setting": of_environment(given[0].device.type).about, OUTSIDE: found["share"], "outside": found}
 
 
 @cache
 def our_boundary(preset: str, device: str) -> BoundaryAttack:
-    return whole_attack.boundary_attack(of_environment(device).network, preset)
+    setting = of_environment(device)
+    return boundary_attack(setting.network, preset, setting.bounds)
 
 
 @cache
 def our_pgd(device: str) -> PGD:
-    return whole_attack.pgd(in_pixels(device))
+    return PGD(in_pixels(device), eps=EPS, step_size=STEP_SIZE, steps=STEPS, lower=0.0, upper=1.0)
 
 
 @cache
 def in_pixels(device: str) -> nn.Module:
-    return whole_attack.InPixels(of_environment(device).network).to(device).eval()
-
-
-@cache
-def quiet(device: str) -> nn.Module:
-    return attack_loops.quiet(of_environment(device).network)
+    return InPixels(of_environment(device)).to(device).eval()
 
 
 @cache
 def loud(device: str) -> nn.Module:
-    """As the public trainer leaves it."""
-    return attack_loops.quiet(of_environment(device).network).requires_grad_()
-
-
-def pgd_loop(images: Tensor, labels: Tensor) -> Tensor:
-    network = in_pixels(images.device.type)
-    return attack_loops.pgd_loop(network, images, labels, **OPTIONS)
+    """For the public loop, which leaves gradients in the weights."""
+    return attack_loops.loud(of_environment(device).network)

@@ -1,1 +1,1 @@
-"""README's tables and the pages of docs/benchmarks, made from the files in benchmarks/results and from nothing else."""
+"""The pages of docs/benchmarks, made from the files in benchmarks/results and from nothing else."""

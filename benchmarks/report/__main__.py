@@ -10,19 +10,15 @@ import sys
 from pathlib import Path
 
 from benchmarks import machine
-from benchmarks.report import markers, pages, targets
-from benchmarks.report.load import Results, load
+from benchmarks.report import goals, markers, pages
+from benchmarks.report.load import Results, load, shortened
 from benchmarks.report.tables import TABLES
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--check", action="store_true", help="write nothing; exit 1 where files differ from the results"
-    )
-    parser.add_argument(
-        "--draft", action="store_true", help="take files that are not fit to be published; tables say so"
-    )
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 where files are not the results'")
+    parser.add_argument("--draft", action="store_true", help="take files that are not fit to be published, and say so")
     parser.add_argument("--results", type=Path, default=machine.RESULTS, help="folder of the JSON files")
     parser.add_argument("--root", type=Path, default=machine.ROOT, help="folder of docs/")
     options = parser.parse_args(arguments)
@@ -34,15 +30,21 @@ def main(arguments: list[str] | None = None) -> int:
         print("refused: measure again at a commit, or say --draft")
         return 1
     texts = written(results, options.root)
-    complaints = targets.complaints(results)
+    complaints = goals.complaints(results)
     for line in complaints:
         print(line)
-    if options.check:
-        stale = differing(texts, results, options.root)
-        for line in stale:
-            print(line)
-        return 1 if stale or complaints else 0
     folder = options.root / "docs" / "benchmarks"
+    pictures = {folder / name for name in pages.pictures(results)}
+    there = (path for ending in ("md", "png") for path in folder.glob(f"*.{ending}"))
+    surplus = sorted(path for path in there if path not in texts and path not in pictures)
+    if options.check:  # pictures need only be there: matplotlib's versions draw differently
+        stale = [path for path, text in texts.items() if not path.exists() or path.read_text() != text]
+        stale += sorted(path for path in pictures if not path.exists())
+        for path in stale:
+            print(f"{path}: differs from the results, or is missing")
+        for path in surplus:
+            print(f"{path}: nothing makes it any more")
+        return 1 if stale or surplus or complaints else 0
     folder.mkdir(parents=True, exist_ok=True)
     for path, text in texts.items():
         path.write_text(text)
@@ -50,7 +52,10 @@ def main(arguments: list[str] | None = None) -> int:
 
     for name, png in plots.drawn(results):
         (folder / name).write_bytes(png)
-    for path in surplus(texts, results, options.root):
+    for name, found in (("digits", results.digits), ("digits-dropped", results.dropped)):
+        if found is not None and "runs" in found:
+            machine.write(options.results / f"{name}.json", shortened(found))
+    for path in surplus:
         print(f"{path}: nothing makes it any more, remove it")
     return 0
 
@@ -59,25 +64,6 @@ def written(results: Results, root: Path) -> dict[Path, str]:
     """The pages as they should be."""
     filled = markers.filled_pages(root, {name: table(results) for name, table in TABLES.items()})
     return {**filled, **{root / "docs" / "benchmarks" / name: text for name, text in pages.pages(results).items()}}
-
-
-def differing(texts: dict[Path, str], results: Results, root: Path) -> list[str]:
-    """What is not as the results have it. Pictures need only be there: matplotlib's versions draw differently."""
-    folder = root / "docs" / "benchmarks"
-    found = [
-        f"{path}: differs from the results"
-        for path, text in texts.items()
-        if not path.exists() or path.read_text() != text
-    ]
-    found += [f"{folder / name}: missing" for name in sorted(pages.pictures(results)) if not (folder / name).exists()]
-    return found + [f"{path}: nothing makes it" for path in surplus(texts, results, root)]
-
-
-def surplus(texts: dict[Path, str], results: Results, root: Path) -> list[Path]:
-    """Pages and pictures of results that are gone."""
-    folder = root / "docs" / "benchmarks"
-    made = {*texts, *(folder / name for name in pages.pictures(results))}
-    return sorted(path for ending in ("md", "png") for path in folder.glob(f"*.{ending}") if path not in made)
 
 
 if __name__ == "__main__":

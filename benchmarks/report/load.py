@@ -8,56 +8,30 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks import machine
 from benchmarks.groups import FAMILIES
-from benchmarks.interleave import Patience
+from benchmarks.timing import Patience
 
 DEVICES = ("cpu", "cuda")
 QUICKLY = "made with --quick"
-
-_FILE = {"family", "device", "machine", "groups", "wrong", "absent", "seconds"}
-_ROW = {
-    *("family", "operation", "sizes", "dtype", "direction", "rounds", "contestants", "left_out", "best", "ours"),
-    *("ratios", "limit", "extras", "targets"),
-}
-_SCALING = {"device", "machine", "quick", "most", "axes", "wrong", "seconds"}
+_ROW = {"contestants", "left_out", "best", "ours", "ratios", "limit", "extras", "goals"}
 
 Row = dict[str, Any]
 
 
-class Unusable(Exception):
-    """A file that no table is made from, with the reason."""
-
-
 @dataclass
 class Results:
-    """What was measured, and what speaks against publishing it.
+    """What was measured, and what speaks against publishing it."""
 
-    Attributes:
-        comparisons: By family and device.
-        scaling: By device.
-        counters: What the calls farthest from their limit do, by ``benchmarks.counters``.
-        digits: ``amkd-distill compare`` on the digits.
-        dropped: The same with labels that the student never sees.
-        parity: ``benchmarks.attack_parity``.
-        machines: Where, when and of what a file was made, by its name.
-        doubts: Why a file makes drafts only, by its name.
-        analyses: Why a target is missed, by its name: ``misses.md`` beside the folder.
-        unread: Files that no table is made from, with the reason.
-    """
-
-    comparisons: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
-    scaling: dict[str, dict[str, Any]] = field(default_factory=dict)
-    counters: dict[str, Any] | None = None
-    digits: dict[str, Any] | None = None
-    dropped: dict[str, Any] | None = None
-    parity: dict[str, Any] | None = None
-    machines: dict[str, dict[str, Any]] = field(default_factory=dict)
-    doubts: dict[str, str] = field(default_factory=dict)
-    analyses: dict[str, str] = field(default_factory=dict)
-    unread: dict[str, str] = field(default_factory=dict)
-
-    def doubt(self, file: str, reason: str) -> None:
-        self.doubts[file] = f"{self.doubts[file]}; {reason}" if file in self.doubts else reason
+    comparisons: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)  # by family and device
+    scaling: dict[str, dict[str, Any]] = field(default_factory=dict)  # by device
+    digits: dict[str, Any] | None = None  # of `amkd-distill compare`
+    dropped: dict[str, Any] | None = None  # the same with labels that the student never sees
+    presets: dict[str, Any] | None = None  # of benchmarks.presets
+    machines: dict[str, dict[str, Any]] = field(default_factory=dict)  # where, when and of what, by the file's name
+    doubts: dict[str, str] = field(default_factory=dict)  # why a file makes drafts only, by its name
+    analyses: dict[str, str] = field(default_factory=dict)  # why a goal is missed, by its name: misses.md
+    unread: dict[str, str] = field(default_factory=dict)  # files that no table is made from, with the reason
 
     def rows(self, device: str, family: str = "") -> list[Row]:
         """The rows of a device, in the order of the families."""
@@ -67,58 +41,24 @@ class Results:
 
 def load(folder: Path) -> Results:
     """Everything that tables are made from."""
-    found = Results(analyses=read_analyses(folder.parent / "misses.md"))
-    for family in FAMILIES:
-        for device in DEVICES:
-            path = folder / f"{family}-{device}.json"
-            if (comparison := _take(path, found, read_comparison)) is not None:
-                found.comparisons[family, device] = comparison
-                if any(row["rounds"] < Patience().fewest for row in comparison["groups"]):
-                    found.doubt(path.name, QUICKLY)
+    results = Results(analyses=read_analyses(folder.parent / "misses.md"))
     for device in DEVICES:
-        path = folder / f"scaling-{device}.json"
-        if (scaling := _take(path, found, read_scaling)) is not None:
-            found.scaling[device] = scaling
-            if scaling["quick"]:
-                found.doubt(path.name, QUICKLY)
-    counters = folder / "counters-cpu.json"
-    found.counters = _take(counters, found, lambda path: _of_kind(path, "counters", {"machine", "rows"}))
-    found.digits = _take(folder / "digits.json", found, read_methods)
-    found.dropped = _take(folder / "digits-dropped.json", found, read_methods)
-    parity = folder / "attack-parity.json"
-    found.parity = _take(parity, found, lambda path: _of_kind(path, "attack_parity", {"machine", "presets", "parity"}))
-    return found
+        for family in FAMILIES:
+            if found := _take(folder / f"{family}-{device}.json", "comparison", results):
+                results.comparisons[family, device] = found
+        if found := _take(folder / f"scaling-{device}.json", "scaling", results):
+            results.scaling[device] = found
+    results.digits = _take(folder / "digits.json", "compare", results)
+    results.dropped = _take(folder / "digits-dropped.json", "compare", results)
+    results.presets = _take(folder / "presets-digits.json", "presets", results)
+    return results
 
 
-def read_comparison(path: Path) -> dict[str, Any]:
-    """A file of ``benchmarks.compare``.
-
-    Raises:
-        Unusable: It is another kind of file, or something that every table needs is missing.
-    """
-    found = _of_kind(path, "comparison", _FILE)
-    for row in found["groups"]:
-        if lacking := _ROW - row.keys():
-            raise Unusable(f"a row of {row.get('operation', 'no operation')} lacks {', '.join(sorted(lacking))}")
-    return found
-
-
-def read_methods(path: Path) -> dict[str, Any]:
-    """A results.json of ``amkd-distill compare``.
-
-    Raises:
-        Unusable: As of :func:`read_comparison`.
-    """
-    return _of_kind(path, "compare", {"environment", "methods"})
-
-
-def read_scaling(path: Path) -> dict[str, Any]:
-    """A file of ``benchmarks.scaling``.
-
-    Raises:
-        Unusable: As of :func:`read_comparison`.
-    """
-    return _of_kind(path, "scaling", _SCALING)
+def shortened(results: dict[str, Any]) -> dict[str, Any]:
+    """Of a results.json of ``amkd-distill compare`` what tables are made from: no single runs."""
+    kept = ("kind", "environment", "settings", "data", "images", "methods", "qualities", "tests")
+    found = {name: results[name] for name in kept}
+    return {**found, "tests": [test for test in found["tests"] if test["baseline"] == "kd"]}
 
 
 def read_analyses(path: Path) -> dict[str, str]:
@@ -138,36 +78,29 @@ def sizes(row: Row) -> str:
     return ", ".join(f"{name} = {size}" for name, size in row["sizes"].items())
 
 
-def _take(path: Path, found: Results, read: Any) -> dict[str, Any] | None:
-    """The file if it is there and can be used; why not, and what speaks against it, goes into ``found``."""
+def _take(path: Path, kind: str, results: Results) -> dict[str, Any] | None:
+    """The file if it is there and can be used; why not, and what speaks against it, goes into ``results``."""
     if not path.exists():
         return None
     try:
-        result = read(path)
-    except Unusable as error:
-        found.unread[path.name] = str(error)
-        return None
-    about = found.machines[path.name] = result["machine"] if "machine" in result else _as_machine(result["environment"])
-    if about["commit"] is None or about["commit"].endswith("+"):
-        found.doubt(path.name, f"made at {about['commit']}, with changes that no commit has")
-    return result
-
-
-def _as_machine(environment: dict[str, Any]) -> dict[str, Any]:
-    """The provenance that amkd_fast.distill writes, with the names of benchmarks.machine."""
-    commit = environment["commit"]
-    if commit is not None:
-        commit = commit[:7] + ("+" if commit.endswith("-dirty") else "")
-    return {**environment, "commit": commit, "load": None}
-
-
-def _of_kind(path: Path, kind: str, keys: set[str]) -> dict[str, Any]:
-    try:
         found = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise Unusable(str(error)) from error
+    except ValueError as error:
+        results.unread[path.name] = str(error)
+        return None
     if not isinstance(found, dict) or found.get("kind") != kind:
-        raise Unusable(f"no file of kind {kind}: made by another script, or by an older version of it")
-    if lacking := keys - found.keys():
-        raise Unusable(f"lacks {', '.join(sorted(lacking))}")
+        results.unread[path.name] = f"no file of kind {kind}: made by another script, or by an older version of it"
+        return None
+    if lacking := {name for row in found.get("groups", ()) for name in _ROW - row.keys()}:
+        results.unread[path.name] = f"a row lacks {', '.join(sorted(lacking))}"
+        return None
+    if (about := found.get("machine")) is None:  # of amkd-distill
+        about = {**found["environment"], "commit": machine.short(found["environment"]["commit"]), "load": None}
+    results.machines[path.name] = about
+    reasons = []
+    if about["commit"] is None or about["commit"].endswith("+"):
+        reasons.append(f"made at {about['commit']}, with changes that no commit has")
+    if found.get("quick") or any(row["rounds"] < Patience().fewest for row in found.get("groups", ())):
+        reasons.append(QUICKLY)
+    if reasons:
+        results.doubts[path.name] = "; ".join(reasons)
     return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from benchmarks.groups import FAMILIES
-from benchmarks.report import targets, words
+from benchmarks.report import goals, words
 from benchmarks.report.load import DEVICES, Results, Row, sizes
 from benchmarks.report.tables import last_directions
 
@@ -24,99 +24,78 @@ Axis = dict[str, Any]
 
 def pages(results: Results) -> dict[str, str]:
     """All pages by file name."""
-    found = {f"{family}.md": family_page(results, family) for family in FAMILIES if _measured(results, family)}
-    return {**found, "README.md": index(results)}
+    found = {f"{family}.md": family_page(results, family) for family in FAMILIES}
+    measured = {name: "\n\n".join(parts) + "\n" for name, parts in found.items() if parts}
+    return {**measured, "README.md": index(results, measured)}
 
 
-def pictures(results: Results) -> set[str]:
-    """The names of the files that the pages show."""
-    shown = {
-        ratios_png(family, device) for family, device in results.comparisons if _has_rivals(results, family, device)
-    }
-    return shown | {scaling_png(axis, device) for device, found in results.scaling.items() for axis in found["axes"]}
+def pictures(results: Results) -> dict[str, list[Row] | Axis]:
+    """By the name of the file what it shows: rows of a family where somebody else is there, or an axis."""
+    found: dict[str, list[Row] | Axis] = {}
+    for family, device in results.comparisons:
+        rows = last_directions(results.rows(device, family))
+        if rows := [row for row in rows if row["ours"] is not None and row["best"] is not None]:
+            found[f"{family}-{device}.png"] = rows
+    for device, scaling in results.scaling.items():
+        found |= {f"scaling-{axis['name']}-{device}.png": axis for axis in scaling["axes"]}
+    return found
 
 
-def family_page(results: Results, family: str) -> str:
-    parts = [MADE, f"# {family}", _HOW]
+def family_page(results: Results, family: str) -> list[str]:
+    """Its parts; none where nothing was measured."""
+    parts, shown = [MADE, f"# {family}", _HOW], pictures(results)
     for device in DEVICES:
+        comparison = results.comparisons.get((family, device))
+        axes = [axis for axis in results.scaling.get(device, {"axes": []})["axes"] if axis["family"] == family]
         parts.append(f"## {ON[device]}")
-        comparison, axes = results.comparisons.get((family, device)), scaling_axes(results, family, device)
         if comparison is not None:
-            parts += _compared(results, family, device, comparison)
+            parts.append(words.made(results, f"{family}-{device}.json"))
+            if (name := f"{family}-{device}.png") in shown:
+                parts.append(f"![How many times longer the others take, {family}, {device}]({name})")
+            parts += [f"**Wrong, not timed:** {line}" for line in comparison["wrong"]] + _rows(comparison["groups"])
         if axes:
             parts += _scaled(results, device, axes)
         if comparison is None and not axes:
             parts.append(words.NOT_YET)
-    return "\n\n".join(parts) + "\n"
+    return parts if parts.count(words.NOT_YET) < len(DEVICES) else []
 
 
-def index(results: Results) -> str:
-    parts = [
-        MADE,
-        "# Benchmarks",
-        "What is measured and how is told in [benchmarks/README.md](../../benchmarks/README.md).",
-    ]
+def index(results: Results, measured: dict[str, str]) -> str:
+    about = "What is measured and how is told in [benchmarks/README.md](../../benchmarks/README.md)."
     lines = []
     for family in FAMILIES:
-        on = [
-            words.made(results, f"{family}-{device}.json") if (family, device) in results.comparisons else words.NOT_YET
-            for device in DEVICES
-        ]
-        lines.append((f"[{family}]({family}.md)" if _measured(results, family) else family, *on))
-    parts.append(words.table(("family", *ON.values()), lines))
+        files = [f"{family}-{device}.json" for device in DEVICES]
+        made = (words.made(results, file) if file in results.machines else words.NOT_YET for file in files)
+        lines.append((f"[{family}]({family}.md)" if f"{family}.md" in measured else family, *made))
+    parts = [MADE, "# Benchmarks", about, words.table(("family", *ON.values()), lines)]
+    where = {device: title[:1].lower() + title[1:] for device, title in ON.items()}
     for device in DEVICES:
-        parts.append(f"## Targets, {ON[device][:1].lower()}{ON[device][1:]}")
-        found = targets.judged(results, device)
+        found = goals.judged(results, device)
         note = f"Misses first; {words.SPREAD} of the ratio within a round. Machine and date of each family are above."
-        parts += [note, targets.table(found, results.analyses)] if found else [words.NOT_YET]
+        parts.append(f"## Goals, {where[device]}")
+        parts += [note, goals.table(found, results.analyses)] if found else [words.NOT_YET]
     for device in DEVICES:
-        parts.append(f"## Farthest from the limit, {ON[device][:1].lower()}{ON[device][1:]}")
-        parts.append(_farthest(results.rows(device)))
-    parts += ["## What the farthest calls do", *_counted(results), "## Who is not there", _absent(results)]
-    return "\n\n".join(parts) + "\n"
+        parts += [f"## Farthest from the limit, {where[device]}", _farthest(results.rows(device))]
+    return "\n\n".join([*parts, "## Who is not there", _absent(results)]) + "\n"
 
 
-def scaling_axes(results: Results, family: str, device: str) -> list[Axis]:
-    return [axis for axis in results.scaling.get(device, {"axes": []})["axes"] if axis["family"] == family]
-
-
-def scaling_png(axis: Axis, device: str) -> str:
-    return f"scaling-{axis['name']}-{device}.png"
-
-
-def ratio_rows(results: Results, family: str, device: str) -> list[Row]:
-    """What the picture of the ratios shows: of every case all of it, where somebody else is there."""
-    rows = last_directions(results.rows(device, family))
-    return [row for row in rows if row["ours"] is not None and row["best"] is not None]
-
-
-def _compared(results: Results, family: str, device: str, comparison: dict[str, Any]) -> list[str]:
-    rows = comparison["groups"]
-    parts = [words.made(results, f"{family}-{device}.json")]
-    if _has_rivals(results, family, device):
-        parts.append(f"![How many times longer the others take, {family}, {device}]({ratios_png(family, device)})")
-    parts += [f"**Wrong, not timed:** {line}" for line in comparison["wrong"]]
-    heading = None
+def _rows(rows: list[Row]) -> list[str]:
+    parts, heading = [], None
     for row in rows:
         title = f"### {row['operation']}, {sizes(row)}, {row['dtype']}"
         if title != heading:
             parts += [title, *_extras(row["extras"])]
         heading = title
-        parts += [_how(row), _contestants(row)]
+        how, limit = f"**{row['direction']}**, {row['rounds']} rounds", row["limit"]
+        if limit is not None:
+            how += f"; limit {words.time(1e6 * limit['seconds'])} by {limit['bound']}: {words.size(limit['bytes'])}, "
+            how += (
+                f"{limit['exponentials']:,} exponentials, {limit['products']:,} products, {limit['launches']} launches"
+            )
+        parts += [f"{how}.", _contestants(row)]
         parts += [f"Left out: {name}: {reason}" for name, reason in row["left_out"].items()]
-        parts += [_target(target) for target in row["targets"]]
+        parts += [f"Goal: {goals.sentence(goal)}." for goal in row["goals"]]
     return parts
-
-
-def _how(row: Row) -> str:
-    text = f"**{row['direction']}**, {row['rounds']} rounds"
-    if row["limit"] is None:
-        return text + "."
-    limit = row["limit"]
-    return (
-        f"{text}; limit {words.time(1e6 * limit['seconds'])} by {limit['bound']}: {words.size(limit['bytes'])}, "
-        f"{limit['exponentials']:,} exponentials, {limit['products']:,} products, {limit['launches']} launches."
-    )
 
 
 def _contestants(row: Row) -> str:
@@ -125,66 +104,48 @@ def _contestants(row: Row) -> str:
     lines = []
     for title, entry in sorted(row["contestants"].items(), key=lambda item: item[1]["us"]["median"]):
         ratios = [words.ratio(row["ratios"][own][title]) if title in row["ratios"][own] else "" for own in mine]
-        errors = " / ".join(f"{entry[name]:.0e}" for name in ("value", "grad") if entry.get(name) is not None)
+        errors = " / ".join(f"{entry[name]:.0e}" for name in ("value", "grad") if entry[name] is not None)
         share = "" if entry["share_of_limit"] is None else words.share(entry["share_of_limit"])
-        memory = "" if entry.get("peak_bytes") is None else words.size(entry["peak_bytes"])
         name = f"**{title}**" if entry["ours"] else title
-        lines.append((name, words.times(entry["us"]), *ratios, memory, errors, share))
+        lines.append((name, words.times(entry["us"]), *ratios, words.size(entry["peak_bytes"]), errors, share))
     over = ["ratio"] if len(mine) == 1 else [f"over {own}" for own in mine]
     return words.table(("", "time", *over, "memory", "errors", "of the limit"), lines)
 
 
-def _target(target: dict[str, Any]) -> str:
-    form = f", {target['form']}" if target["form"] else ""
-    rival = f" against {target['rival']}" if target["kind"] in ("speed-up", "time") else ""
-    verdict = {True: "reached", False: "**missed**", None: f"not judged: {target.get('reason', '')}"}[target["reached"]]
-    got = f"{targets.measured(target)}, " if target["measured"] is not None else ""
-    return f"Target of issue {target['issue']}: {targets.asked(target)}{rival}{form}; {got}{verdict}."
-
-
 def _extras(extras: dict[str, Any]) -> list[str]:
     """Numbers as one table; what has parts of its own as a table each."""
-    flat = {name: value for name, value in extras.items() if not isinstance(value, (dict, list))}
-    parts = [words.table(flat, [[_plain(value) for value in flat.values()]])] if flat else []
+    flat = {name: value for name, value in extras.items() if not isinstance(value, dict)}
+    parts = [words.table(flat, [map(_plain, flat.values())])] if flat else []
     for name, value in extras.items():
-        if isinstance(value, dict) and value and all(isinstance(part, dict) for part in value.values()):
-            columns = list(dict.fromkeys(column for part in value.values() for column in part))
-            lines = [(inner, *(_plain(part.get(column)) for column in columns)) for inner, part in value.items()]
-            parts.append(words.table((name, *columns), lines))
+        if isinstance(value, dict) and all(isinstance(part, dict) for part in value.values()):
+            lines = [(inner, *map(_plain, part.values())) for inner, part in value.items()]
+            parts.append(words.table((name, *next(iter(value.values()))), lines))
         elif isinstance(value, dict):
             parts.append(words.table((name, *value), [("", *map(_plain, value.values()))]))
-        elif isinstance(value, list):
-            parts.append(f"{name}: {', '.join(map(_plain, value))}")
     return parts
 
 
 def _plain(value: Any) -> str:
-    if value is None:
-        return ""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _scaled(results: Results, device: str, axes: list[Axis]) -> list[str]:
-    found = results.scaling[device]
-    most = found["most"]
+    most = results.scaling[device]["most"]
     parts = [
         "### Scaling",
         f"A contestant stops before it would take over {most['seconds']:g} s or {words.size(most['bytes'])} a call, "
         f"as its last two points foretell. {words.made(results, f'scaling-{device}.json')}",
     ]
     for axis in axes:
-        parts.append(f"#### {axis['title']}")
-        parts.append(f"![Time and memory against {axis['letter']}]({scaling_png(axis, device)})")
         titles = list(dict.fromkeys(title for point in axis["points"] for title in point["contestants"]))
         lines = []
         for point in axis["points"]:
             entries = [point["contestants"].get(title) for title in titles]
-            cells = (
-                f"{words.times(entry['us'])}, {words.size(entry['peak_bytes'])}" if entry else "" for entry in entries
-            )
+            cells = (f"{words.times(it['us'])}, {words.size(it['peak_bytes'])}" if it else "" for it in entries)
             least = "" if point["limit"] is None else words.time(1e6 * point["limit"]["seconds"])
             lines.append((str(point["size"]), *cells, least))
-        parts.append(words.table((axis["letter"], *titles, "limit"), lines))
+        picture = f"![Time and memory against {axis['letter']}](scaling-{axis['name']}-{device}.png)"
+        parts += [f"#### {axis['title']}", picture, words.table((axis["letter"], *titles, "limit"), lines)]
         parts += [f"{title}: {stop['reason']}" for title, stop in axis["stopped"].items()]
         left_out = {title: reason for point in axis["points"] for title, reason in point["left_out"].items()}
         parts += [f"Left out: {title}: {reason}" for title, reason in left_out.items()]
@@ -194,46 +155,12 @@ def _scaled(results: Results, device: str, axes: list[Axis]) -> list[str]:
 def _farthest(rows: list[Row]) -> str:
     """Of those cases that have a limit; calls alone are no work, so the bound says what a share means."""
     known = [row for row in last_directions(rows) if row["limit"] is not None and row["ours"] is not None]
-    if not known:
-        return words.NOT_YET
-
-    def share(row: Row) -> float:
-        return row["contestants"][row["ours"]]["share_of_limit"]
-
+    shares = {row["contestants"][row["ours"]]["share_of_limit"]: row for row in known}
     lines = [
-        (
-            f"{row['operation']} {words.shape(row)} {row['dtype']}, {row['direction']}",
-            words.share(share(row)),
-            row["limit"]["bound"],
-        )
-        for row in sorted(known, key=share)[:WORST]
+        (f"{words.case(row, way=False)}, {row['direction']}", words.share(share), row["limit"]["bound"])
+        for share, row in sorted(shares.items())[:WORST]
     ]
-    return words.table(("case", "of the limit", "bound by"), lines)
-
-
-def _counted(results: Results) -> list[str]:
-    """Of one call each: time by the kernel's account, and instructions by valgrind's."""
-    if results.counters is None:
-        return [words.NOT_YET]
-    rows = results.counters["rows"]
-    note = (
-        "Of one call: time by the wall, user and system time of all threads, page faults and context switches from the "
-        f"kernel; instructions on one thread by valgrind. {words.made(results, 'counters-cpu.json')}"
-    )
-    header = ("case", "time", "user", "system", "page faults", "switches", "instructions", "of these")
-    lines = []
-    for row in rows:
-        count = row["instructions"]["all"]
-        places = (f"{name} {words.share(part / count)}" for name, part in row["instructions"]["by_library"].items())
-        times = (words.time(row[name]) for name in ("us", "user_us", "system_us"))
-        events = (words.digits(row[name]) for name in ("page_faults", "switches"))
-        lines.append((f"{row['name']}, {row['direction']}", *times, *events, f"{count:,.0f}", ", ".join(places)))
-    first = "The functions that take the most instructions, a call:"
-    functions = [
-        f"- {row['name']}: " + "; ".join(f"`{name}` {n:,.0f}" for name, n in row["instructions"]["functions"].items())
-        for row in rows
-    ]
-    return [note, words.table(header, lines), first, "\n".join(functions)]
+    return words.table(("case", "of the limit", "bound by"), lines) if lines else words.NOT_YET
 
 
 def _absent(results: Results) -> str:
@@ -244,15 +171,3 @@ def _absent(results: Results) -> str:
     if not lines:
         return "Everybody is." if results.comparisons else words.NOT_YET
     return words.table(("who", "why", "in"), [(*what, ", ".join(families)) for what, families in lines.items()])
-
-
-def _has_rivals(results: Results, family: str, device: str) -> bool:
-    return bool(ratio_rows(results, family, device))
-
-
-def ratios_png(family: str, device: str) -> str:
-    return f"{family}-{device}.png"
-
-
-def _measured(results: Results, family: str) -> bool:
-    return any((family, device) in results.comparisons or scaling_axes(results, family, device) for device in DEVICES)

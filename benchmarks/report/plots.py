@@ -10,9 +10,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from amkd_fast.distill.report.style import COLOURS, OTHERS, picture
-from benchmarks.report import words
+from benchmarks.report import pages, words
 from benchmarks.report.load import Results, Row
-from benchmarks.report.pages import Axis, ratio_rows, ratios_png, scaling_png
+from benchmarks.report.pages import Axis
 
 # Kinds of rivals by how their titles start; of each the fastest is shown. Whoever is left is the last kind.
 KINDS = {
@@ -31,17 +31,13 @@ _TICKS = (1, 2, 5)
 
 def drawn(results: Results) -> Iterator[tuple[str, bytes]]:
     """Every picture with its file name."""
-    for family, device in results.comparisons:
-        if rows := ratio_rows(results, family, device):
-            yield ratios_png(family, device), ratios(rows)
-    for device, found in results.scaling.items():
-        for axis in found["axes"]:
-            yield scaling_png(axis, device), scaling(axis)
+    for name, shown in pages.pictures(results).items():
+        yield name, ratios(shown) if isinstance(shown, list) else scaling(shown)
 
 
 @picture
 def ratios(rows: list[Row]) -> Figure:
-    """How many times longer the fastest of each kind takes, with the spread; a mark where a target is."""
+    """How many times longer the fastest of each kind takes, with the spread; a mark where a goal is."""
     figure = Figure(figsize=(9.0, 1.5 + 0.42 * len(rows)), layout="constrained")
     axes = figure.subplots()
     shown, asked = [], False
@@ -54,12 +50,12 @@ def ratios(rows: list[Row]) -> Figure:
             look = {"color": _COLOURS[kind], "fmt": _MARKERS[kind], "markersize": 5, "capsize": 3, "linewidth": 1.4}
             axes.errorbar(spread["median"], height, xerr=ends, **look)
             shown.append(kind)
-        for target in row["targets"]:
-            if target["kind"] == "speed-up" and not target["form"]:
-                axes.vlines(target["bound"], place - 0.4, place + 0.4, color="black", linewidth=1.6)
+        for goal in row["goals"]:
+            if goal["kind"] == "speed-up" and not goal["form"]:
+                axes.vlines(goal["bound"], place - 0.4, place + 0.4, color="black", linewidth=1.6)
                 asked = True
     axes.axvline(1.0, color="black", linestyle="--", linewidth=1.0)
-    axes.set_yticks(range(len(rows)), [label(row) for row in rows])
+    axes.set_yticks(range(len(rows)), [words.case(row) for row in rows])
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xscale("log")
     axes.set_xlabel("time of the others over ours (median; p10–p90 within a round)")
@@ -71,7 +67,7 @@ def ratios(rows: list[Row]) -> Figure:
         if kind in shown
     }
     if asked:
-        handles["what was asked"] = Line2D([], [], linestyle="", marker="|", markersize=11, color="black")
+        handles["goal"] = Line2D([], [], linestyle="", marker="|", markersize=11, color="black")
     handles["as fast as ours"] = Line2D([], [], linestyle="--", color="black", linewidth=1.0)
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     return figure
@@ -123,21 +119,11 @@ def fastest(row: Row) -> dict[str, dict[str, float]]:
 def looks(points: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Colour and marker of every contestant: ours in front, then the others in their order, as far as lines go."""
     ours = {title: entry["ours"] for point in points for title, entry in point["contestants"].items()}
-    titles = sorted(ours, key=lambda title: not ours[title])[: MOST_LINES - 1]
-    others = zip(_LINES, _SHAPES * 2, strict=False)
-    found = {}
-    for title in titles:
-        if ours[title] and not found:
-            found[title] = {"color": _OURS, "marker": "o", "linewidth": 2.4, "markersize": 6, "zorder": 5}
-        else:
-            colour, shape = next(others)
-            found[title] = {"color": colour, "marker": shape, "linewidth": 1.4, "markersize": 5}
+    first, *others = sorted(ours, key=lambda title: not ours[title])[: MOST_LINES - 1]
+    found = {first: {"color": _OURS, "marker": "o", "linewidth": 2.4, "markersize": 6, "zorder": 5}}
+    for title, colour, shape in zip(others, _LINES, _SHAPES * 2, strict=False):
+        found[title] = {"color": colour, "marker": shape, "linewidth": 1.4, "markersize": 5}
     return found
-
-
-def label(row: Row) -> str:
-    way = "" if row["direction"] == "both" else f", {row['direction']}"
-    return f"{row['operation']} {words.shape(row)} {row['dtype']}{way}"
 
 
 def _short(size: int) -> str:

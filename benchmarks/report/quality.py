@@ -1,8 +1,7 @@
-"""README's tables of what the methods and the attacks achieve, not how fast they are."""
+"""Tables of what the methods and the attacks achieve, not how fast they are."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 from benchmarks.report import words
@@ -27,14 +26,15 @@ METHODS = {
 }
 
 
+_TEST = "p: paired t-test, Holm-corrected over all pairs."
+
+
 def methods(results: Results) -> str:
     """Accuracy and more of every method over the seeds of ``amkd-distill compare``."""
     found = results.digits
     if found is None:
         return words.NOT_YET
-
-    over_kd = _over_kd(found, "accuracy")
-    teacher = found["qualities"]["teacher"]
+    over_kd, teacher = _over_kd(found, "accuracy"), found["qualities"]["teacher"]
     first = (f"{teacher[name]:.1f}" if name else "" for name in ("accuracy", "", "", "pgd_accuracy", "ece", "", "", ""))
     lines = [("teacher", *first)]
     for name, about in found["methods"].items():
@@ -47,8 +47,8 @@ def methods(results: Results) -> str:
     images, seeds = found["images"], found["settings"]["seeds"]
     note = (
         f"Per cent of {images['test']} test images, mean of {seeds} seeds ± half the 95 % interval; the teacher has "
-        f"{images['teacher']} training images, the students {images['student']} of them. p: paired t-test, "
-        f"Holm-corrected over all pairs. \\* chosen on the test set. {words.made(results, 'digits.json')}"
+        f"{images['teacher']} training images, the students {images['student']} of them. {_TEST} \\* chosen on the "
+        f"test set. {words.made(results, 'digits.json')}"
     )
     return f"{words.table(header, lines)}\n\n{note}"
 
@@ -58,20 +58,18 @@ def dropped(results: Results) -> str:
     found = results.dropped
     if found is None:
         return words.NOT_YET
-    over_kd, labels = _over_kd(found, "unseen_accuracy"), found["data"]["dropped"]
-    teacher = found["qualities"]["teacher"]
+    over_kd, teacher = _over_kd(found, "unseen_accuracy"), found["qualities"]["teacher"]
     lines = [("teacher", f"{teacher['unseen_accuracy']:.1f}", "", f"{teacher['accuracy']:.1f}")]
     for name, about in found["methods"].items():
         unseen = about["qualities"]["unseen_accuracy"]
         lines.append((METHODS.get(name, f"`{name}`"), _mean(unseen), _gain(over_kd.get(name)), _mean(about["last"])))
-    header = (f"method, labels {' and '.join(labels)} dropped", "on these", "more than KD", "on all labels")
-    images, seeds = found["images"], found["settings"]["seeds"]
+    labels = f"method, labels {' and '.join(found['data']['dropped'])} dropped"
     note = (
-        f"Per cent of the test images after the last epoch, mean of {seeds} seeds ± half the 95 % interval; the "
-        f"students have {images['student']} training images. p: paired t-test, Holm-corrected over all pairs. "
+        f"Per cent of the test images after the last epoch, mean of {found['settings']['seeds']} seeds ± half the 95 % "
+        f"interval; the students have {found['images']['student']} training images. {_TEST} "
         f"{words.made(results, 'digits-dropped.json')}"
     )
-    return f"{words.table(header, lines)}\n\n{note}"
+    return f"{words.table((labels, 'on these', 'more than KD', 'on all labels'), lines)}\n\n{note}"
 
 
 def _over_kd(found: dict[str, Any], quality: str) -> dict[str, dict[str, Any]]:
@@ -94,8 +92,8 @@ def _gain(test: dict[str, Any] | None) -> str:
 
 def presets(results: Results) -> str:
     """How each preset's boundary samples end, on the digits' teacher and on the network of the whole attacks."""
-    digits = {} if results.parity is None else results.parity["presets"]
-    whole = dict(preset_extras(results))
+    digits, rows = (results.presets or {"presets": {}})["presets"], results.rows("cpu", "whole_attack")
+    whole = dict(item for row in rows for item in row["extras"].get("presets", {}).items())
     if not digits and not whole:
         return words.NOT_YET
 
@@ -105,25 +103,11 @@ def presets(results: Results) -> str:
         ends = " / ".join(words.share(found[name]) for name in ("crossed", "third", "accepted"))
         return ends, words.digits(found["gap_over_start"]), words.digits(found["gradients"])
 
-    names = dict.fromkeys([*digits, *whole])
-    lines = [(f"`{name}`", *cells(digits.get(name)), *cells(whole.get(name))) for name in names]
+    lines = [(f"`{name}`", *cells(digits.get(name)), *cells(whole.get(name))) for name in {**digits, **whole}]
     header = ("preset", "digits", "gap", "gradients", "CIFAR-10", "gap", "gradients")
     notes = [
         "Crossed / third class / accepted; median final gap over starting gap; gradients a sample; one run, no spread."
     ]
-    if results.parity is not None:
-        apart = max(network["float32"]["largest"] for network in results.parity["parity"].values())
-        made = words.made(results, "attack-parity.json")
-        notes.append(f"Digits: {made} There `official` is at most {apart:.0e} from the public loop in fp32.")
-    if whole:
-        notes.append(f"CIFAR-10: {words.made(results, 'whole_attack-cpu.json')}")
+    notes += [f"Digits: {words.made(results, 'presets-digits.json')}"] * bool(digits)
+    notes += [f"CIFAR-10: {words.made(results, 'whole_attack-cpu.json')}"] * bool(whole)
     return f"{words.table(header, lines)}\n\n{' '.join(notes)}"
-
-
-def preset_extras(results: Results) -> Iterator[tuple[str, dict[str, Any]]]:
-    """How the presets fare, from the extras of the whole attacks: of the one that the row runs, or of all."""
-    for row in results.rows("cpu", "whole_attack"):
-        extras = row["extras"]
-        yield from extras.get("presets", {}).items()
-        if "gap_over_start" in extras:
-            yield row["operation"].split()[-1], extras

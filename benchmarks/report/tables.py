@@ -1,32 +1,28 @@
-"""README's tables, by the names of their markers."""
+"""The tables of summary.md and accuracy.md, by the names of their markers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import NamedTuple
 
-from benchmarks.report import quality, targets, words
+from benchmarks.report import quality, words
 from benchmarks.report.load import DEVICES, Results, Row
+from benchmarks.timing import inverse
 
 _RATIO = f"Ratios are those of the medians, theirs over ours; {words.SPREAD} of the ratio within a round."
+OUTSIDE = "outside the network"  # an extra: the share of an attack's time
+ASKED = ("triplet", "attack")  # have so many cases that the summary shows those with goals alone
 
 
 class Column(NamedTuple):
-    """How many times longer the fastest of those takes whose title starts with one of ``titles``.
-
-    Attributes:
-        form: Of ours: the operator alone instead of the public function.
-        inverse: Ours over theirs instead.
-    """
+    """How many times longer the fastest of those takes whose title starts with one of ``titles``."""
 
     name: str
     titles: tuple[str, ...]
-    form: str = ""
-    inverse: bool = False
+    form: str = ""  # of ours: the operator alone instead of the public function
+    inverse: bool = False  # ours over theirs instead
 
 
-OUTSIDE = "outside the network"  # an extra: the share of an attack's time
-ASKED = ("triplet", "attack")  # have so many cases that README shows those with targets alone
 COLUMNS = {
     "triplet": (
         Column("pytorch-metric-learning", ("pytorch-metric-learning",)),
@@ -56,125 +52,62 @@ COLUMNS = {
 }
 
 
-def summary(results: Results) -> str:
-    """The cases that issues set a speed for; of a family without one, its first case."""
-    header = ("case", "amkd_fast", "best of the others", "ratio", "of the limit")
-
-    def line(row: Row) -> tuple[str, ...]:
-        ours = row["contestants"][row["ours"]]
-        best = ratio = ""
-        if row["best"] is not None:
-            best = f"{words.time(row['contestants'][row['best']]['us']['median'])} ({row['best']})"
-            ratio = words.ratio(row["ratios"][row["ours"]][row["best"]])
-        return f"{case(row)}{_way(row)}", words.time(ours["us"]["median"]), best, ratio, limit(row)
-
-    def headlines(device: str, family: str) -> list[Row]:
-        rows = [row for row in results.rows(device, family) if row["ours"] is not None]
-        asked = [row for row in rows if any(target["kind"] in ("speed-up", "time") for target in row["targets"])]
-        return asked or last_directions(rows)[:1]
-
-    def section(device: str) -> str:
-        families = [family for family, on in results.comparisons if on == device]
-        if not families:
-            return words.NOT_YET
-        lines = [line(row) for family in families for row in headlines(device, family)]
-        note = f"{_RATIO} The limit: the least work at this machine's rates."
-        return f"{words.table(header, lines)}\n\n{note}\n\n{_made(results, device)}"
-
-    return _by_device(section)
-
-
-def against(family: str) -> Callable[[Results], str]:
-    """Ours, and how many times longer each kind of rival takes: the last direction of every case."""
-
-    def section(results: Results, device: str) -> str:
-        rows = [row for row in last_directions(results.rows(device, family)) if row["ours"] is not None]
-        rows = [row for row in rows if row["targets"] or family not in ASKED]
-        if not rows:
-            return words.NOT_YET
-        lines = []
-        for row in rows:
+def summary(results: Results, device: str) -> str:
+    """The cases that have a goal for their speed; of a family without one, its first case."""
+    lines = []
+    for family, on in results.comparisons:
+        rows = [row for row in results.rows(device, family) if on == device and row["ours"] is not None]
+        timed = [row for row in rows if any(goal["kind"] in ("speed-up", "time") for goal in row["goals"])]
+        for row in timed or last_directions(rows)[:1]:
+            best = ratio = ""
+            if row["best"] is not None:
+                best = f"{words.time(row['contestants'][row['best']]['us']['median'])} ({row['best']})"
+                ratio = words.ratio(row["ratios"][row["ours"]][row["best"]])
             ours = row["contestants"][row["ours"]]
-            line = {"case": case(row), "amkd_fast": words.time(ours["us"]["median"])}
-            ratios = {column.name: compared(row, column) for column in COLUMNS[family]}
-            more = {"memory": words.size(ours["peak_bytes"]) if family == "triplet" else ""}
-            more |= {OUTSIDE: words.share(row["extras"][OUTSIDE])} if OUTSIDE in row["extras"] else {}
-            if any(ratios.values()) or row["targets"]:
-                lines.append({**line, **ratios, **more})
-        header = [
-            name for name in dict.fromkeys(name for line in lines for name in line) if any(map(_has(name), lines))
-        ]
-        cells = [[line.get(name, "") for name in header] for line in lines]
-        return f"{words.table(header, cells)}\n\n{_RATIO} {words.made(results, f'{family}-{device}.json')}"
+            limit = f"{words.share(ours['share_of_limit'])} ({row['limit']['bound']})" if row["limit"] else ""
+            lines.append((words.case(row), words.time(ours["us"]["median"]), best, ratio, limit))
+    if not lines:
+        return words.NOT_YET
+    header = ("case", "amkd_fast", "best of the others", "ratio", "of the limit")
+    note = f"{_RATIO} The limit: the least work at this machine's rates."
+    return f"{words.table(header, lines)}\n\n{note}\n\n{_made(results, device)}"
 
-    return lambda results: _by_device(lambda device: section(results, device))
+
+def against(results: Results, device: str, family: str) -> str:
+    """Ours, and how many times longer each kind of rival takes: the last direction of every case."""
+    lines = []
+    for row in last_directions(results.rows(device, family)):
+        if row["ours"] is None or (family in ASKED and not row["goals"]):
+            continue
+        ours = row["contestants"][row["ours"]]
+        ratios = {column.name: compared(row, column) for column in COLUMNS[family]}
+        more = {"memory": words.size(ours["peak_bytes"])} if family == "triplet" else {}
+        more |= {OUTSIDE: words.share(row["extras"][OUTSIDE])} if OUTSIDE in row["extras"] else {}
+        if any(ratios.values()) or row["goals"]:
+            case = {"case": words.case(row, way=False), "amkd_fast": words.time(ours["us"]["median"])}
+            lines.append({**case, **ratios, **more})
+    if not lines:
+        return words.NOT_YET
+    header = dict.fromkeys(name for line in lines for name in line)
+    header = [name for name in header if any(line.get(name) for line in lines)]
+    cells = [[line.get(name, "") for name in header] for line in lines]
+    return f"{words.table(header, cells)}\n\n{_RATIO} {words.made(results, f'{family}-{device}.json')}"
 
 
 def compared(row: Row, column: Column) -> str:
     """The ratio of a column; empty where nobody is there."""
     forms = {entry["form"]: title for title, entry in row["contestants"].items() if entry["ours"]}
-    own = forms.get(column.form) if column.form else row["ours"]
-    rivals = [title for title in row["ratios"].get(own, {}) if title.startswith(column.titles)]
-    if not rivals:
+    ratios = row["ratios"].get(forms.get(column.form) if column.form else row["ours"], {})
+    found = [spread for title, spread in ratios.items() if title.startswith(column.titles)]
+    if not found:
         return ""
-    spread = row["ratios"][own][min(rivals, key=lambda title: row["ratios"][own][title]["median"])]
-    return words.ratio(words.inverse(spread) if column.inverse else spread)
-
-
-def misses(results: Results) -> str:
-    """How many targets are reached, and those that are not."""
-
-    def section(device: str) -> str:
-        found = targets.judged(results, device)
-        if not found:
-            return words.NOT_YET
-        reached = sum(one.target["reached"] is True for one in found)
-        missed = [one for one in found if one.missed]
-        unjudged = len(found) - reached - len(missed)
-        text = (
-            f"{reached} of {len(found)} targets reached, {len(missed)} missed, {unjudged} not judged; "
-            "[docs/benchmarks](docs/benchmarks/README.md) has all of them. "
-            f"Here {words.SPREAD} of the ratio within a round."
-        )
-        return "\n\n".join(
-            [text, *([targets.table(missed, results.analyses)] if missed else []), _made(results, device)]
-        )
-
-    return _by_device(section)
-
-
-TABLES: dict[str, Callable[[Results], str]] = {
-    "summary": summary,
-    **{family: against(family) for family in COLUMNS},
-    "methods": quality.methods,
-    "dropped": quality.dropped,
-    "presets": quality.presets,
-    "targets": misses,
-}
+    spread = min(found, key=lambda spread: spread["median"])
+    return words.ratio(inverse(spread) if column.inverse else spread)
 
 
 def last_directions(rows: list[Row]) -> list[Row]:
     """Of every case the row that has all of it: both directions where there are two."""
     return list({(row["operation"], str(row["sizes"]), row["dtype"]): row for row in rows}.values())
-
-
-def case(row: Row) -> str:
-    return f"{row['operation']} {words.shape(row)} {row['dtype']}"
-
-
-def limit(row: Row) -> str:
-    """Ours in the share of the least time, and what bounds that."""
-    if row["limit"] is None or row["ours"] is None:
-        return ""
-    return f"{words.share(row['contestants'][row['ours']]['share_of_limit'])} ({row['limit']['bound']})"
-
-
-def _way(row: Row) -> str:
-    return "" if row["direction"] == "both" else f", {row['direction']}"
-
-
-def _has(name: str) -> Callable[[dict[str, str]], bool]:
-    return lambda line: bool(line.get(name))
 
 
 def _made(results: Results, device: str) -> str:
@@ -186,7 +119,20 @@ def _made(results: Results, device: str) -> str:
     return "<br>\n".join(f"{', '.join(families)}: {run}" for run, families in runs.items())
 
 
-def _by_device(section: Callable[[str], str]) -> str:
+def _by_device(section: Callable[..., str], *more: str) -> Callable[[Results], str]:
     """The CPU's part as it is, the GPU's behind a line that says so."""
-    cpu, gpu = (section(device) for device in DEVICES)
-    return f"{cpu}\n\nOn a GPU: not measured yet." if gpu == words.NOT_YET else f"{cpu}\n\nOn a GPU:\n\n{gpu}"
+
+    def both(results: Results) -> str:
+        cpu, gpu = (section(results, device, *more) for device in DEVICES)
+        return f"{cpu}\n\nOn a GPU: not measured yet." if gpu == words.NOT_YET else f"{cpu}\n\nOn a GPU:\n\n{gpu}"
+
+    return both
+
+
+TABLES: dict[str, Callable[[Results], str]] = {
+    "summary": _by_device(summary),
+    **{family: _by_device(against, family) for family in COLUMNS},
+    "methods": quality.methods,
+    "dropped": quality.dropped,
+    "presets": quality.presets,
+}

@@ -16,7 +16,8 @@ def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     """In Markdown."""
     lines = [list(header), *map(list, rows)]
     lines.insert(1, ["---"] * len(lines[0]))
-    return "\n".join("| " + " | ".join(_cell(cell) for cell in line) + " |" for line in lines)
+    cells = ([str(cell).replace("|", "\\|").replace("\n", " ") for cell in line] for line in lines)
+    return "\n".join("| " + " | ".join(line) + " |" for line in cells)
 
 
 def time(us: float) -> str:
@@ -27,18 +28,14 @@ def time(us: float) -> str:
 
 def size(count: float) -> str:
     """Bytes."""
-    for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if count >= 0.9995 * unit:
-            return f"{digits(count / unit)} {name}"
-    return f"{count:.0f} B"
+    units = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
+    return next((f"{digits(count / unit)} {name}" for unit, name in units if count >= 0.9995 * unit), f"{count:.0f} B")
 
 
 def digits(value: float) -> str:
     """Three of them, without an exponent."""
-    if value == 0:
-        return "0"
     places = 0
-    while abs(value) * 10**places < 99.95 and places < 6:
+    while 0 < abs(value) * 10**places < 99.95 and places < 6:
         places += 1
     return f"{value:.{places}f}"
 
@@ -58,20 +55,21 @@ def ratio(spread: dict[str, float]) -> str:
     return f"{one(spread['median'])} ({one(spread['p10'])}–{one(spread['p90'])})"
 
 
-def inverse(spread: dict[str, float]) -> dict[str, float]:
-    return {"median": 1 / spread["median"], "p10": 1 / spread["p90"], "p90": 1 / spread["p10"]}
-
-
 def share(part: float) -> str:
     return f"{100 * part:.0f} %" if part >= 0.0995 else f"{100 * part:.1f} %"
 
 
 def shape(row: dict[str, Any]) -> str:
     """The sizes as a tensor's: ``[128, 10]``, and those that are none by name."""
-    letters = [name for name in row["sizes"] if len(name) == 1]
-    named = [f"{name} {row['sizes'][name]}" for name in row["sizes"] if len(name) > 1]
-    inner = ", ".join(str(row["sizes"][name]) for name in letters)
-    return ", ".join([f"[{inner}]"] * bool(letters) + named)
+    inner = ", ".join(str(size) for name, size in row["sizes"].items() if len(name) == 1)
+    named = [f"{name} {size}" for name, size in row["sizes"].items() if len(name) > 1]
+    return ", ".join([f"[{inner}]"] * bool(inner) + named)
+
+
+def case(row: dict[str, Any], way: bool = True) -> str:
+    """What a row is about; with ``way`` its direction, where that is not both."""
+    direction = f", {row['direction']}" if way and row["direction"] != "both" else ""
+    return f"{row['operation']} {shape(row)} {row['dtype']}{direction}"
 
 
 def made(results: Results, file: str) -> str:
@@ -83,7 +81,3 @@ def made(results: Results, file: str) -> str:
 
 def _unit(us: float) -> tuple[float, str]:
     return next(((unit, name) for unit, name in ((1e6, "s"), (1e3, "ms")) if us >= 0.9995 * unit), (1.0, "µs"))
-
-
-def _cell(text: str) -> str:
-    return str(text).replace("|", "\\|").replace("\n", " ")

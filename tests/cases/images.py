@@ -152,7 +152,7 @@ def by_pillow(
     if pixels.numel() == 0:
         return pixels
     try:
-        from benchmarks.peers import pillow
+        from benchmarks.baselines import pillow
     except ImportError:
         every = 2 ** len(augment_reference.OPERATIONS) - 1
         return augment_reference.joint_augment(pixels, rows, seed, int(probability * 2**32 + 0.5), every, fill)

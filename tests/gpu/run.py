@@ -9,8 +9,7 @@ PART=bench, or PART=checks,bench, runs some of the parts, each of which fits int
     emulated  the emulated kernels of tests/emulator against the device's, on every plan
     sanitize  compute-sanitizer's memcheck and racecheck over every kernel plan
     bench     launches and waiting of every operation; the families of operations, interleaved
-    profile   counters of the headline kernels by Nsight Compute; timelines of training steps
-    train     recorded steps against eager ones; whole attacks and training steps, interleaved
+    train     amkd-distill train, also of recorded steps; whole attacks and training steps, interleaved
 
 A step that fails or runs out of its time does not stop the next; the exit code says whether all succeeded. Results go
 to benchmarks/results, logs to build/gpu, and where OUT names a folder, all of them into OUT/gpu.tar.gz: unpacked over
@@ -37,7 +36,7 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS, LOGS = ROOT / "benchmarks" / "results", ROOT / "build" / "gpu"
 RECORD = RESULTS / "gpu_run.json"
-PARTS = ("build", "tests", "emulated", "sanitize", "bench", "profile", "train")
+PARTS = ("build", "tests", "emulated", "sanitize", "bench", "train")
 LIMIT, TAIL = 540, 60  # seconds of a call; lines of a log that are shown
 SOURCES = ("amkd_fast", "benchmarks", "csrc", "tests", "setup.py")
 KINDS = {".py", ".cpp", ".cu", ".cuh", ".h"}
@@ -57,9 +56,9 @@ def steps(dry_run: bool = False) -> list[Step]:
     python = [sys.executable]
     device, dry = ("cpu", ["--dry-run"]) if dry_run else ("cuda", [])
 
-    def check(part: str, name: str, module: str, budget: int, *more: str) -> Step:
+    def check(part: str, name: str, budget: int) -> Step:
         out = ["--out", str((LOGS if dry_run else RESULTS) / f"gpu_{name}.json")]
-        return Step(part, name, [*python, "-m", f"benchmarks.gpu.{module}", *out, *more, *dry], budget)
+        return Step(part, name, [*python, "-m", "benchmarks.gpu_checks", *out, *dry], budget)
 
     def times(part: str, family: str, budget: int, small: str) -> Step:
         command = [*python, "-m", "benchmarks.compare", "--device", device, family, "--seconds", str(0.75 * budget)]
@@ -74,6 +73,12 @@ def steps(dry_run: bool = False) -> list[Step]:
         command = [*pytest, "--backend", "cpu", "--collect-only"] if dry_run else command
         return Step("sanitize", tool, command, 150, table=False)
 
+    def trained(name: str, *more: str) -> Step:
+        """`amkd-distill train` on the digits, in few epochs."""
+        words = ["--method", "amkd", "--memory", "64", "--device", device, "--epochs", "4", "--teacher-epochs", "4"]
+        words += ["--boundary-schedule", "constant", "--no-progress", "--overwrite", "--output", str(LOGS / name)]
+        return Step("train", name, [*python, "-m", "amkd_fast.distill", "train", *words, *more], 50)
+
     held = ["--backend", "cpu", "--only", "kl_div"] if dry_run else []
     # The gates need no GPU. Triton compiles some hundred kernels for the tests: side by side where pytest-xdist is.
     tests = ["tests", "-q", "--maxfail=10", "-p", "no:cacheprovider", *(["--collect-only"] if dry_run else [])]
@@ -85,16 +90,15 @@ def steps(dry_run: bool = False) -> list[Step]:
         Step("emulated", "emulated", [*python, "-m", "tests.emulator.compare", *held], 360),
         sanitized("memcheck", "test_value_and_gradient"),
         sanitized("racecheck", "test_value_and_gradient and (float32 or bfloat16)"),  # which have every barrier
-        check("bench", "checks", "checks", 60),
+        check("bench", "checks", 60),
         times("bench", "kl", 100, "K = 10,"),
         times("bench", "triplet", 80, "N = 128,"),
         times("bench", "attack", 50, "K = 10,"),
         times("bench", "images", 30, "B = 128,"),
         times("bench", "segments", 30, "B = 64,"),
         times("bench", "relations", 30, "B = 64,"),
-        check("profile", "limits", "limits", 220),
-        check("profile", "timeline", "timeline", 120, "--trace", str(LOGS / "gpu_timeline.trace.json.gz")),
-        check("train", "training_checks", "training", 100),
+        trained("train", "--precision", "32" if dry_run else "fp16"),
+        trained("train_recorded", *([] if dry_run else ["--whole-step", "--precision", "bf16"])),
         times("train", "whole_attack", 110, "PGD"),
         times("train", "training", 170, "step KD"),
     ]

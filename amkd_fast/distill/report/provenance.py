@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -35,8 +36,8 @@ def environment() -> dict[str, Any]:
     }
 
 
-def commit(folder: Path) -> str | None:
-    """The commit that is checked out in ``folder``, with ``-dirty`` where tracked files differ from it.
+def commit(folder: Path, but: Sequence[str] = ()) -> str | None:
+    """The commit that is checked out in ``folder``, with ``-dirty`` where tracked files, ``but`` for some, differ.
 
     None where ``folder`` is not itself the top of a checkout (a package installed into an environment inside somebody's
     repository must not name that repository's commit), or git is missing, fails or takes too long.
@@ -44,7 +45,8 @@ def commit(folder: Path) -> str | None:
     top = _git(folder, "rev-parse", "--show-toplevel")
     if not top or not Path(top).is_dir() or not Path(top).samefile(folder):
         return None
-    head, changes = _git(folder, "rev-parse", "HEAD"), _git(folder, "status", "--porcelain", "--untracked-files=no")
+    code = ("--untracked-files=no", "--", ".", *(f":!{path}" for path in but))
+    head, changes = _git(folder, "rev-parse", "HEAD"), _git(folder, "status", "--porcelain", *code)
     if not head or changes is None:
         return None
     return head + ("-dirty" if changes else "")

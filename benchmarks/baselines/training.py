@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -10,53 +9,42 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from amkd_fast.methods import Batch, Method
-from amkd_fast.methods import StepContext as Moment
-from benchmarks.whole_attack import network_passes
+from amkd_fast.methods import Batch, Method, StepContext
+from benchmarks.baselines.attack_loops import bss_loop
+from benchmarks.outside import network_passes
 
 TEMPERATURE, ALPHA, BETA, GAMMA, MARGIN = 3.0, 4.0, 2.0, 0.3, 1.0
-
-Loss = Callable[[Batch, nn.Module, nn.Module], Tensor]
 
 
 def soft_kl(student: Tensor, teacher: Tensor) -> Tensor:
     return F.kl_div(F.log_softmax(student / TEMPERATURE, 1), F.softmax(teacher / TEMPERATURE, 1), reduction="batchmean")
 
 
-def eager_kd(batch: Batch, teacher: nn.Module, student: nn.Module) -> Tensor:
+def eager_loss(name: str, batch: Batch, teacher: nn.Module, student: nn.Module, select: Callable) -> Tensor:
+    """KD, BSS or AMKD as public trainers write them, triplets by a matrix of distances; ``select`` finds the bases."""
     with torch.no_grad():
         taught = teacher(batch.images)
     logits = student(batch.images)
-    return F.cross_entropy(logits, batch.labels) + ALPHA * soft_kl(logits, taught)
-
-
-def eager_loop(attack: Callable, metric: bool, select: Callable) -> Loss:
-    """BSS as the public trainer writes it; with ``metric`` the triplets of AMKD on top, by a matrix of distances."""
-
-    def loss(batch: Batch, teacher: nn.Module, student: nn.Module) -> Tensor:
-        with torch.no_grad():
-            taught = teacher(batch.images)
-        logits = student(batch.images)
-        total = F.cross_entropy(logits, batch.labels) + ALPHA * soft_kl(logits, taught)
-        found = select(logits.detach(), taught, batch.labels)
-        source, base, target = (column[found.valid] for column in (found.index, found.base, found.target))
-        images = attack(teacher, batch.images[source], base, target).images
-        with torch.no_grad():
-            aimed = teacher(images)
-        attacked = student(images)
-        extra = soft_kl(attacked, aimed)
-        if metric:
-            positive = (attacked - logits[source]).norm(dim=1)
-            other = (batch.labels != base[:, None]) & (batch.labels != target[:, None])
-            negative = torch.cdist(attacked, logits).masked_fill(~other, torch.inf).amin(1)
-            extra = extra + GAMMA * F.relu(positive - negative + MARGIN).mean()
-        return total + BETA * extra
-
-    return loss
+    total = F.cross_entropy(logits, batch.labels) + ALPHA * soft_kl(logits, taught)
+    if name == "KD":
+        return total
+    found = select(logits.detach(), taught, batch.labels)
+    source, base, target = (column[found.valid] for column in (found.index, found.base, found.target))
+    images = bss_loop(teacher, batch.images[source], base, target).images
+    with torch.no_grad():
+        aimed = teacher(images)
+    attacked = student(images)
+    extra = soft_kl(attacked, aimed)
+    if name.startswith("AMKD"):
+        positive = (attacked - logits[source]).norm(dim=1)
+        other = (batch.labels != base[:, None]) & (batch.labels != target[:, None])
+        negative = torch.cdist(attacked, logits).masked_fill(~other, torch.inf).amin(1)
+        extra = extra + GAMMA * F.relu(positive - negative + MARGIN).mean()
+    return total + BETA * extra
 
 
 def bare_passes(
-    method: Method, batch: Batch, teacher: nn.Module, student: nn.Module, now: Moment
+    method: Method, batch: Batch, teacher: nn.Module, student: nn.Module, now: StepContext
 ) -> Callable[[], Tensor]:
     """The passes through the networks that a step of the method makes, on the same images, and nothing else.
 
@@ -65,10 +53,11 @@ def bare_passes(
     passes = []
 
     def record(function: Callable, arguments: tuple, options: dict) -> Any:
-        passes.append((function, tuple(_own(part) for part in arguments), options))
+        # The attack works on its images in place.
+        own = (part.detach().clone() if isinstance(part, Tensor) else part for part in arguments)
+        passes.append((function, tuple(own), options))
         return function(*arguments, **options)
 
-    student = copy.deepcopy(student).train()
     method(batch, teacher, student, now)  # prepares the view of the teacher
     seen = []
     hook = student.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach().clone()))
@@ -93,8 +82,3 @@ def bare_passes(
         return outputs[0].detach()
 
     return run
-
-
-def _own(part: Any) -> Any:
-    """The attack works on its images in place."""
-    return part.detach().clone() if torch.is_tensor(part) else part

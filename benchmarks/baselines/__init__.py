@@ -6,6 +6,7 @@ Each computes what its amkd_fast function computes with the arguments of the gro
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -32,13 +33,9 @@ def written(name: str, call: Callable[..., Any]) -> list[Contestant]:
     One compilation a shape: dynamic shapes would only make the compiled form slower. Without CUDA graphs, whose results
     the next call overwrites, so that no two backward passes could follow two forward ones.
     """
-    default = torch.compile(call, fullgraph=True, dynamic=False)
-    tuned = torch.compile(call, fullgraph=True, dynamic=False, mode="max-autotune-no-cudagraphs")
-    return [
-        Contestant(f"eager {name}", call),
-        Contestant(f"compile {name}", default),
-        Contestant(f"max-autotune {name}", tuned),
-    ]
+    compiled = partial(torch.compile, call, fullgraph=True, dynamic=False)
+    forms = {"eager": call, "compile": compiled(), "max-autotune": compiled(mode="max-autotune-no-cudagraphs")}
+    return [Contestant(f"{kind} {name}", form) for kind, form in forms.items()]
 
 
 def there(library: str) -> bool:
