@@ -25,29 +25,12 @@ from amkd_fast.typing import Backend, BackendChoice
 
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
 
-# The backends each operation family is written for. What is missing here has not been written yet, which is no reason
-# to warn; what is here and cannot run on this machine is.
-WRITTEN = {
-    "kl": ("reference", "cpu", "triton", "cuda"),
-    "triplet": ("reference", "cpu", "triton", "cuda"),
-    "attack": ("reference", "cpu", "triton", "cuda"),
-    "images": ("reference", "cpu", "triton", "cuda"),
-    "segments": ("reference", "cpu", "triton", "cuda"),
-    "relations": ("reference", "cpu", "triton", "cuda"),
-}
+# Operation families, each written for all backends.
+FAMILIES = ("kl", "triplet", "attack", "images", "segments", "relations")
 
 # What has run in the emulator of the tests alone, never on a GPU, is not for users who did not ask for it: ``auto``
-# passes it over, a call by name gets it. By family, or by the function where the others of its family are confirmed.
-UNCONFIRMED = {
-    "triplet": ("cuda",),
-    "attack": ("cuda",),
-    "images": ("cuda",),
-    "segments": ("cuda",),
-    "relations": ("cuda",),
-    "dkd_loss": ("cuda",),
-    "consistency_kl": ("cuda",),
-    "standardised_kl_div": ("cuda",),
-}
+# passes CUDA kernels over, but for these families; a function that is not a family's own says so to ``select``.
+CONFIRMED = ("kl",)
 
 
 class BuildInfo(TypedDict):
@@ -156,12 +139,12 @@ def available() -> dict[str, dict[str, str]]:
         >>> af.backends.available()["kl"]["reference"]
         ''
     """
-    return {op: {name: _absent(op, name) for name in BACKENDS} for op in WRITTEN}
+    return {op: {name: _absent(op, name) for name in BACKENDS} for op in FAMILIES}
 
 
 def last(op: str) -> str | None:
     """Name the backend that the latest call of ``op`` used in this process (None before the first call)."""
-    checks.choice("op", op, WRITTEN)
+    checks.choice("op", op, FAMILIES)
     return getattr(_last, op, None)
 
 
@@ -223,7 +206,7 @@ def select(op: str, device: str, only_reference: str = "", function: str = "") -
     """Choose the backend for a call of ``op`` on tensors of a device type (``"cpu"``, ``"cuda"``); :func:`last` tells.
 
     ``only_reference`` says why nothing but the reference computes this call, where that is so. ``function`` names the
-    one that is called, where ``UNCONFIRMED`` tells it from its family.
+    one that is called, where ``CONFIRMED`` holds for its family and not for it.
 
     Raises:
         RuntimeError: A backend was asked for by name that cannot run here, not on this device or not this call.
@@ -262,7 +245,7 @@ def _too_old(built: str, driver: int) -> str:
 
 
 def _named(name: str, op: str, device: str) -> str:
-    reason = _unusable(op, name)
+    reason = _UNUSABLE[name]
     if reason:
         raise RuntimeError(f"backend {name!r} was asked for by name, but for {op!r}: {reason}")
     if not _serves(name, device):
@@ -272,8 +255,8 @@ def _named(name: str, op: str, device: str) -> str:
 
 def _select_auto(op: str, device: str, function: str) -> str:
     for name in _AUTO.get(device, ("reference",)):
-        if name in WRITTEN[op] and name not in UNCONFIRMED.get(function, ()):
-            reason = _unusable(op, name)
+        if name != "cuda" or function in CONFIRMED:
+            reason = _UNUSABLE[name]
             if not reason:
                 return name
             _warn_once(f"amkd_fast {op}: backend {name!r} cannot run, taking the next one: {reason}")
@@ -288,15 +271,11 @@ def _serves(name: str, device: str) -> bool:
     return name == device or name == "reference"
 
 
-def _unusable(op: str, name: str) -> str:
-    return _UNUSABLE[name] if name in WRITTEN[op] else "not written yet"
-
-
 def _absent(op: str, name: str) -> str:
     """The reason why a backend cannot run on this machine, empty when it can."""
     if name == "cuda" and torch.cuda.is_available():
         _ask_driver()
-    reason = _unusable(op, name)
+    reason = _UNUSABLE[name]
     if reason or name in ("reference", "cpu") or torch.cuda.is_available():
         return reason
     if (name == "triton" and INTERPRETING) or (name == "cuda" and EMULATED):
