@@ -16,9 +16,18 @@ from torch import Tensor
 from torch.compiler import is_compiling
 
 from amkd_fast import backends
+from amkd_fast.ops import schemas
 from amkd_fast.ops.autograd import reference_grads, save, saved
 
 _node = backends.autograd_node()
+
+# The positions are the last number, `reduction`, of a loss that one row after the other is put together of.
+REDUCTIONS = ("sum", "mean", "none")  # the mean is over the rows
+
+
+def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
+    """fp64 for fp64, else fp32: the dtype of row statistics and losses."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 class RowLoss(NamedTuple):
@@ -53,6 +62,30 @@ def operators(loss: RowLoss, forward: str, backward: str) -> dict[str, Operators
         forward_op, backward_op = (getattr(torch.ops.amkd_fast, name).default for name in names)
         found |= dict.fromkeys(those, Operators(loss, forward_op, backward_op, node))
     return found
+
+
+def declare(name: str, loss: RowLoss, triton: str, fields: int = 0, tail: int = 0) -> dict[str, Operators]:
+    """Declare ``NAME_forward`` and ``NAME_backward`` of a loss whose first tensor alone has a gradient of its own.
+
+    Args:
+        name: Of the schemas, without the two ends.
+        loss: What they have in common.
+        triton: The module with ``launch_forward`` and ``launch_backward``.
+        fields: Statistics a row.
+        tail: Statistics behind those.
+    """
+
+    def fake_forward(student: Tensor, *rest: int) -> tuple[Tensor, Tensor]:
+        rows, dtype = student.shape[0], statistics_dtype(student.dtype)
+        shape = (rows,) if REDUCTIONS[rest[-1]] == "none" else ()
+        return student.new_empty(shape, dtype=dtype), student.new_empty(fields * rows + tail, dtype=dtype)
+
+    def fake_backward(grad_loss: Tensor, student: Tensor, *_: object) -> Tensor:
+        return student.new_empty(student.shape)
+
+    for end, fake in (("forward", fake_forward), ("backward", fake_backward)):
+        schemas.register(f"{name}_{end}", fake, f"{triton}:launch_{end}")
+    return operators(loss, f"{name}_forward", f"{name}_backward")
 
 
 def row_loss(operators: Operators, numbers: tuple, *tensors: Tensor | None) -> tuple[Tensor, Tensor]:

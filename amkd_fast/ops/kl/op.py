@@ -7,7 +7,6 @@ from typing import NamedTuple, get_args
 from torch import Tensor
 
 from amkd_fast import backends, checks
-from amkd_fast.ops import schemas
 from amkd_fast.ops.kl import reference, scalars
 from amkd_fast.ops.kl.arguments import (
     LEARNT,
@@ -20,8 +19,8 @@ from amkd_fast.ops.kl.arguments import (
     weights_of,
 )
 from amkd_fast.ops.kl.reference import statistics_dtype
-from amkd_fast.ops.kl.scalars import DIVERGENCES, REDUCTIONS, Scalars
-from amkd_fast.ops.row_loss import RowLoss, by_reference, operators, ready, row_loss, tail
+from amkd_fast.ops.kl.scalars import DIVERGENCES, Scalars
+from amkd_fast.ops.row_loss import RowLoss, by_reference, declare, ready, row_loss, tail
 from amkd_fast.typing import Divergence, IgnoredRows, Reduction
 
 # Statistics that the forward operator leaves for the backward one, field by field ([FIELDS, B], flat), then the
@@ -30,25 +29,13 @@ FIELDS = 6  # student max, student log-sum, teacher max, teacher log-sum, inner,
 TAIL = 3  # number of labelled rows, mean cross-entropy, mean divergence
 
 
-def _fake_forward(student, teacher, weight, labels, ce_weight, *numbers):
-    rows, per_row = student.shape[0], REDUCTIONS[numbers[-1]] == "none"
-    dtype = statistics_dtype(student.dtype)
-    loss = student.new_empty((rows,) if per_row else (), dtype=dtype)
-    return loss, student.new_empty(FIELDS * rows + TAIL, dtype=dtype)
-
-
-def _fake_backward(grad_loss, student, *_):
-    return student.new_empty(student.shape)
-
-
 def _loss(student, teacher, weight, labels, ce_weight, *numbers):
     return reference.loss(student, teacher, weight, labels, ce_weight, Scalars(*numbers))[0]
 
 
-schemas.register("kl_forward", _fake_forward, "amkd_fast.ops.kl.triton:launch_forward")
-schemas.register("kl_backward", _fake_backward, "amkd_fast.ops.kl.triton:launch_backward")
 # The backward operator computes the probabilities again, from the statistics.
-_OPERATORS = operators(RowLoss((0,), by_reference(_loss), tensors=5, numbers=8), "kl_forward", "kl_backward")
+_LOSS = RowLoss((0,), by_reference(_loss), tensors=5, numbers=8)
+_OPERATORS = declare("kl", _LOSS, "amkd_fast.ops.kl.triton", FIELDS, TAIL)
 _KL = DIVERGENCES[:3]
 IGNORED_ROWS = get_args(IgnoredRows)
 

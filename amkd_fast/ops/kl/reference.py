@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from amkd_fast.ops.kl.scalars import DIVERGENCES, REDUCTIONS, Scalars
+from amkd_fast.ops.row_loss import statistics_dtype
 
 
 def loss(
@@ -112,11 +113,6 @@ def log_probabilities(logits: Tensor, temperature: float | Tensor) -> Tensor:
     excluded = z == -math.inf  # whose quotient's derivative in T would be NaN
     z = z.masked_fill(excluded, 0.0) / temperature.to(z.dtype).unsqueeze(-1)
     return z.masked_fill(excluded, -math.inf).log_softmax(-1)
-
-
-def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
-    """fp64 for fp64, else fp32: the dtype of row statistics and losses."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def times(probability: Tensor, factor: Tensor) -> Tensor:

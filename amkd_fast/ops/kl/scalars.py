@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from amkd_fast import checks
+from amkd_fast.ops.row_loss import REDUCTIONS
 from amkd_fast.typing import Divergence, Reduction
 
-# The positions are the operators' numbers `divergence` and `reduction`.
+# The positions are the operators' number `divergence`.
 DIVERGENCES: tuple[str, ...] = (*get_args(Divergence), "soft_cross_entropy")
-REDUCTIONS = ("sum", "mean", "none")  # the mean is over the rows
 CHOICES: tuple[Reduction, ...] = get_args(Reduction)  # of the functions' reduction
 
 

@@ -507,7 +507,7 @@ def _columns_together(logits: Tensor) -> Tensor:
 
 
 def over_rows(factor: float, rows: int, reduction: int) -> tuple[float, bool]:
-    """The factor of a sum over the rows, and whether there is none: csrc/kl/reduction.h."""
+    """The factor of a sum over the rows, and whether there is none: csrc/kl/row_loss.h."""
     name = REDUCTIONS[reduction]
     return factor / max(rows, 1) if name == "mean" else factor, name == "none"
 

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from amkd_fast.ops.row_loss import statistics_dtype as statistics_dtype
+
 
 def distance_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """Smooth-l1 between the distances of all pairs, each side's over their mean; [B, D_s] and [B, D_t] → []."""
@@ -40,11 +42,6 @@ def loss(student: Tensor, teacher: Tensor, distance_weight: float, angle_weight:
         if angle_weight != 0:
             total = total + angle_weight * angle_loss(student, teacher)
     return total.to(statistics_dtype(student.dtype))
-
-
-def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
-    """fp64 for fp64, else fp32: the dtype of losses."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def _full_precision(rows: Tensor):

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from amkd_fast.ops.row_loss import statistics_dtype as statistics_dtype
+
 
 def segment_mse(student: Sequence[Tensor], teacher: Sequence[Tensor], weights: Tensor) -> Tensor:
     """Σ weights[i] · mean((student[i] − teacher[i])²), in the dtype of ``weights`` [S]."""
@@ -19,8 +21,3 @@ def segment_mse(student: Sequence[Tensor], teacher: Sequence[Tensor], weights: T
         difference = torch.where(weight == 0, 0.0, difference)
         loss = loss + weight * (difference.square().sum() / max(s.numel(), 1))
     return loss
-
-
-def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
-    """fp64 for fp64, else fp32: the dtype of differences, sums and losses."""
-    return torch.float64 if dtype == torch.float64 else torch.float32

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple, get_args
 
-import torch
 from torch import Tensor
 
+from amkd_fast.ops.row_loss import statistics_dtype as statistics_dtype
 from amkd_fast.typing import TripletReduction
 
 REDUCTIONS: tuple[TripletReduction, ...] = get_args(TripletReduction)
@@ -64,8 +64,3 @@ class Outcome(NamedTuple):
     value: Tensor  # [] or [N]
     size: Tensor  # what the sum of the terms was divided by; 1 for a sum or no reduction
     statistics: Callable[[], Statistics]  # few ask
-
-
-def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
-    """fp64 for fp64 rows, else fp32."""
-    return torch.float64 if dtype == torch.float64 else torch.float32

@@ -5,13 +5,11 @@ from __future__ import annotations
 from torch import Tensor
 
 from amkd_fast import backends, checks
-from amkd_fast.ops import schemas
 from amkd_fast.ops.kl.arguments import LEARNT, finished, logits_of, looks, temperature_of, weights_of
 from amkd_fast.ops.kl.decoupled import reference
 from amkd_fast.ops.kl.decoupled.reference import Scalars
-from amkd_fast.ops.kl.reference import statistics_dtype
-from amkd_fast.ops.kl.scalars import REDUCTIONS, checked_temperature, reduction_of, remembered
-from amkd_fast.ops.row_loss import RowLoss, by_reference, operators, ready, row_loss
+from amkd_fast.ops.kl.scalars import checked_temperature, reduction_of, remembered
+from amkd_fast.ops.row_loss import RowLoss, by_reference, declare, ready, row_loss
 from amkd_fast.typing import Reduction
 
 # Statistics that the forward operator leaves for the backward one, field by field ([FIELDS, B], flat): of the classes
@@ -20,25 +18,13 @@ from amkd_fast.typing import Reduction
 FIELDS = 6
 
 
-def _fake_forward(student, teacher, labels, weight, *scalars):
-    rows, per_row = student.shape[0], REDUCTIONS[scalars[-1]] == "none"
-    dtype = statistics_dtype(student.dtype)
-    return student.new_empty((rows,) if per_row else (), dtype=dtype), student.new_empty(FIELDS * rows, dtype=dtype)
-
-
-def _fake_backward(grad_loss, student, *_):
-    return student.new_empty(student.shape)
-
-
 def _loss(student, teacher, labels, weight, *numbers):
     return reference.loss(student, teacher, labels, weight, Scalars(*numbers))
 
 
-schemas.register("kl_decoupled_forward", _fake_forward, "amkd_fast.ops.kl.decoupled.triton:launch_forward")
-schemas.register("kl_decoupled_backward", _fake_backward, "amkd_fast.ops.kl.decoupled.triton:launch_backward")
 # The backward operator computes the probabilities again, from the statistics.
 _LOSS = RowLoss((0,), by_reference(_loss), tensors=4, numbers=5)
-_OPERATORS = operators(_LOSS, "kl_decoupled_forward", "kl_decoupled_backward")
+_OPERATORS = declare("kl_decoupled", _LOSS, "amkd_fast.ops.kl.decoupled.triton", FIELDS)
 
 
 def dkd_loss(

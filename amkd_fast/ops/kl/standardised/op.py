@@ -5,13 +5,10 @@ from __future__ import annotations
 from torch import Tensor
 
 from amkd_fast import backends
-from amkd_fast.ops import schemas
 from amkd_fast.ops.kl import scalars
 from amkd_fast.ops.kl.arguments import LEARNT, finished, logits_of, temperature_of, weights_of
-from amkd_fast.ops.kl.reference import statistics_dtype
-from amkd_fast.ops.kl.scalars import REDUCTIONS
 from amkd_fast.ops.kl.standardised import reference
-from amkd_fast.ops.row_loss import RowLoss, by_reference, operators, ready, row_loss
+from amkd_fast.ops.row_loss import RowLoss, by_reference, declare, ready, row_loss
 from amkd_fast.typing import Reduction
 
 # Statistics that the forward operator leaves for the backward one, field by field ([FIELDS, B], flat).
@@ -19,21 +16,9 @@ from amkd_fast.typing import Reduction
 FIELDS = 8  # student: max, log-sum, centre, 1/s, pull; teacher: max, log-sum, 1/s
 
 
-def _fake_forward(student, teacher, weight, temperature, factor, reduction):
-    rows, dtype = student.shape[0], statistics_dtype(student.dtype)
-    loss = student.new_empty((rows,) if REDUCTIONS[reduction] == "none" else (), dtype=dtype)
-    return loss, student.new_empty(FIELDS * rows, dtype=dtype)
-
-
-def _fake_backward(grad_loss, student, *_):
-    return student.new_empty(student.shape)
-
-
-schemas.register("kl_standardised_forward", _fake_forward, "amkd_fast.ops.kl.standardised.triton:launch_forward")
-schemas.register("kl_standardised_backward", _fake_backward, "amkd_fast.ops.kl.standardised.triton:launch_backward")
 # The backward operator computes the probabilities again, from the statistics.
 _LOSS = RowLoss((0,), by_reference(reference.loss), tensors=3, numbers=3)
-_OPERATORS = operators(_LOSS, "kl_standardised_forward", "kl_standardised_backward")
+_OPERATORS = declare("kl_standardised", _LOSS, "amkd_fast.ops.kl.standardised.triton", FIELDS)
 
 
 def standardised_kl_div(
