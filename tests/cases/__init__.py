@@ -6,14 +6,11 @@ that on every SIMD level, and `gpu/sanitize.py` runs the plans under compute-san
 
 from __future__ import annotations
 
-from cases import attack, images, kl, relations, segments, triplet
+from importlib import import_module
+
+from amkd_fast.backends import FAMILIES
 from cases.operation import Operation
 
-OPERATIONS: tuple[Operation, ...] = (
-    *kl.OPERATIONS,
-    *relations.OPERATIONS,
-    *segments.OPERATIONS,
-    *triplet.OPERATIONS,
-    *attack.OPERATIONS,
-    *images.OPERATIONS,
+OPERATIONS: tuple[Operation, ...] = tuple(
+    operation for family in FAMILIES for operation in import_module(f"cases.{family}").OPERATIONS
 )

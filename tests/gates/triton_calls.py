@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 import torch
 
+from amkd_fast.backends import FAMILIES
+
 
 class Call(NamedTuple):
     """A call of a launcher, and the kernels of it that must have 16-byte loads or stores."""
@@ -409,11 +411,4 @@ def _with_precision(precision: str, launcher: Callable, arguments: tuple) -> Non
         torch.set_float32_matmul_precision(before)
 
 
-CALLS: dict[str, Callable[[bool], Iterable[Call]]] = {
-    "kl": kl_calls,
-    "triplet": triplet_calls,
-    "attack": attack_calls,
-    "images": images_calls,
-    "segments": segments_calls,
-    "relations": relations_calls,
-}
+CALLS: dict[str, Callable[[bool], Iterable[Call]]] = {name: globals()[f"{name}_calls"] for name in FAMILIES}
