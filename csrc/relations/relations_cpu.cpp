@@ -4,6 +4,7 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include <atomic>
 #include <cstring>
 #include <memory>
 #include <tuple>
@@ -26,33 +27,40 @@ int64_t lanes_of(int64_t count) { return (count + kMostLanes - 1) / kMostLanes *
 // An odd number of cache lines, so that the rows of a column do not fall into the same few places of a cache.
 int64_t stride_of(int64_t count) { return lanes_of(count) | kMostLanes; }
 
-// One side's rows in fp64 and its pairs.
+// One side's rows and its pairs. Rows of fp32 or less may stay in fp32, where nothing is made of differences of what
+// comes of them: their own differences lose no digits of a distance.
 struct Space {
   Side side;
   Scratch rows, squared, inverse;
+  bool served = true;  // by the dtype that the rows are in
 
-  Space(const Kernels& kernels, const Tensor& tensor, int64_t stride, const char* name) {
+  Space(const Kernels& kernels, const Tensor& tensor, int64_t stride, bool in_fp32, const char* name) {
     const int64_t count = tensor.size(0), width = tensor.size(1), step = tensor.stride(0);
     const int64_t element = static_cast<int64_t>(element_of(tensor.scalar_type(), name));
     const int64_t bytes = element == static_cast<int64_t>(Element::kDouble)  ? 8
                           : element == static_cast<int64_t>(Element::kFloat) ? 4
                                                                              : 2;
-    side.width = lanes_of(width);
+    side.width = (width + kMostColumns - 1) / kMostColumns * kMostColumns;
     rows = Scratch(count * side.width);
     squared = Scratch(count * stride);
     inverse = Scratch(count * stride);
-    side.rows = rows.get();
+    float* narrow = in_fp32 ? reinterpret_cast<float*>(rows.get()) : nullptr;
+    side.rows = in_fp32 ? nullptr : rows.get();
+    side.narrow = narrow;
     side.squared = squared.get();
     side.inverse = inverse.get();
     const char* data = static_cast<const char*>(tensor.const_data_ptr());
-    const auto widen = kernels.widen[element];
     for (int64_t i = 0; i < count; ++i) {
-      widen(data + i * step * bytes, width, side.width, rows.get() + i * side.width);
+      const char* from = data + i * step * bytes;
+      in_fp32 ? kernels.narrow[element](from, width, side.width, narrow + i * side.width)
+              : kernels.widen[element](from, width, side.width, rows.get() + i * side.width);
     }
     // Whole tiles of rows, whoever takes them: the bits do not depend on it.
+    std::atomic<bool> all_served{true};
     share((count + kTile - 1) / kTile, kTile * count * side.width / 4, [&](int64_t first, int64_t last) {
-      kernels.distances(side, count, stride, first * kTile, std::min(last * kTile, count));
+      if (!kernels.distances(side, count, stride, first * kTile, std::min(last * kTile, count))) all_served = false;
     });
+    served = all_served;
   }
 };
 
@@ -149,8 +157,11 @@ std::tuple<Tensor, Tensor> loss(const Tensor& student, const Tensor& teacher, do
     write(loss, &total, 1, 1, 1);
     return {loss, grad};
   }
-  const Space student_space(kernels, call.student, stride, "student");
-  const Space teacher_space(kernels, call.teacher, stride, "teacher");
+  const bool in_fp32 = call.statistics == ScalarType::Float && angle_weight == 0.0;
+  Space student_space(kernels, call.student, stride, in_fp32, "student");
+  Space teacher_space(kernels, call.teacher, stride, in_fp32, "teacher");
+  if (!student_space.served) student_space = Space(kernels, call.student, stride, false, "student");
+  if (!teacher_space.served) teacher_space = Space(kernels, call.teacher, stride, false, "teacher");
   const Pairs pairs{count, stride, student_space.side, teacher_space.side};
   const double rows = static_cast<double>(count);
   const double distance_factor = distance_weight / (rows * rows), angle_factor = angle_weight / (rows * rows * rows);
@@ -174,7 +185,8 @@ std::tuple<Tensor, Tensor> loss(const Tensor& student, const Tensor& teacher, do
   });
   const Scratch wide = Scratch(count * pairs.student.width);
   share(count, count * pairs.student.width / 4, [&](int64_t first, int64_t last) {
-    kernels.gather(pairs.student, count, stride, weights, first, last, wide.get());
+    const Scratch scratch(kGathered * count);
+    kernels.gather(pairs.student, count, stride, weights, first, last, scratch.get(), wide.get());
   });
   write(grad, wide.get(), count, width, pairs.student.width);
   return {loss, grad};

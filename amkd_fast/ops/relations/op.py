@@ -22,7 +22,7 @@ def rkd_distance_loss(student: Tensor, teacher: Tensor) -> Tensor:
     l1 loss (Huber, β = 1). The gradient goes through the mean. Rows that coincide have distance 0, whose gradient is 0;
     where all of a side coincide its distances are 0.
 
-    Distances come from differences of the rows in fp64, so neither a common offset nor close pairs cost accuracy.
+    Distances come from differences of the rows, so neither a common offset nor close pairs cost accuracy.
 
     Args:
         student: Embeddings [B, D_s] of any strides, fp32, fp64, fp16 or bf16; D_s ≥ 1.

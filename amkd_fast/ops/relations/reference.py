@@ -58,8 +58,8 @@ def _sum_of_errors(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def _relative_distances(rows: Tensor) -> Tensor:
-    """[B, B], over the mean of those that are not 0."""
-    rows = _wide(rows)
+    """[B, B], over the mean of those that are not 0; in fp64, which squares of fp32 cannot leave."""
+    rows = rows.double().contiguous()
     distances, apart = _length(rows[:, None] - rows)
     count = apart.sum()
     mean = distances.sum(dtype=torch.float64) / count.clamp(min=1)
