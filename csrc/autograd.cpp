@@ -266,6 +266,16 @@ PyObject* row_loss(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   END_HANDLE_TH_ERRORS
 }
 
+bool is_floating(const Tensor& x) {
+  const auto type = x.scalar_type();
+  return type == at::kFloat || type == at::kDouble || type == at::kHalf || type == at::kBFloat16;
+}
+
+bool is_like(const Tensor& x, const Tensor& first) {
+  return x.scalar_type() == first.scalar_type() && x.device() == first.device() && x.layout() == at::kStrided &&
+         x.sizes() == first.sizes();
+}
+
 // ready(labels, *logits): the device type of logits [B, K] that are right as they are, all of one dtype, shape and
 // device, with labels [B] or None; None where the checks in Python have to look at them, or torch.func does.
 PyObject* ready(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
@@ -275,13 +285,9 @@ PyObject* ready(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
     if (!THPVariable_CheckExact(arguments[i])) Py_RETURN_NONE;
   }
   const Tensor& first = THPVariable_Unpack(arguments[1]);
-  const auto type = first.scalar_type();
-  const bool is_floating = type == at::kFloat || type == at::kDouble || type == at::kHalf || type == at::kBFloat16;
-  if (!is_floating || first.dim() != 2 || first.size(1) == 0 || first.layout() != at::kStrided) Py_RETURN_NONE;
+  if (!is_floating(first) || first.dim() != 2 || first.size(1) == 0 || first.layout() != at::kStrided) Py_RETURN_NONE;
   for (Py_ssize_t i = 2; i < count; ++i) {
-    const Tensor& x = THPVariable_Unpack(arguments[i]);
-    const bool is_like = x.scalar_type() == type && x.device() == first.device() && x.layout() == at::kStrided;
-    if (!is_like || x.sizes() != first.sizes()) Py_RETURN_NONE;
+    if (!is_like(THPVariable_Unpack(arguments[i]), first)) Py_RETURN_NONE;
   }
   if (arguments[0] != Py_None) {
     const Tensor& labels = THPVariable_Unpack(arguments[0]);
@@ -290,6 +296,21 @@ PyObject* ready(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
     if (labels.device() != first.device() || labels.layout() != at::kStrided) Py_RETURN_NONE;
   }
   return Py_NewRef(first.is_cpu() ? names.cpu : first.is_cuda() ? names.cuda : Py_None);
+  END_HANDLE_TH_ERRORS
+}
+
+// alike(images, *others): whether images [B, …] and all others that are not None have one floating dtype, shape and
+// device.
+PyObject* alike(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+  HANDLE_TH_ERRORS
+  if (is_transforming() || !THPVariable_CheckExact(arguments[0])) Py_RETURN_FALSE;
+  const Tensor& first = THPVariable_Unpack(arguments[0]);
+  if (!is_floating(first) || first.dim() < 2 || first.layout() != at::kStrided) Py_RETURN_FALSE;
+  for (Py_ssize_t i = 1; i < count; ++i) {
+    if (arguments[i] == Py_None) continue;
+    if (!THPVariable_CheckExact(arguments[i]) || !is_like(THPVariable_Unpack(arguments[i]), first)) Py_RETURN_FALSE;
+  }
+  Py_RETURN_TRUE;
   END_HANDLE_TH_ERRORS
 }
 
@@ -342,6 +363,7 @@ PyObject* add(PyObject*, PyObject* arguments) {
 PyMethodDef methods[] = {
     {"row_loss", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(row_loss)), METH_FASTCALL, nullptr},
     {"ready", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(ready)), METH_FASTCALL, nullptr},
+    {"alike", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(alike)), METH_FASTCALL, nullptr},
     {"tail", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(tail)), METH_FASTCALL, nullptr},
     {"add", add, METH_VARARGS, nullptr},
     {nullptr, nullptr, 0, nullptr}};

@@ -107,6 +107,14 @@ def ready(*logits: Tensor, labels: Tensor | None = None) -> str | None:
     return None if _node is None or is_compiling() else _node.ready(labels, *logits)
 
 
+def alike(images: Tensor, *others: Tensor | None) -> bool:
+    """Whether images [B, …] and the others that are there need no checks, as they have one dtype, shape and device.
+
+    False where the checks have to look, as they always may.
+    """
+    return _node is not None and not is_compiling() and _node.alike(images, *others)
+
+
 def tail(stats: Tensor, count: int) -> tuple[Tensor, ...]:
     """The last ``count`` statistics, each alone."""
     if _node is None or is_compiling() or type(stats) is not Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from amkd_fast import checks
 from amkd_fast.ops.attack.reference import has_channels
+from amkd_fast.ops.row_loss import alike
 from amkd_fast.typing import AttackLoss, NormPower, StepNorm
 
 NORMS: tuple[StepNorm, ...] = get_args(StepNorm)
@@ -23,19 +24,8 @@ def check_step(
     x, grad, x0, step_size, eps, norm, norm_power, gap, momentum, decay, lower, upper, active, top, out
 ) -> None:
     """What :func:`amkd_fast.attack_step` asks of its arguments and of their combination."""
-    checks.floating("x", x)
-    shape, dtype, device = x.shape, x.dtype, x.device
-    if len(shape) < 2:
-        raise ValueError(f"x.shape={tuple(shape)}: must have a batch dimension and at least one more")
-    work = torch.float64 if dtype == torch.float64 else torch.float32
-    for name, value in (("grad", grad), ("x0", x0), ("out", out)):
-        if isinstance(value, Tensor) and value.shape == shape and value.dtype == dtype:  # an error's words take time
-            continue
-        if value is not None or name == "grad":
-            checks.floating(name, value)
-            checks.shape(name, value, tuple(shape), "the shape of x")
-            if value.dtype != dtype and not (name == "grad" and value.dtype == work):
-                raise TypeError(f"{name}.dtype={value.dtype}: must be {dtype}, the dtype of x")
+    if grad is None or not alike(x, grad, x0, out):
+        _check_images(x, grad, x0, out)
     if norm not in NORMS or norm_power not in POWERS:
         checks.choice("norm", norm, NORMS)
         checks.choice("norm_power", norm_power, POWERS)
@@ -45,8 +35,8 @@ def check_step(
         raise ValueError(f"gap is {'None' if gap is None else 'given'} and norm={norm!r}: gap must go with 'boundary'")
     if gap is not None:
         checks.floating("gap", gap)
-        if gap.shape != shape[:1]:
-            checks.shape("gap", gap, (shape[0],), "one gap per sample")
+        if gap.shape != x.shape[:1]:
+            checks.shape("gap", gap, (x.shape[0],), "one gap per sample")
     if eps is not None:
         if norm == "boundary":
             raise ValueError(f"eps={eps!r}: must be None for norm='boundary', which has no ball")
@@ -66,14 +56,11 @@ def check_step(
         checks.tensor("active", active)
         if active.dtype != torch.bool:
             raise TypeError(f"active.dtype={active.dtype}: must be bool")
-        if active.shape != shape[:1]:
-            checks.shape("active", active, (shape[0],), "one flag per sample")
-    for value in (grad, x0, gap, momentum, active, out, lower, upper, eps):
-        if value is not None and type(value) is not float and isinstance(value, Tensor) and value.device != device:
-            checks.same_device(
-                x=x, grad=grad, x0=x0, gap=gap, momentum=momentum, lower=lower, upper=upper, active=active, out=out,
-                eps=eps,
-            )  # fmt: skip
+        if active.shape != x.shape[:1]:
+            checks.shape("active", active, (x.shape[0],), "one flag per sample")
+    for value in (gap, momentum, active, lower, upper):
+        if value is not None and type(value) is not float and isinstance(value, Tensor) and value.device != x.device:
+            checks.same_device(x=x, gap=gap, momentum=momentum, lower=lower, upper=upper, active=active)
     if out is not None:
         if out is not x and overlaps(out, x, grad, x0, momentum):
             raise ValueError("out: must be x itself, or share no memory with x, grad, x0 and momentum")
@@ -81,6 +68,21 @@ def check_step(
             raise ValueError("out: must be None where autograd follows x or grad")
     checks.finite("decay", decay)
     check_top(top)
+
+
+def _check_images(x, grad, x0, out) -> None:
+    checks.floating("x", x)
+    shape, dtype = x.shape, x.dtype
+    if len(shape) < 2:
+        raise ValueError(f"x.shape={tuple(shape)}: must have a batch dimension and at least one more")
+    work = torch.float64 if dtype == torch.float64 else torch.float32
+    for name, value in (("grad", grad), ("x0", x0), ("out", out)):
+        if value is not None or name == "grad":
+            checks.floating(name, value)
+            checks.shape(name, value, tuple(shape), "the shape of x")
+            if value.dtype != dtype and not (name == "grad" and value.dtype == work):
+                raise TypeError(f"{name}.dtype={value.dtype}: must be {dtype}, the dtype of x")
+    checks.same_device(x=x, grad=grad, x0=x0, out=out)
 
 
 def check_top(top: object) -> None:

@@ -8,6 +8,7 @@ from amkd_fast import checks
 from amkd_fast.ops.attack import reference
 from amkd_fast.ops.attack.arguments import check_classes, check_logits, check_objective, check_range
 from amkd_fast.ops.attack.operators import LOSSES, SCORES, serving
+from amkd_fast.ops.row_loss import ready
 from amkd_fast.typing import AttackLoss, Score
 
 
@@ -54,13 +55,17 @@ def attack_objective(
         >>> af.attack_objective(logits, labels, loss="boundary", target=target)
         (tensor([-2.]), tensor([[-1.,  1.,  0.]]), tensor([0]), tensor([True]))
     """
-    check_logits("logits", logits)
+    usual = target is None and labels is not None and ready(logits, labels=labels) is not None
+    if not usual:
+        check_logits("logits", logits)
     if loss not in LOSSES or score not in SCORES:  # the error's words take time
         checks.choice("loss", loss, LOSSES)
         checks.choice("score", score, SCORES)
     if targeted and target is None:
         raise ValueError("target=None: must be given when targeted is True")
     check_objective(logits, loss, targeted)
+    if usual:
+        return objective(logits, labels.long(), loss, None, score, targeted)
     check_classes("labels", labels, logits)
     if target is not None:
         check_classes("target", target, logits)
