@@ -1,5 +1,5 @@
 // The attack family: what the CPU and the CUDA implementation share. docs/methods.md has the
-// mathematics (Attack steps, Boundary samples), amkd_fast/ops/attack/{steps,objective,bases}.py the specification,
+// mathematics (Attack steps, Boundary samples), amkd_fast/ops/attack/reference.py the specification,
 // operators.py the Python side of the same numbers.
 #pragma once
 

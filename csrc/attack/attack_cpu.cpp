@@ -36,7 +36,7 @@ void step_all(const StepArguments& arguments) {
   });
 }
 
-// What plain.py tells from a failure of the work itself, after which samples may have moved.
+// What the public functions refuse before it comes here.
 [[noreturn]] void refuse(const char* rule) { STD_TORCH_CHECK(false, "arguments: ", rule); }
 
 template <class W>
@@ -93,7 +93,7 @@ Rows rows_of(const Tensor& logits) {
   return {logits.size(0), logits.size(1), logits.const_data_ptr(), logits.stride(0)};
 }
 
-// ops/attack/operators.py makes a ValueError of the part of the message that begins with the name.
+// ops/attack/objective.py and bases.py make a ValueError of the part of the message that begins with the name.
 void check_classes(const int64_t* classes, const char* name, int64_t rows, int64_t count) {
   for (int64_t i = 0; classes != nullptr && i < rows; ++i) {
     STD_TORCH_CHECK(classes[i] >= 0 && classes[i] < count, "classes: ", name, " holds ", classes[i],

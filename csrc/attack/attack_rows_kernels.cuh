@@ -1,5 +1,5 @@
 // Rows of logits on a GPU: the attack's objective with its gradient, the draw of a target and the choice of the bases.
-// amkd_fast/ops/attack/{objective,bases}.py have the mathematics.
+// amkd_fast/ops/attack/reference.py has the mathematics.
 //
 // A crew takes a row and goes through it several times, which is in a cache by then: some lanes or a warp a short row,
 // a block a long one.

@@ -1,4 +1,4 @@
-// The attack step on a GPU. docs/methods.md (Attack steps) and amkd_fast/ops/attack/steps.py have the mathematics.
+// The attack step on a GPU. docs/methods.md (Attack steps) and amkd_fast/ops/attack/reference.py have the mathematics.
 //
 // A crew takes a sample: a warp a small one, a block a usual one, a cluster of blocks one that no block can hold in its
 // registers. The crew looks at its gradient until it knows how far and whether to go, then at where that leads until it
