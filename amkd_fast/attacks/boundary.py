@@ -309,7 +309,7 @@ class _Interval(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Step(loop.StepContext[_State, _Seen]):
+class _Step(loop.AttackStep[_State, _Seen]):
     evaluate: loop.Evaluate
     settings: Preset
     step_size: float | Tensor

@@ -46,7 +46,7 @@ class Attack(Protocol):
     graphs: Graphs
 
 
-class StepContext(Generic[State, Seen]):
+class AttackStep(Generic[State, Seen]):
     """What a step depends on besides the samples, and the two halves of a step.
 
     The samples are a tuple of tensors of m rows, among them ``x``, ``rows`` (int64, where in the batch they are),
@@ -97,7 +97,7 @@ class Loop:
         return torch.arange(self.clean.shape[0], device=self.clean.device)
 
     def take_steps(
-        self, context: StepContext[State, Seen], s: State, steps: int, store: Callable[[State, Seen], None], *,
+        self, context: AttackStep[State, Seen], s: State, steps: int, store: Callable[[State, Seen], None], *,
         until_done: bool, judge_first: bool = False,
     ) -> None:  # fmt: skip
         """Step until the steps run out, and with ``until_done`` until nobody is active.

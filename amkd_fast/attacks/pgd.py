@@ -248,7 +248,7 @@ class _State(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Step(loop.StepContext[_State, _Seen]):
+class _Step(loop.AttackStep[_State, _Seen]):
     evaluate: loop.Evaluate
     objective: dict[str, Any]  # loss and targeted
     options: dict[str, Any]  # of the attack step

@@ -30,6 +30,15 @@ AMKD_INLINE void store_doubles(float* p, Doubles v) {
   std::memcpy(p, &rounded, sizeof(rounded));
 }
 
+AMKD_INLINE Doubles doubles_of(Doubles v) { return v; }
+
+// The sums of the lower and the upper half's lanes.
+AMKD_INLINE Doubles doubles_of(Floats v) {
+  HalfFloats half[2];
+  std::memcpy(half, &v, sizeof(v));
+  return __builtin_convertvector(half[0], Doubles) + __builtin_convertvector(half[1], Doubles);
+}
+
 // The nearest number in [-1, 1]; NaN stays NaN: either instruction gives its second operand for it.
 AMKD_INLINE Doubles clamped(Doubles v) {
   const Doubles one = Doubles{} + 1.0;

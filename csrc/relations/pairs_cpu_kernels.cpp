@@ -41,13 +41,6 @@ using Lanes = decltype(at(static_cast<const E*>(nullptr)));
 template <class E>
 constexpr int kStep = kBytes / sizeof(E);
 
-AMKD_INLINE Doubles folded(Doubles v) { return v; }
-AMKD_INLINE Doubles folded(Floats v) {
-  HalfFloats half[2];
-  std::memcpy(half, &v, sizeof(v));
-  return __builtin_convertvector(half[0], Doubles) + __builtin_convertvector(half[1], Doubles);
-}
-
 // Squared distances of kTall rows to kWide others, [kTall, kWide].
 template <int kTall, int kWide, class E>
 AMKD_INLINE void measure(const E* rows, const E* others, int64_t width, double* squared) {
@@ -65,7 +58,7 @@ AMKD_INLINE void measure(const E* rows, const E* others, int64_t width, double* 
   }
   Doubles sums[kTall * kWide];
 #pragma GCC unroll 16
-  for (int i = 0; i < kTall * kWide; ++i) sums[i] = folded(found[i]);  // a loop would keep all of them in memory
+  for (int i = 0; i < kTall * kWide; ++i) sums[i] = doubles_of(found[i]);  // a loop would keep all of them in memory
   constexpr int kAll = kTall * kWide;
   if constexpr (kAll % kDoubles == 0) {
     for (int i = 0; i < kAll; i += kDoubles) store_doubles(squared + i, sums_of(sums + i));

@@ -60,15 +60,6 @@ AMKD_INLINE unsigned lanes_of(Longs mask) {
 #endif
 }
 
-AMKD_INLINE Doubles doubles_of(Doubles v) { return v; }
-
-// The sums of the lower and the upper half's lanes.
-AMKD_INLINE Doubles doubles_of(Floats v) {
-  HalfFloats half[2];
-  std::memcpy(half, &v, sizeof(v));
-  return __builtin_convertvector(half[0], Doubles) + __builtin_convertvector(half[1], Doubles);
-}
-
 AMKD_INLINE double root(double x) { return __builtin_sqrt(x); }
 
 // Σ (a·u - b·v)² in fp64: what every selection is decided by in the end, and what enters the loss. The difference of
