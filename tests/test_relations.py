@@ -65,9 +65,9 @@ def test_clusters_close_pairs_and_offsets_cost_no_accuracy(backend, device, name
     check_errors(name, *clusters(torch.float32, spread, offset), device)
 
 
-@pytest.mark.parametrize("size", [1e-25, 1e-17, 1e17, 1e25])
+@pytest.mark.parametrize("size", [1e-25, 1e-17, 1.0, 1e17, 1e25])
 def test_distances_of_any_size_are_relative(backend, device, size):
-    """Squares of such rows leave fp32, or lose digits in it."""
+    """Squares of all but the middle one leave fp32, or lose digits in it."""
     student, teacher = draw(37, 17, 40)
     student[3] = student[5]
     truth = value_and_grad(EAGER["distance"], size * student.double(), teacher.double())

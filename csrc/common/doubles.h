@@ -17,27 +17,68 @@ AMKD_INLINE Doubles load_doubles(const double* p) {
 }
 AMKD_INLINE void store_doubles(double* p, Doubles v) { std::memcpy(p, &v, sizeof(v)); }
 
-// As many numbers of fp32, in fp64 between.
+// As many numbers of fp32, in fp64 between. (GCC converts the two halves of a generic vector apart.)
 typedef float HalfFloats __attribute__((vector_size(kBytes / 2)));
+
+AMKD_INLINE Doubles widened(HalfFloats v) {
+#if defined(__AVX512F__)
+  return bits<Doubles>(_mm512_cvtps_pd(bits<__m256>(v)));
+#elif defined(__AVX2__)
+  return bits<Doubles>(_mm256_cvtps_pd(bits<__m128>(v)));
+#else
+  return __builtin_convertvector(v, Doubles);
+#endif
+}
+AMKD_INLINE HalfFloats narrowed(Doubles v) {
+#if defined(__AVX512F__)
+  return bits<HalfFloats>(_mm512_cvtpd_ps(bits<__m512d>(v)));
+#elif defined(__AVX2__)
+  return bits<HalfFloats>(_mm256_cvtpd_ps(bits<__m256d>(v)));
+#else
+  return __builtin_convertvector(v, HalfFloats);
+#endif
+}
 
 AMKD_INLINE Doubles load_doubles(const float* p) {
   HalfFloats v;
   std::memcpy(&v, p, sizeof(v));
-  return __builtin_convertvector(v, Doubles);
+  return widened(v);
 }
 AMKD_INLINE void store_doubles(float* p, Doubles v) {
-  const HalfFloats rounded = __builtin_convertvector(v, HalfFloats);
+  const HalfFloats rounded = narrowed(v);
   std::memcpy(p, &rounded, sizeof(rounded));
+}
+
+// The lower (0) and the upper (1) half of the lanes. By instructions: a pointer to a vector keeps it in memory.
+template <int kHalf>
+AMKD_INLINE HalfFloats half_of(Floats v) {
+#if defined(__AVX512F__)
+  return bits<HalfFloats>(_mm512_extractf32x8_ps(bits<__m512>(v), kHalf));
+#elif defined(__AVX2__)
+  return bits<HalfFloats>(_mm256_extractf128_ps(bits<__m256>(v), kHalf));
+#else
+  HalfFloats half[2];
+  std::memcpy(half, &v, sizeof(v));
+  return half[kHalf];
+#endif
+}
+AMKD_INLINE Floats joined(HalfFloats low, HalfFloats high) {
+#if defined(__AVX512F__)
+  return bits<Floats>(_mm512_insertf32x8(_mm512_castps256_ps512(bits<__m256>(low)), bits<__m256>(high), 1));
+#elif defined(__AVX2__)
+  return bits<Floats>(_mm256_set_m128(bits<__m128>(high), bits<__m128>(low)));
+#else
+  const HalfFloats half[2] = {low, high};
+  Floats v;
+  std::memcpy(&v, half, sizeof(v));
+  return v;
+#endif
 }
 
 AMKD_INLINE Doubles doubles_of(Doubles v) { return v; }
 
 // The sums of the lower and the upper half's lanes.
-AMKD_INLINE Doubles doubles_of(Floats v) {
-  HalfFloats half[2];
-  std::memcpy(half, &v, sizeof(v));
-  return __builtin_convertvector(half[0], Doubles) + __builtin_convertvector(half[1], Doubles);
-}
+AMKD_INLINE Doubles doubles_of(Floats v) { return widened(half_of<0>(v)) + widened(half_of<1>(v)); }
 
 // The nearest number in [-1, 1]; NaN stays NaN: either instruction gives its second operand for it.
 AMKD_INLINE Doubles clamped(Doubles v) {
@@ -68,12 +109,7 @@ AMKD_INLINE Doubles root_of(Doubles x) {
 // f(numbers) of every lane, computed in fp64 and rounded.
 template <class F, class... V>
 AMKD_INLINE Floats in_doubles(F f, V... numbers) {
-  Floats out;
-  const auto half = [](const Floats& v, int i) {
-    return load_doubles(reinterpret_cast<const float*>(&v) + i * kDoubles);
-  };
-  for (int i = 0; i < 2; ++i) store_doubles(reinterpret_cast<float*>(&out) + i * kDoubles, f(half(numbers, i)...));
-  return out;
+  return joined(narrowed(f(widened(half_of<0>(numbers))...)), narrowed(f(widened(half_of<1>(numbers))...)));
 }
 
 AMKD_INLINE double sum_of(Doubles v) {
@@ -118,7 +154,9 @@ AMKD_INLINE Doubles log_of(Doubles x) {
   series = series * v + 1.0 / 7.0;
   series = series * v + 1.0 / 5.0;
   series = series * v + 1.0 / 3.0;
-  const Doubles e = __builtin_convertvector(exponent, Doubles);
+  // Added to the bits of this, a small integer is added to the number: AVX2 knows no other way from 64 bits.
+  constexpr double kRound = 0x1.8p52;
+  const Doubles e = bits<Doubles>(exponent + bits<int64_t>(kRound)) - kRound;
   // log 2 in two parts, of which the first times any exponent is exact.
   const Doubles log = e * 0x1.62e42fee00000p-1 + (2.0 * w + (2.0 * w * (series * v) + e * 0x1.a39ef35793c76p-33));
   return x == 0.0 ? Doubles{} - __builtin_huge_val() : log + (x - x);

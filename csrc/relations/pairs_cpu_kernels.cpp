@@ -15,8 +15,8 @@ namespace {
 
 using namespace amkd::AMKD_SIMD;
 
-template <class T, class To>
-void read(const void* from, int64_t count, int64_t width, To* to) {
+template <class T>
+void read(const void* from, int64_t count, int64_t width, double* to) {
   const T* p = static_cast<const T*>(from);
   if constexpr (sizeof(T) == sizeof(double)) {
     for (int64_t d = 0; d < count; ++d) to[d] = p[d];
@@ -33,57 +33,35 @@ void read(const void* from, int64_t count, int64_t width, To* to) {
 
 // ---- distances ----------------------------------------------------------------------------------------------------
 
-// The vectors that rows of fp32 or fp64 are read in.
-AMKD_INLINE Floats at(const float* p) { return load(p); }
-AMKD_INLINE Doubles at(const double* p) { return load_doubles(p); }
-template <class E>
-using Lanes = decltype(at(static_cast<const E*>(nullptr)));
-template <class E>
-constexpr int kStep = kBytes / sizeof(E);
-
 // Squared distances of kTall rows to kWide others, [kTall, kWide].
-template <int kTall, int kWide, class E>
-AMKD_INLINE void measure(const E* rows, const E* others, int64_t width, double* squared) {
-  Lanes<E> found[kTall * kWide] = {};
-  for (int64_t d = 0; d < width; d += kStep<E>) {
-    Lanes<E> x[kTall];
-    for (int j = 0; j < kTall; ++j) x[j] = at(rows + j * width + d);
+template <int kTall, int kWide>
+AMKD_INLINE void measure(const double* rows, const double* others, int64_t width, double* squared) {
+  constexpr int kAll = kTall * kWide;
+  Doubles found[kAll] = {};
+  for (int64_t d = 0; d < width; d += kDoubles) {
+    Doubles x[kTall];
+    for (int j = 0; j < kTall; ++j) x[j] = load_doubles(rows + j * width + d);
     for (int k = 0; k < kWide; ++k) {
-      const Lanes<E> y = at(others + k * width + d);
+      const Doubles y = load_doubles(others + k * width + d);
       for (int j = 0; j < kTall; ++j) {
-        const Lanes<E> difference = y - x[j];
+        const Doubles difference = y - x[j];
         found[j * kWide + k] += difference * difference;
       }
     }
   }
-  Doubles sums[kTall * kWide];
-#pragma GCC unroll 16
-  for (int i = 0; i < kTall * kWide; ++i) sums[i] = doubles_of(found[i]);  // a loop would keep all of them in memory
-  constexpr int kAll = kTall * kWide;
   if constexpr (kAll % kDoubles == 0) {
-    for (int i = 0; i < kAll; i += kDoubles) store_doubles(squared + i, sums_of(sums + i));
+    for (int i = 0; i < kAll; i += kDoubles) store_doubles(squared + i, sums_of(found + i));
   } else {
-    for (int i = 0; i < kAll; ++i) squared[i] = sum_of(sums[i]);
+    for (int i = 0; i < kAll; ++i) squared[i] = sum_of(found[i]);
   }
 }
 
-// Between these the squares of fp32 neither overflow nor lose digits.
-constexpr double kLeast = 1e-30, kGreatest = 1e30;
-
-// A tile of both matrices at (j, k), and its mirror image where that is another one. Returns whether the dtype of the
-// rows served for all pairs of two rows.
-template <int kTall, int kWide, class E>
-AMKD_INLINE bool fill_tile(const Side& side, const E* rows, int64_t stride, int64_t j, int64_t k) {
+// A tile of both matrices at (j, k), and its mirror image where that is another one.
+template <int kTall, int kWide>
+AMKD_INLINE void fill_tile(const Side& side, int64_t stride, int64_t j, int64_t k) {
   constexpr int kAll = kTall * kWide, kRoom = (kAll + kDoubles - 1) / kDoubles * kDoubles;
   double squared[kRoom] = {}, inverse[kRoom];
-  measure<kTall, kWide>(rows + j * side.width, rows + k * side.width, side.width, squared);
-  bool served = true;
-  if constexpr (sizeof(E) == sizeof(float)) {
-    for (int i = 0; i < kAll; ++i) {
-      const bool is_pair = j + i / kWide != k + i % kWide;
-      served &= !is_pair || (squared[i] >= kLeast && squared[i] <= kGreatest);
-    }
-  }
+  measure<kTall, kWide>(side.rows + j * side.width, side.rows + k * side.width, side.width, squared);
   for (int i = 0; i < kRoom; i += kDoubles) {
     const Doubles square = load_doubles(squared + i);
     const auto coincide = square < kCoincide;
@@ -94,47 +72,36 @@ AMKD_INLINE bool fill_tile(const Side& side, const E* rows, int64_t stride, int6
     std::memcpy(side.squared + (j + a) * stride + k, squared + a * kWide, kWide * sizeof(double));
     std::memcpy(side.inverse + (j + a) * stride + k, inverse + a * kWide, kWide * sizeof(double));
   }
-  if (j == k) return served;
+  if (j == k) return;
   for (int b = 0; b < kWide; ++b) {
     for (int a = 0; a < kTall; ++a) {
       side.squared[(k + b) * stride + j + a] = squared[a * kWide + b];
       side.inverse[(k + b) * stride + j + a] = inverse[a * kWide + b];
     }
   }
-  return served;
 }
 
 // From the diagonal on.
-template <int kTall, class E>
-bool fill_rows(const Side& side, const E* rows, int64_t count, int64_t stride, int64_t j) {
+template <int kTall>
+void fill_rows(const Side& side, int64_t count, int64_t stride, int64_t j) {
   constexpr int kWide = 4;
-  bool served = true;
   int64_t k = j;
   if (kTall < kWide) {  // the tile on the diagonal is a square
-    served &= fill_tile<kTall, kTall>(side, rows, stride, j, j);
+    fill_tile<kTall, kTall>(side, stride, j, j);
     k += kTall;
   }
-  for (; k + kWide <= count; k += kWide) served &= fill_tile<kTall, kWide>(side, rows, stride, j, k);
-  for (; k < count; ++k) served &= fill_tile<kTall, 1>(side, rows, stride, j, k);
+  for (; k + kWide <= count; k += kWide) fill_tile<kTall, kWide>(side, stride, j, k);
+  for (; k < count; ++k) fill_tile<kTall, 1>(side, stride, j, k);
   for (int64_t row = j; row < j + kTall; ++row) {
     for (k = count; k < stride; ++k) side.squared[row * stride + k] = side.inverse[row * stride + k] = 0.0;
   }
-  return served;
 }
 
-template <class E>
-bool distances_of(const Side& side, const E* rows, int64_t count, int64_t stride, int64_t first, int64_t last) {
+void distances(const Side& side, int64_t count, int64_t stride, int64_t first, int64_t last) {
   constexpr int kTall = kDoubles == 8 ? 4 : 2;  // as registers hold
-  bool served = true;
   int64_t j = first;
-  for (; j + kTall <= last; j += kTall) served &= fill_rows<kTall>(side, rows, count, stride, j);
-  for (; j < last; ++j) served &= fill_rows<1>(side, rows, count, stride, j);
-  return served;
-}
-
-bool distances(const Side& side, int64_t count, int64_t stride, int64_t first, int64_t last) {
-  return side.narrow == nullptr ? distances_of(side, side.rows, count, stride, first, last)
-                                : distances_of(side, side.narrow, count, stride, first, last);
+  for (; j + kTall <= last; j += kTall) fill_rows<kTall>(side, count, stride, j);
+  for (; j < last; ++j) fill_rows<1>(side, count, stride, j);
 }
 
 // ---- angles -------------------------------------------------------------------------------------------------------
@@ -303,75 +270,50 @@ void weigh(const Pairs& pairs, const Legs& legs, const double* across, int64_t p
   }
 }
 
-// kRows rows of the gradient, kVectors of their columns from `column` on. `weights` [kRows, count] are in the rows'
-// dtype.
-template <int kRows, int kVectors, class E>
-AMKD_INLINE void gather_some(const E* rows, int64_t width, int64_t count, const E* weights, int64_t row, int64_t column,
-                             double* grad) {
-  Lanes<E> own[kRows][kVectors], sums[kRows][kVectors] = {};
+// kRows rows of the gradient, kVectors of their columns from `column` on.
+template <int kRows, int kVectors>
+AMKD_INLINE void gather_some(const Side& side, int64_t count, int64_t stride, const double* weights, int64_t row,
+                             int64_t column, double* grad) {
+  const auto at = [&](int64_t b, int v) { return load_doubles(side.rows + b * side.width + column + v * kDoubles); };
+  Doubles own[kRows][kVectors], sums[kRows][kVectors] = {};
   for (int a = 0; a < kRows; ++a) {
-    for (int v = 0; v < kVectors; ++v) own[a][v] = at(rows + (row + a) * width + column + v * kStep<E>);
+    for (int v = 0; v < kVectors; ++v) own[a][v] = at(row + a, v);
   }
   for (int64_t b = 0; b < count; ++b) {
     for (int v = 0; v < kVectors; ++v) {
-      const Lanes<E> x = at(rows + b * width + column + v * kStep<E>);
-      for (int a = 0; a < kRows; ++a) sums[a][v] += weights[a * count + b] * (x - own[a][v]);
+      const Doubles x = at(b, v);
+      for (int a = 0; a < kRows; ++a) sums[a][v] += weights[(row + a) * stride + b] * (x - own[a][v]);
     }
   }
   for (int a = 0; a < kRows; ++a) {
-    for (int v = 0; v < kVectors; ++v) {
-      double* to = grad + (row + a) * width + column + v * kStep<E>;
-      for (int lane = 0; lane < kStep<E>; ++lane) to[lane] = sums[a][v][lane];
-    }
+    for (int v = 0; v < kVectors; ++v) store_doubles(grad + (row + a) * side.width + column + v * kDoubles, sums[a][v]);
   }
 }
 
-template <int kRows, class E>
-AMKD_INLINE void gather_rows(const E* rows, int64_t width, int64_t count, const E* weights, int64_t row, double* grad) {
+template <int kRows>
+AMKD_INLINE void gather_rows(const Side& side, int64_t count, int64_t stride, const double* weights, int64_t row,
+                             double* grad) {
   constexpr int kVectors = 2;
   int64_t column = 0;
-  for (; column + kVectors * kStep<E> <= width; column += kVectors * kStep<E>) {
-    gather_some<kRows, kVectors>(rows, width, count, weights, row, column, grad);
+  for (; column + kVectors * kDoubles <= side.width; column += kVectors * kDoubles) {
+    gather_some<kRows, kVectors>(side, count, stride, weights, row, column, grad);
   }
-  for (; column < width; column += kStep<E>) gather_some<kRows, 1>(rows, width, count, weights, row, column, grad);
-}
-
-template <class E>
-void gather_of(const E* rows, int64_t width, int64_t count, int64_t stride, const double* weights, int64_t first,
-               int64_t last, E* own, double* grad) {
-  constexpr int kRows = kGathered;
-  for (int64_t row = first; row < last; row += kRows) {
-    const int64_t some = last - row < kRows ? last - row : kRows;
-    for (int64_t a = 0; a < some; ++a) {
-      for (int64_t b = 0; b < count; ++b) own[a * count + b] = static_cast<E>(weights[(row + a) * stride + b]);
-    }
-    if (some == kRows) {
-      gather_rows<kRows>(rows, width, count, own, row, grad);
-    } else {
-      for (int64_t a = 0; a < some; ++a) gather_rows<1>(rows, width, count, own + a * count, row + a, grad);
-    }
+  for (; column < side.width; column += kDoubles) {
+    gather_some<kRows, 1>(side, count, stride, weights, row, column, grad);
   }
 }
 
 void gather(const Side& side, int64_t count, int64_t stride, const double* weights, int64_t first, int64_t last,
-            double* scratch, double* grad) {
-  if (side.narrow == nullptr) {
-    gather_of(side.rows, side.width, count, stride, weights, first, last, scratch, grad);
-  } else {
-    gather_of(side.narrow, side.width, count, stride, weights, first, last, reinterpret_cast<float*>(scratch), grad);
-  }
+            double* grad) {
+  constexpr int kRows = 3;
+  int64_t row = first;
+  for (; row + kRows <= last; row += kRows) gather_rows<kRows>(side, count, stride, weights, row, grad);
+  for (; row < last; ++row) gather_rows<1>(side, count, stride, weights, row, grad);
 }
 
 }  // namespace
 
-extern const Kernels kernels = {{read<float, double>, read<double, double>, read<Half, double>, read<BFloat16, double>},
-                                {read<float, float>, nullptr, read<Half, float>, read<BFloat16, float>},
-                                distances,
-                                angles,
-                                straight,
-                                sum,
-                                compare,
-                                weigh,
-                                gather};
+extern const Kernels kernels = {
+    {read<float>, read<double>, read<Half>, read<BFloat16>}, distances, angles, straight, sum, compare, weigh, gather};
 
 }  // namespace amkd::relations::AMKD_SIMD

@@ -4,7 +4,6 @@
 
 #include <torch/csrc/stable/library.h>
 
-#include <atomic>
 #include <cstring>
 #include <memory>
 #include <tuple>
@@ -12,6 +11,7 @@
 #include "../common/cpu_dispatch.h"
 #include "../common/cpu_scratch.h"
 #include "../common/cpu_share.h"
+#include "distance_loss_cpu.h"
 #include "relations_arguments.h"
 
 namespace amkd::relations {
@@ -27,40 +27,32 @@ int64_t lanes_of(int64_t count) { return (count + kMostLanes - 1) / kMostLanes *
 // An odd number of cache lines, so that the rows of a column do not fall into the same few places of a cache.
 int64_t stride_of(int64_t count) { return lanes_of(count) | kMostLanes; }
 
-// One side's rows and its pairs. Rows of fp32 or less may stay in fp32, where nothing is made of differences of what
-// comes of them: their own differences lose no digits of a distance.
+// One side's rows and its pairs.
 struct Space {
   Side side;
   Scratch rows, squared, inverse;
-  bool served = true;  // by the dtype that the rows are in
 
-  Space(const Kernels& kernels, const Tensor& tensor, int64_t stride, bool in_fp32, const char* name) {
+  Space(const Kernels& kernels, const Tensor& tensor, int64_t stride, const char* name) {
     const int64_t count = tensor.size(0), width = tensor.size(1), step = tensor.stride(0);
     const int64_t element = static_cast<int64_t>(element_of(tensor.scalar_type(), name));
     const int64_t bytes = element == static_cast<int64_t>(Element::kDouble)  ? 8
                           : element == static_cast<int64_t>(Element::kFloat) ? 4
                                                                              : 2;
-    side.width = (width + kMostColumns - 1) / kMostColumns * kMostColumns;
+    side.width = lanes_of(width);
     rows = Scratch(count * side.width);
     squared = Scratch(count * stride);
     inverse = Scratch(count * stride);
-    float* narrow = in_fp32 ? reinterpret_cast<float*>(rows.get()) : nullptr;
-    side.rows = in_fp32 ? nullptr : rows.get();
-    side.narrow = narrow;
+    side.rows = rows.get();
     side.squared = squared.get();
     side.inverse = inverse.get();
     const char* data = static_cast<const char*>(tensor.const_data_ptr());
     for (int64_t i = 0; i < count; ++i) {
-      const char* from = data + i * step * bytes;
-      in_fp32 ? kernels.narrow[element](from, width, side.width, narrow + i * side.width)
-              : kernels.widen[element](from, width, side.width, rows.get() + i * side.width);
+      kernels.widen[element](data + i * step * bytes, width, side.width, rows.get() + i * side.width);
     }
     // Whole tiles of rows, whoever takes them: the bits do not depend on it.
-    std::atomic<bool> all_served{true};
     share((count + kTile - 1) / kTile, kTile * count * side.width / 4, [&](int64_t first, int64_t last) {
-      if (!kernels.distances(side, count, stride, first * kTile, std::min(last * kTile, count))) all_served = false;
+      kernels.distances(side, count, stride, first * kTile, std::min(last * kTile, count));
     });
-    served = all_served;
   }
 };
 
@@ -157,11 +149,15 @@ std::tuple<Tensor, Tensor> loss(const Tensor& student, const Tensor& teacher, do
     write(loss, &total, 1, 1, 1);
     return {loss, grad};
   }
-  const bool in_fp32 = call.statistics == ScalarType::Float && angle_weight == 0.0;
-  Space student_space(kernels, call.student, stride, in_fp32, "student");
-  Space teacher_space(kernels, call.teacher, stride, in_fp32, "teacher");
-  if (!student_space.served) student_space = Space(kernels, call.student, stride, false, "student");
-  if (!teacher_space.served) teacher_space = Space(kernels, call.teacher, stride, false, "teacher");
+  if (call.statistics == ScalarType::Float && angle_weight == 0.0 && distance_weight != 0.0) {
+    float* to = with_gradient ? static_cast<float*>(grad.mutable_data_ptr()) : nullptr;
+    if (const auto found = distance_loss(call.student, call.teacher, distance_weight, to); found.has_value()) {
+      write(loss, &*found, 1, 1, 1);
+      return {loss, grad};
+    }
+  }
+  const Space student_space(kernels, call.student, stride, "student");
+  const Space teacher_space(kernels, call.teacher, stride, "teacher");
   const Pairs pairs{count, stride, student_space.side, teacher_space.side};
   const double rows = static_cast<double>(count);
   const double distance_factor = distance_weight / (rows * rows), angle_factor = angle_weight / (rows * rows * rows);
@@ -185,8 +181,7 @@ std::tuple<Tensor, Tensor> loss(const Tensor& student, const Tensor& teacher, do
   });
   const Scratch wide = Scratch(count * pairs.student.width);
   share(count, count * pairs.student.width / 4, [&](int64_t first, int64_t last) {
-    const Scratch scratch(kGathered * count);
-    kernels.gather(pairs.student, count, stride, weights, first, last, scratch.get(), wide.get());
+    kernels.gather(pairs.student, count, stride, weights, first, last, wide.get());
   });
   write(grad, wide.get(), count, width, pairs.student.width);
   return {loss, grad};

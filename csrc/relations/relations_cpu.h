@@ -9,20 +9,17 @@
 namespace amkd::relations {
 
 constexpr int64_t kMostLanes = 8;                           // doubles of the widest vector
-constexpr int64_t kMostColumns = 16;                        // floats of the widest vector
 constexpr int64_t kPack = 32;                               // vertices whose angles are computed together
 constexpr int64_t kPackBytes = 6 * kPack * sizeof(double);  // of scratch a row
-constexpr int64_t kGathered = 3;                            // rows whose gradient is gathered together
 // Squared distances below it are taken for 0: their reciprocals would overflow.
 constexpr double kCoincide = 1e-300;
 
 // What is known of the pairs of one side's rows: matrices [count, stride], symmetric, 0 from `count` on.
 struct Side {
-  const double* rows;  // [count, width], 0 in the columns that were added; null where they are in fp32:
-  const float* narrow;
-  int64_t width;    // a multiple of kMostColumns
-  double* squared;  // distances
-  double* inverse;  // 1 / √(2 squared), 0 where rows coincide: the product of two of them normalises a cosine
+  const double* rows;  // [count, width], 0 in the columns that were added
+  int64_t width;       // a multiple of kMostColumns
+  double* squared;     // distances
+  double* inverse;     // 1 / √(2 squared), 0 where rows coincide: the product of two of them normalises a cosine
 };
 
 struct Pairs {
@@ -52,10 +49,8 @@ struct Legs {
 struct Kernels {
   // A row into fp64; the columns from `count` to `width` become 0.
   void (*widen[kElements])(const void* from, int64_t count, int64_t width, double* to);
-  void (*narrow[kElements])(const void* from, int64_t count, int64_t width, float* to);  // into fp32, none of fp64
-  // Rows first to last of both matrices from their diagonal on, and what mirrors them. Returns whether fp32 served
-  // where the rows are in it: squares of what is very small, coincides or is very large need fp64.
-  bool (*distances)(const Side&, int64_t count, int64_t stride, int64_t first, int64_t last);
+  // Rows first to last of both matrices from their diagonal on, and what mirrors them.
+  void (*distances)(const Side&, int64_t count, int64_t stride, int64_t first, int64_t last);
   // The angles at rows first to last (multiples of kMostLanes), all of them. Fills those lanes of `legs` and, at [j,
   // k] for j < k, `across` [count, stride] with Σ_i stretch: none of it where these are null. Returns the loss of the
   // triples j < k. scratch: kPackBytes a row.
@@ -69,9 +64,9 @@ struct Kernels {
   // Σ_b weights_ab (x_b - x_a). `parts` matrices of `across` lie behind one another, and the weights may be the first.
   void (*weigh)(const Pairs&, const Legs&, const double* across, int64_t parts, double angle_factor, const Relative&,
                 double distance_factor, int64_t row, double* weights);
-  // Rows first to last of that gradient, [count, width]. scratch: kGathered doubles a row of the batch.
+  // Rows first to last of that gradient, [count, width].
   void (*gather)(const Side&, int64_t count, int64_t stride, const double* weights, int64_t first, int64_t last,
-                 double* scratch, double* grad);
+                 double* grad);
 };
 
 #define AMKD_RELATIONS_LEVEL(level) \

@@ -284,8 +284,8 @@ CPU = _in(
         "in larger batches the gradient of the angles lacks what most vertices do",
     ),
     (
-        "relations-mean-denominator", "relations", "relations/pairs_cpu_kernels.cpp",
-        "load_doubles(own.inverse + k) != 0.0 ? Doubles{} + 1.0 : Doubles{}", "Doubles{} + 1.0",
+        "relations-mean-denominator", "relations", "relations/distances_cpu_kernels.cpp",
+        "apart -= distance != 0.0;", "apart += 1;",
         "the mean distance counts pairs of equal rows",
     ),
     (
