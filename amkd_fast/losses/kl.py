@@ -24,6 +24,7 @@ class KLDivLoss(nn.Module):
         scale_by_t2: Multiply by T².
         reduction: ``"none"``, ``"sum"``, ``"mean"`` or ``"batchmean"``.
         dim: The dimension that holds the classes.
+        inplace_backward: Write the gradient over the student's logits, as in :func:`amkd_fast.kl_div`.
 
     Shape:
         ``forward(student, teacher, weight=None, mask=None)``: logits [..., K] twice, weight a float or [...], mask bool
@@ -46,6 +47,7 @@ class KLDivLoss(nn.Module):
         scale_by_t2: bool = True,
         reduction: Reduction = "batchmean",
         dim: int = -1,
+        inplace_backward: bool = False,
     ) -> None:
         super().__init__()
         checked_temperature(temperature)
@@ -54,6 +56,7 @@ class KLDivLoss(nn.Module):
         checks.choice("reduction", reduction, CHOICES)
         self.temperature, self.divergence, self.beta = temperature, divergence, beta
         self.scale_by_t2, self.reduction, self.dim = scale_by_t2, reduction, dim
+        self.inplace_backward = inplace_backward
 
     def forward(
         self, student: Tensor, teacher: Tensor, weight: float | Tensor | None = None, mask: Tensor | None = None
@@ -69,6 +72,7 @@ class KLDivLoss(nn.Module):
             scale_by_t2=self.scale_by_t2,
             reduction=self.reduction,
             dim=self.dim,
+            inplace_backward=self.inplace_backward,
         )
 
     def extra_repr(self) -> str:
@@ -90,6 +94,7 @@ class DistillationLoss(nn.Module):
         ignore_index: The label that means «no label».
         ignored_rows: ``"keep"`` or ``"drop"`` the divergence of rows with that label.
         dim: The dimension that holds the classes.
+        inplace_backward: Write the gradient over the student's logits, as in :func:`amkd_fast.kl_div`.
 
     Shape:
         ``forward(student, teacher, labels=None, mask=None)``: logits [..., K] twice, labels [...] and mask bool [...];
@@ -116,6 +121,7 @@ class DistillationLoss(nn.Module):
         ignore_index: int = -100,
         ignored_rows: IgnoredRows = "keep",
         dim: int = -1,
+        inplace_backward: bool = False,
     ) -> None:
         super().__init__()
         checked_temperature(temperature)
@@ -124,7 +130,7 @@ class DistillationLoss(nn.Module):
         self.temperature, self.divergence = temperature, divergence
         self.ce_weight, self.kl_weight = checks.finite("ce_weight", ce_weight), checks.finite("kl_weight", kl_weight)
         self.scale_by_t2, self.ignore_index = scale_by_t2, ignore_index
-        self.ignored_rows, self.dim = ignored_rows, dim
+        self.ignored_rows, self.dim, self.inplace_backward = ignored_rows, dim, inplace_backward
 
     def forward(
         self, student: Tensor, teacher: Tensor, labels: Tensor | None = None, mask: Tensor | None = None
@@ -142,6 +148,7 @@ class DistillationLoss(nn.Module):
             scale_by_t2=self.scale_by_t2,
             ignore_index=self.ignore_index,
             dim=self.dim,
+            inplace_backward=self.inplace_backward,
         )
 
     def extra_repr(self) -> str:

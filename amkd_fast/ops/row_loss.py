@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 from torch.compiler import is_compiling
 
 from amkd_fast import backends
@@ -88,6 +89,25 @@ def declare(name: str, loss: RowLoss, triton: str, fields: int = 0, tail: int = 
     return operators(loss, f"{name}_forward", f"{name}_backward")
 
 
+def overwriting(name: str, fused: dict[str, Operators], triton: str) -> dict[str, Operators]:
+    """``fused`` with ``NAME_overwrite`` as its backward operator: the first tensor's memory becomes its gradient."""
+    schemas.register(f"{name}_overwrite", lambda *_: None, f"{triton}:launch_overwrite")
+
+    def backward_of(overwrite: Callable) -> Callable:
+        def backward(grad_loss: Tensor, student: Tensor, *rest: object) -> Tensor:
+            overwrite(grad_loss, student, *rest)
+            increment_version(student)  # whoever saved the logits is told
+            return student.detach()
+
+        return backward
+
+    found = {}
+    for backend, those in fused.items():
+        operator = getattr(torch.ops.amkd_fast, f"{name}_overwrite" + ("_triton" if backend == "triton" else ""))
+        found[backend] = those._replace(backward=backward_of(operator.default), node=None)
+    return found
+
+
 def row_loss(operators: Operators, numbers: tuple, *tensors: Tensor | None) -> tuple[Tensor, Tensor]:
     """(loss, statistics) of a call, the loss with its graph; absent tensors at the end may be left out."""
     if _node is not None and operators.node is not None and not is_compiling():
@@ -159,14 +179,15 @@ class FusedRowLoss(torch.autograd.Function):
             stats, *given = saved(ctx, unsaved)
             kind, tensors = operators.loss, (*given, *rest)
             needed += (False,) * len(rest)
-            if any(needed[i] for i in kind.own) and not backends.differentiates():
+            own = [] if backends.differentiates() else [i for i in kind.own if needed[i]]
+            needed = [need and i not in own for i, need in enumerate(needed)]
+            if True in needed:  # first, as the operator may write over what they are made of
+                grads = kind.others(grad_loss, tensors, stats, tuple(needed), numbers)[: len(grads)]
+            if own:
                 flag = (torch.are_deterministic_algorithms_enabled(),) if kind.asks_determinism else ()
                 call = (*tensors[: kind.tensors], stats, *numbers[: kind.numbers], *flag)
                 found = operators.backward(grad_loss, *call)
                 for i, grad in zip(kind.own, (found,) if len(kind.own) == 1 else found, strict=True):
-                    if needed[i]:
-                        grads[i], needed[i] = grad, False
-            if True in needed:
-                others = kind.others(grad_loss, tensors, stats, tuple(needed), numbers)
-                grads = [own if own is not None else other for own, other in zip(grads, others, strict=False)]
+                    if i in own:
+                        grads[i] = grad
         return (None, None, *grads)

@@ -29,6 +29,12 @@ SCHEMAS = {
         "Tensor stats, float temperature, int divergence, float beta, float row_scale, float kl_factor, "
         "float ce_factor, int ignore_index, int reduction) -> Tensor"
     ),
+    # The same gradient, written over the student's logits, which are contiguous.
+    "kl_overwrite": (
+        "(Tensor grad_loss, Tensor(a!) student, Tensor teacher, Tensor? weight, Tensor? labels, Tensor? ce_weight, "
+        "Tensor stats, float temperature, int divergence, float beta, float row_scale, float kl_factor, "
+        "float ce_factor, int ignore_index, int reduction) -> ()"
+    ),
     # Decoupled distillation. student, teacher [B, K]; labels [B] int32 or int64; weight [B] in the statistics'
     # dtype; target_factor and other_factor weigh a row's two divergences, factor the rows. Returns the loss ([] or,
     # unreduced, [B]) and the statistics of csrc/kl/decoupled.h. A label out of range is an error on a CPU and a NaN

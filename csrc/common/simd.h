@@ -282,18 +282,30 @@ constexpr double kLog2 = 0.693147180559945309417;
 // 2^x for x ≤ 0 (rounding errors above it do no harm), one unit in the last place; 0 below 2^-126.5. NaN stays NaN.
 // To base 2 the reduction of the range is exact and costs nothing: callers fold log2(e) into a factor they have anyway.
 AMKD_INLINE Floats exp2_nonpositive(Floats x) {
+#if defined(__AVX512F__)
+  // The instruction that scales by 2^n also masks, so that nothing has to be clamped.
+  const __m512 n = _mm512_roundscale_ps(bits<__m512>(x), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  const __mmask16 normal = _mm512_cmp_ps_mask(bits<__m512>(x), _mm512_set1_ps(-126.5f), _CMP_NLT_UQ);
+  const Floats r = x - bits<Floats>(n);
+#else
   // Adding this rounds to an integer n, and leaves n + 127 in the low bits: the exponent of 2^n, or of 0 for n = -127.
   constexpr float kRound = 0x1.8p23f + 127.0f;
   const Floats clamped = larger(Floats{} - 127.0f, x);
   const Floats shifted = clamped + kRound;
   const Floats r = clamped - (shifted - kRound);
+#endif
   // Minimax fit of (2^r - 1) / r on |r| ≤ ½, relative error of 2^r 3e-9.
   Floats fraction = r * 0x1.416b5ep-13f + 0x1.5f0830p-10f;
   fraction = fraction * r + 0x1.3b2de0p-7f;
   fraction = fraction * r + 0x1.c6af7cp-5f;
   fraction = fraction * r + 0x1.ebfbdcp-3f;
   fraction = fraction * r + 0x1.62e430p-1f;
-  return (fraction * r + 1.0f) * bits<Floats>(bits<Ints>(shifted) << 23);
+  const Floats power = fraction * r + 1.0f;
+#if defined(__AVX512F__)
+  return bits<Floats>(_mm512_maskz_scalef_ps(normal, bits<__m512>(power), n));
+#else
+  return power * bits<Floats>(bits<Ints>(shifted) << 23);
+#endif
 }
 AMKD_INLINE double exp2_nonpositive(double x) { return ::exp2(x); }
 

@@ -159,27 +159,21 @@ std::tuple<Tensor, Tensor> forward(const Tensor& student, const Tensor& teacher,
   return {loss, stats};
 }
 
-Tensor backward(const Tensor& grad_loss, const Tensor& student, const Tensor& teacher,
-                const std::optional<Tensor>& weight, const std::optional<Tensor>& labels,
-                const std::optional<Tensor>& ce_weight, const Tensor& stats, double temperature, int64_t divergence,
-                double beta, double row_scale, double kl_factor, double ce_factor, int64_t ignore_index,
-                int64_t reduction) {
-  Call<Backward> call(Arguments(
-      student, teacher, weight, labels, ce_weight,
-      {temperature, static_cast<Divergence>(divergence), beta, row_scale, kl_factor, ce_factor, ignore_index, false},
-      reduction));
+// Writes the gradient into `grad` [rows, classes], contiguous: a new tensor, or the student's.
+void write_gradient(const Arguments& arguments, const Tensor& grad_loss, const Tensor& stats, void* grad,
+                    bool is_fresh) {
+  Call<Backward> call(arguments);
   Backward& p = call.problem;
   call.check(grad_loss, stats);
   const Tensor upstream = grad_loss.is_contiguous() ? grad_loss : torch::stable::contiguous(grad_loss);
-  Tensor grad = new_empty(student, {p.rows, p.classes}, student.scalar_type());
   p.grad_loss = upstream.const_data_ptr();
   p.stats = stats.data_ptr();
-  p.grad_student = grad.mutable_data_ptr();
-  const int64_t size = grad.element_size();
-  const bool is_fresh = p.rows * p.classes * size >= kFreshBytes;
+  p.grad_student = grad;
+  const int64_t size = call.student.element_size();
+  const bool has_new_pages = is_fresh && p.rows * p.classes * size >= kFreshBytes;
   const auto write = [&](int64_t first, int64_t last, int64_t begin, int64_t end) {
-    char* from = static_cast<char*>(p.grad_student) + (first * p.classes + begin) * size;
-    if (is_fresh) prefault(from, ((last - 1 - first) * p.classes + end - begin) * size);
+    char* from = static_cast<char*>(grad) + (first * p.classes + begin) * size;
+    if (has_new_pages) prefault(from, ((last - 1 - first) * p.classes + end - begin) * size);
     call.kernels.backward(p, first, last, begin, end);
   };
   const int64_t ranges = call.ranges_a_row();
@@ -189,7 +183,32 @@ Tensor backward(const Tensor& grad_loss, const Tensor& student, const Tensor& te
   } else {
     share(p.rows, p.classes, [&](int64_t first, int64_t last) { write(first, last, 0, p.classes); });
   }
+}
+
+Tensor backward(const Tensor& grad_loss, const Tensor& student, const Tensor& teacher,
+                const std::optional<Tensor>& weight, const std::optional<Tensor>& labels,
+                const std::optional<Tensor>& ce_weight, const Tensor& stats, double temperature, int64_t divergence,
+                double beta, double row_scale, double kl_factor, double ce_factor, int64_t ignore_index,
+                int64_t reduction) {
+  const Arguments arguments(
+      student, teacher, weight, labels, ce_weight,
+      {temperature, static_cast<Divergence>(divergence), beta, row_scale, kl_factor, ce_factor, ignore_index, false},
+      reduction);
+  Tensor grad = new_empty(student, {student.size(0), student.size(1)}, student.scalar_type());
+  write_gradient(arguments, grad_loss, stats, grad.mutable_data_ptr(), true);
   return grad;
+}
+
+void overwrite(const Tensor& grad_loss, Tensor student, const Tensor& teacher, const std::optional<Tensor>& weight,
+               const std::optional<Tensor>& labels, const std::optional<Tensor>& ce_weight, const Tensor& stats,
+               double temperature, int64_t divergence, double beta, double row_scale, double kl_factor,
+               double ce_factor, int64_t ignore_index, int64_t reduction) {
+  const Arguments arguments(
+      student, teacher, weight, labels, ce_weight,
+      {temperature, static_cast<Divergence>(divergence), beta, row_scale, kl_factor, ce_factor, ignore_index, false},
+      reduction);
+  STD_TORCH_CHECK(student.is_contiguous(), "student: must be contiguous to be written over");
+  write_gradient(arguments, grad_loss, stats, student.mutable_data_ptr(), false);
 }
 
 }  // namespace
@@ -198,4 +217,5 @@ Tensor backward(const Tensor& grad_loss, const Tensor& student, const Tensor& te
 STABLE_TORCH_LIBRARY_IMPL(amkd_fast, CPU, m) {
   m.impl("kl_forward", TORCH_BOX(&amkd::kl::forward));
   m.impl("kl_backward", TORCH_BOX(&amkd::kl::backward));
+  m.impl("kl_overwrite", TORCH_BOX(&amkd::kl::overwrite));
 }

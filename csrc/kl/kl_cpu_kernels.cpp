@@ -11,8 +11,9 @@ namespace {
 
 constexpr int64_t kTogether = 8;  // rows that are swept step by step
 
-// What a last, shorter vector does about the elements that the vector before it has covered already.
-enum class Overlap { kExclude, kRepeat };
+// What a last, shorter vector does about the elements that the vector before it has covered already: kNone leaves them
+// out, as what is written over its input cannot be computed twice.
+enum class Overlap { kExclude, kRepeat, kNone };
 
 // Calls body(student, teacher, column, count) for vectors that cover [begin, end). The last vector starts early enough
 // to be a full one: a full load is several times faster than one through a buffer. For sums the elements seen before
@@ -24,7 +25,7 @@ AMKD_INLINE void for_each_vector(const T* student, const T* teacher, int64_t beg
   int64_t i = begin;
   for (; i + kStep <= end; i += kStep) body(load(student + i), load(teacher + i), i, kStep);
   if (i == end) return;
-  if (end - begin >= kStep) {
+  if (kOverlap != Overlap::kNone && end - begin >= kStep) {
     const int64_t last = end - kStep;
     V s = load(student + last), t = load(teacher + last);
     if constexpr (kOverlap == Overlap::kExclude) {
@@ -480,35 +481,39 @@ AMKD_INLINE void backward_row(const Backward& p, int64_t row, int64_t begin, int
   const double ce_scale = has_ce ? upstream * s.ce_factor * ce_weight / labelled : 0.0;
   const V ce = splat<V>(ce_scale);
   const Row<T> r(p, row);
-  for_each_vector<T, Overlap::kRepeat>(r.student, r.teacher, begin, end,
-                                       [&](V student, V teacher, int64_t i, int64_t count) {
-                                         const V a = log_q(student), c = log_p(teacher);
-                                         const V q = kJs ? exp_nonpositive(a) : exp2_nonpositive(a);
-                                         V grad;
-                                         if constexpr (kDivergence == Divergence::kReverse) {
-                                           const V from_top = (student - log_q.max) - (teacher - log_p.max);
-                                           grad = scale * product_or_zero(q, from_top * per_t - inner);
-                                         } else if constexpr (kJs) {
-                                           grad = scale * product_or_zero(q, a - log_mixture(a, c) - inner);
-                                         } else {
-                                           grad = scale * (q - exp2_nonpositive(c));
-                                         }
-                                         if constexpr (kLabels) {
-                                           if (!is_seen) grad = V{};
-                                           grad += ce * exp2_nonpositive(log2_q1(student));
-                                           if (label >= i && label < i + count) {
-                                             Stat<T> lane[lanes<V>];
-                                             store(lane, grad);
-                                             lane[label - i] -= static_cast<Stat<T>>(ce_scale);
-                                             grad = load(lane);
-                                           }
-                                         }
-                                         if (count == lanes<V>) {
-                                           store(out + i, grad);
-                                         } else {
-                                           store_some(out + i, count, grad);
-                                         }
-                                       });
+  const auto write = [&](V student, V teacher, int64_t i, int64_t count) {
+    const V a = log_q(student), c = log_p(teacher);
+    const V q = kJs ? exp_nonpositive(a) : exp2_nonpositive(a);
+    V grad;
+    if constexpr (kDivergence == Divergence::kReverse) {
+      const V from_top = (student - log_q.max) - (teacher - log_p.max);
+      grad = scale * product_or_zero(q, from_top * per_t - inner);
+    } else if constexpr (kJs) {
+      grad = scale * product_or_zero(q, a - log_mixture(a, c) - inner);
+    } else {
+      grad = scale * (q - exp2_nonpositive(c));
+    }
+    if constexpr (kLabels) {
+      if (!is_seen) grad = V{};
+      grad += ce * exp2_nonpositive(log2_q1(student));
+      if (label >= i && label < i + count) {
+        Stat<T> lane[lanes<V>];
+        store(lane, grad);
+        lane[label - i] -= static_cast<Stat<T>>(ce_scale);
+        grad = load(lane);
+      }
+    }
+    if (count == lanes<V>) {
+      store(out + i, grad);
+    } else {
+      store_some(out + i, count, grad);
+    }
+  };
+  if (static_cast<const void*>(out) == r.student) {
+    for_each_vector<T, Overlap::kNone>(r.student, r.teacher, begin, end, write);
+  } else {
+    for_each_vector<T, Overlap::kRepeat>(r.student, r.teacher, begin, end, write);
+  }
 }
 
 template <class T, Divergence kDivergence, bool kLabels>

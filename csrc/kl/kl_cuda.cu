@@ -152,22 +152,11 @@ std::tuple<Tensor, Tensor> forward(const Tensor& student, const Tensor& teacher,
   return {loss, stats};
 }
 
-Tensor backward(const Tensor& grad_loss, const Tensor& student, const Tensor& teacher,
-                const std::optional<Tensor>& weight, const std::optional<Tensor>& labels,
-                const std::optional<Tensor>& ce_weight, const Tensor& stats, double temperature, int64_t divergence,
-                double beta, double row_scale, double kl_factor, double ce_factor, int64_t ignore_index,
-                int64_t reduction) {
-  const int32_t device = student.get_device_index();
-  const DeviceGuard guard(device);
-  const Arguments call(
-      student, teacher, weight, labels, ce_weight,
-      {temperature, static_cast<Divergence>(divergence), beta, row_scale, kl_factor, ce_factor, ignore_index, false},
-      reduction);
+// Writes the gradient into `grad` [rows, classes], contiguous: a new tensor, or the student's.
+void write_gradient(const Arguments& call, const Tensor& grad_loss, const Tensor& stats, void* grad) {
   call.check(grad_loss, stats);
-  const Tensor grad = new_empty(student, {call.rows, call.classes}, student.scalar_type());
-  if (call.rows == 0) return grad;
-
-  const cudaStream_t stream = current_stream(device);
+  if (call.rows == 0) return;
+  const cudaStream_t stream = current_stream(call.student.get_device_index());
   dispatch(call, [&](auto scalar, auto form) {
     using Scalar = decltype(scalar);
     using Stat = StatOf<Scalar>;
@@ -177,7 +166,7 @@ Tensor backward(const Tensor& grad_loss, const Tensor& student, const Tensor& te
     backward.stats = static_cast<const Stat*>(stats.const_data_ptr());
     backward.grad_loss = static_cast<const Stat*>(grad_loss.const_data_ptr());
     backward.grad_loss_stride = call.scalars.per_row ? grad_loss.stride(0) : 0;
-    backward.grad = static_cast<Scalar*>(grad.mutable_data_ptr());
+    backward.grad = static_cast<Scalar*>(grad);
     backward.lanes = plan.lanes;
     backward.splits = plan.splits;
     STD_TORCH_CHECK(plan.blocks <= kMaxBlocks, "student: too many rows for one launch");
@@ -185,7 +174,34 @@ Tensor backward(const Tensor& grad_loss, const Tensor& student, const Tensor& te
         <<<static_cast<unsigned>(plan.blocks), plan.threads, 0, stream>>>(backward);
     check_launch("kl backward_kernel");
   });
+}
+
+Tensor backward(const Tensor& grad_loss, const Tensor& student, const Tensor& teacher,
+                const std::optional<Tensor>& weight, const std::optional<Tensor>& labels,
+                const std::optional<Tensor>& ce_weight, const Tensor& stats, double temperature, int64_t divergence,
+                double beta, double row_scale, double kl_factor, double ce_factor, int64_t ignore_index,
+                int64_t reduction) {
+  const DeviceGuard guard(student.get_device_index());
+  const Arguments call(
+      student, teacher, weight, labels, ce_weight,
+      {temperature, static_cast<Divergence>(divergence), beta, row_scale, kl_factor, ce_factor, ignore_index, false},
+      reduction);
+  Tensor grad = new_empty(student, {call.rows, call.classes}, student.scalar_type());
+  write_gradient(call, grad_loss, stats, grad.mutable_data_ptr());
   return grad;
+}
+
+void overwrite(const Tensor& grad_loss, Tensor student, const Tensor& teacher, const std::optional<Tensor>& weight,
+               const std::optional<Tensor>& labels, const std::optional<Tensor>& ce_weight, const Tensor& stats,
+               double temperature, int64_t divergence, double beta, double row_scale, double kl_factor,
+               double ce_factor, int64_t ignore_index, int64_t reduction) {
+  const DeviceGuard guard(student.get_device_index());
+  const Arguments call(
+      student, teacher, weight, labels, ce_weight,
+      {temperature, static_cast<Divergence>(divergence), beta, row_scale, kl_factor, ce_factor, ignore_index, false},
+      reduction);
+  STD_TORCH_CHECK(student.is_contiguous(), "student: must be contiguous to be written over");
+  write_gradient(call, grad_loss, stats, student.mutable_data_ptr());
 }
 
 }  // namespace
@@ -194,4 +210,5 @@ Tensor backward(const Tensor& grad_loss, const Tensor& student, const Tensor& te
 STABLE_TORCH_LIBRARY_IMPL(amkd_fast, CUDA, m) {
   m.impl("kl_forward", TORCH_BOX(&amkd::kl::forward));
   m.impl("kl_backward", TORCH_BOX(&amkd::kl::backward));
+  m.impl("kl_overwrite", TORCH_BOX(&amkd::kl::overwrite));
 }

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple, get_args
 
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from amkd_fast import backends, checks
 from amkd_fast.ops.kl import reference, scalars
@@ -20,7 +22,7 @@ from amkd_fast.ops.kl.arguments import (
 )
 from amkd_fast.ops.kl.reference import statistics_dtype
 from amkd_fast.ops.kl.scalars import DIVERGENCES, Scalars
-from amkd_fast.ops.row_loss import RowLoss, by_reference, declare, ready, row_loss, tail
+from amkd_fast.ops.row_loss import RowLoss, by_reference, declare, overwriting, ready, row_loss, tail
 from amkd_fast.typing import Divergence, IgnoredRows, Reduction
 
 # Statistics that the forward operator leaves for the backward one, field by field ([FIELDS, B], flat), then the
@@ -36,6 +38,7 @@ def _loss(student, teacher, weight, labels, ce_weight, *numbers):
 # The backward operator computes the probabilities again, from the statistics.
 _LOSS = RowLoss((0,), by_reference(_loss), tensors=5, numbers=8)
 _OPERATORS = declare("kl", _LOSS, "amkd_fast.ops.kl.triton", FIELDS, TAIL)
+_OVERWRITING = overwriting("kl", _OPERATORS, "amkd_fast.ops.kl.triton")
 _KL = DIVERGENCES[:3]
 IGNORED_ROWS = get_args(IgnoredRows)
 
@@ -63,6 +66,7 @@ def kl_div(
     scale_by_t2: bool = True,
     reduction: Reduction = "batchmean",
     dim: int = -1,
+    inplace_backward: bool = False,
 ) -> Tensor:
     r"""Divergence between the softened distributions of student and teacher, straight from their logits.
 
@@ -90,6 +94,10 @@ def kl_div(
             sum over the size of the first dimension, or over how much of it the mask leaves a row of). With no rows
             every sum and mean is 0.
         dim: The dimension that holds the classes, with which [...] are the other ones.
+        inplace_backward: The backward pass may write the student's gradient over its logits: no memory is taken for it,
+            and the logits are gone. For those that a layer has just made and nobody reads any more; not for a leaf. A
+            later use that autograd knows of is its error. Where the reference computes, or ``torch.compile`` plans
+            memory itself, the gradient has memory of its own.
 
     Returns:
         The loss in fp32 (fp64 for fp64 logits). Gradients flow to student, teacher, a weight tensor and a temperature
@@ -115,7 +123,9 @@ def kl_div(
     """
     if divergence not in _KL:
         checks.choice("divergence", divergence, _KL)
-    return _divergence(student, teacher, temperature, divergence, beta, weight, mask, scale_by_t2, reduction, dim)
+    return _divergence(
+        student, teacher, temperature, divergence, beta, weight, mask, scale_by_t2, reduction, dim, inplace_backward
+    )
 
 
 def soft_cross_entropy(
@@ -128,6 +138,7 @@ def soft_cross_entropy(
     scale_by_t2: bool = False,
     reduction: Reduction = "batchmean",
     dim: int = -1,
+    inplace_backward: bool = False,
 ) -> Tensor:
     r"""Cross-entropy of the student's softened distribution under the teacher's, :math:`−Σ σ(z_t/T) \log σ(z_s/T)`.
 
@@ -143,6 +154,7 @@ def soft_cross_entropy(
         scale_by_t2: Multiply by T²; off, as in the public BSS code.
         reduction: As in :func:`kl_div`.
         dim: The dimension that holds the classes.
+        inplace_backward: The backward pass may write the gradient over the student's logits, as in :func:`kl_div`.
 
     Returns:
         The loss in fp32 (fp64 for fp64 logits).
@@ -160,7 +172,9 @@ def soft_cross_entropy(
         '2.3026'
     """
     name = "soft_cross_entropy"
-    return _divergence(student, teacher, temperature, name, 0.5, weight, mask, scale_by_t2, reduction, dim)
+    return _divergence(
+        student, teacher, temperature, name, 0.5, weight, mask, scale_by_t2, reduction, dim, inplace_backward
+    )
 
 
 def distillation_loss(
@@ -177,6 +191,7 @@ def distillation_loss(
     scale_by_t2: bool = True,
     ignore_index: int = -100,
     dim: int = -1,
+    inplace_backward: bool = False,
 ) -> DistillationTerms:
     r"""Hard-label cross-entropy and softened divergence in one pass over the logits.
 
@@ -205,6 +220,7 @@ def distillation_loss(
         scale_by_t2: Multiply the divergence by T².
         ignore_index: The label that means «no label».
         dim: The dimension that holds the classes.
+        inplace_backward: The backward pass may write the gradient over the student's logits, as in :func:`kl_div`.
 
     Returns:
         ``DistillationTerms(total, ce, kl)`` of scalars in fp32 (fp64 for fp64 logits). ``ce`` and ``kl`` (with T²) are
@@ -229,7 +245,7 @@ def distillation_loss(
         '2.3026 0.0000 0.2303'
     """
     tensors = isinstance(ce_weight, Tensor) or isinstance(kl_weight, Tensor) or isinstance(temperature, Tensor)
-    if not tensors and mask is None and dim == -1 and ignored_rows == "keep":
+    if not tensors and mask is None and dim == -1 and ignored_rows == "keep" and not inplace_backward:
         device = ready(student, teacher, labels=labels)
         if device is not None:  # the usual call
             call = (temperature, divergence, ce_weight, kl_weight, bool(scale_by_t2), ignore_index)
@@ -257,17 +273,22 @@ def distillation_loss(
         ce_rows = None  # whose gradient nothing asks for
     elif ce_mask is not None:
         labels = labels.masked_fill(~ce_mask.reshape(-1), ignore_index)
+    if inplace := inplace_backward and not is_compiling():
+        student, teacher = _expendable(student, teacher)
+    run = partial(_run, student, teacher, labels=labels, ce_weight=ce_rows, numbers=numbers, with_parts=True)
     if kl_mask is None:
-        return DistillationTerms(*_run(student, teacher, kl_rows, labels, ce_rows, numbers, True))
+        return DistillationTerms(*run(weight=kl_rows, inplace=inplace))
     # The operators divide by the number of all rows.
     share = student.shape[0] / kl_mask.sum().clamp(min=1).to(statistics_dtype(student.dtype))
     kl_rows = masked(kl_rows, kl_mask, student) * share
-    total, ce, kl = _run(student, teacher, kl_rows, labels, ce_rows, numbers, True)
+    total, ce, kl = run(weight=kl_rows, inplace=inplace)
     return DistillationTerms(total, ce, kl * share)
 
 
-def _divergence(student, teacher, temperature, divergence, beta, weight, mask, scale_by_t2, reduction, dim) -> Tensor:
-    if weight is None and mask is None and dim == -1 and not isinstance(temperature, Tensor):
+def _divergence(
+    student, teacher, temperature, divergence, beta, weight, mask, scale_by_t2, reduction, dim, inplace
+) -> Tensor:
+    if weight is None and mask is None and dim == -1 and not inplace and not isinstance(temperature, Tensor):
         device = ready(student, teacher)
         if device is not None:  # the usual call
             numbers = scalars.of_divergence(temperature, divergence, beta, None, bool(scale_by_t2), reduction, 1)
@@ -277,10 +298,26 @@ def _divergence(student, teacher, temperature, divergence, beta, weight, mask, s
     if isinstance(temperature, Tensor):
         temperature = temperature_of(temperature, shape, student)
     numbers = scalars.of_divergence(temperature, divergence, beta, number, bool(scale_by_t2), reduction, divisor)
-    return finished(_run(student, teacher, rows, None, None, numbers, False), size, reduction, shape)
+    if inplace := inplace and not is_compiling():
+        student, teacher = _expendable(student, teacher)
+    return finished(_run(student, teacher, rows, None, None, numbers, False, inplace=inplace), size, reduction, shape)
 
 
-def _run(student, teacher, weight, labels, ce_weight, numbers: tuple, with_parts: bool, device: str | None = None):
+def _expendable(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits [B, K] of which the student's may be written over; they may be those of the arguments, or copies."""
+    of = student._base if student._is_view() else student
+    if of is not None and of.is_leaf and of.requires_grad:
+        rule = "needs logits that a layer made, whose memory becomes the gradient's"
+        raise ValueError(f"inplace_backward=True: {rule}; student is a leaf of the graph")
+    if teacher.untyped_storage().data_ptr() == student.untyped_storage().data_ptr():
+        teacher = teacher.clone()
+    return student.contiguous(), teacher
+
+
+def _run(
+    student, teacher, weight, labels, ce_weight, numbers: tuple, with_parts: bool, device: str | None = None,
+    inplace: bool = False,
+):  # fmt: skip
     """The loss, or with ``with_parts`` (loss, mean cross-entropy, mean divergence)."""
     learnt = LEARNT if isinstance(numbers[0], Tensor) else ""
     name = backends.select("kl", device or student.device.type, learnt)
@@ -290,7 +327,8 @@ def _run(student, teacher, weight, labels, ce_weight, numbers: tuple, with_parts
         outputs = reference.loss(student, teacher, weight, labels, ce_weight, Scalars(*numbers))
         return outputs if with_parts else outputs[0]
     try:
-        loss, stats = row_loss(_OPERATORS[name], numbers, student, teacher, weight, labels, ce_weight)
+        operators = (_OVERWRITING if inplace else _OPERATORS)[name]
+        loss, stats = row_loss(operators, numbers, student, teacher, weight, labels, ce_weight)
     except RuntimeError as error:
         raise _named(error) from None
     return (loss, *tail(stats, 2)) if with_parts else loss

@@ -36,10 +36,13 @@ _jit = triton.jit(do_not_specialize=_NOT_SPECIALIZED)
 
 
 @triton.jit
-def _load(base, stride, row, column, classes, WIDTH: tl.constexpr, ACC: tl.constexpr):
-    """Logits [R, N] of rows [R] and columns [N], −inf behind the last class."""
+def _load(base, stride, row, column, classes, WIDTH: tl.constexpr, ACC: tl.constexpr, valid=None):
+    """Logits [R, N] of rows [R] and columns [N], −inf behind the last class and in rows that are not valid."""
     pointers = base + row[:, None] * stride * WIDTH + column[None, :]
-    return tl.load(pointers, mask=(column < classes * WIDTH)[None, :], other=float("-inf")).to(ACC)
+    mask = (column < classes * WIDTH)[None, :]
+    if valid is not None:
+        mask = mask & valid[:, None]
+    return tl.load(pointers, mask=mask, other=float("-inf")).to(ACC)
 
 
 @triton.jit
@@ -405,8 +408,9 @@ def kl_grad_kernel(
     valid = row < rows
     row = tl.minimum(row, rows - 1)
     column = (tl.program_id(0) % CHUNKS) * N + tl.arange(0, N)  # [N]
-    s = _load(student, student_stride, row, column, classes, WIDTH, ACC)  # [R, N]
-    t = _load(teacher, teacher_stride, row, column, classes, WIDTH, ACC)  # [R, N]
+    # Where the gradient goes over the student's logits nobody may read those of another row.
+    s = _load(student, student_stride, row, column, classes, WIDTH, ACC, valid)  # [R, N]
+    t = _load(teacher, teacher_stride, row, column, classes, WIDTH, ACC, valid)  # [R, N]
 
     from_s = s - tl.load(stats + row)[:, None]
     log_s, log_t = tl.load(stats + rows + row) * LOG2E, tl.load(stats + 3 * rows + row) * LOG2E  # [R]
@@ -568,18 +572,31 @@ def launch_forward(
     return loss, stats
 
 
-def launch_backward(
-    grad_loss, student, teacher, weight, labels, ce_weight, stats,
-    temperature, divergence, beta, row_scale, kl_factor, ce_factor, ignore_index, reduction,
-):  # fmt: skip
+def launch_backward(grad_loss, student, *rest):
     """The student's gradient."""
-    rows, classes = student.shape
-    kl_factor, per_row = over_rows(kl_factor, rows, reduction)
     # The interpreter truncates where a GPU rounds to bf16, so there the kernel stores fp32 and torch rounds.
     truncates = backends.INTERPRETING and student.dtype == torch.bfloat16
-    grad = student.new_empty(rows, classes, dtype=torch.float32 if truncates else student.dtype)
+    grad = student.new_empty(student.shape, dtype=torch.float32 if truncates else student.dtype)
+    _write_gradient(grad, grad_loss, student, *rest)
+    return grad.to(student.dtype)
+
+
+def launch_overwrite(grad_loss, student, *rest):
+    """The same, over the student's logits: a program has read what it writes over."""
+    if backends.INTERPRETING and student.dtype == torch.bfloat16:
+        student.copy_(launch_backward(grad_loss, student, *rest))
+    else:
+        _write_gradient(student, grad_loss, student, *rest)
+
+
+def _write_gradient(
+    grad, grad_loss, student, teacher, weight, labels, ce_weight, stats,
+    temperature, divergence, beta, row_scale, kl_factor, ce_factor, ignore_index, reduction,
+):  # fmt: skip
+    rows, classes = student.shape
+    kl_factor, per_row = over_rows(kl_factor, rows, reduction)
     if rows == 0:
-        return grad.to(student.dtype)
+        return
     student, teacher = _columns_together(student), _columns_together(teacher)
     weight, labels, ce_weight = (None if x is None else x.contiguous() for x in (weight, labels, ce_weight))
     plan = backward_plan(rows, classes, student.dtype)
@@ -593,4 +610,3 @@ def launch_backward(
             math.log2(beta), math.log2(1.0 - beta),
             **plan, WIDTH=w, DIVERGENCE=divergence, num_warps=warps(plan["R"] * plan["N"], student.dtype),
         )  # fmt: skip
-    return grad.to(student.dtype)
