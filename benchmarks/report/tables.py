@@ -6,12 +6,11 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from benchmarks.report import quality, words
-from benchmarks.report.load import DEVICES, Results, Row
+from benchmarks.report.judge import OUTSIDE, Row
+from benchmarks.report.load import DEVICES, Results
 from benchmarks.timing import inverse
 
 _RATIO = f"Ratios are those of the medians, theirs over ours; {words.SPREAD} of the ratio within a round."
-OUTSIDE = "outside the network"  # an extra: the share of an attack's time
-ASKED = ("triplet", "attack")  # have so many cases that the summary shows those with goals alone
 
 
 class Column(NamedTuple):
@@ -27,6 +26,8 @@ COLUMNS = {
     "triplet": (
         Column("pytorch-metric-learning", ("pytorch-metric-learning",)),
         Column("sentence-transformers", ("sentence-transformers",)),
+        Column("faiss", ("faiss",)),
+        Column("scikit-learn", ("scikit-learn",)),
         Column("compiled", ("compile", "max-autotune")),
         Column("eager", ("eager",)),
         Column("`torch.mm`", ("torch.mm",)),
@@ -53,19 +54,16 @@ COLUMNS = {
 
 
 def summary(results: Results, device: str) -> str:
-    """The cases that have a goal for their speed; of a family without one, its first case."""
+    """Of every operation the case that is the least ahead of the others."""
+    least: dict[str, Row] = {}
+    for row in last_directions([row for row in results.rows(device) if row["ratio"] is not None]):
+        known = least.setdefault(row["operation"], row)
+        least[row["operation"]] = min(known, row, key=lambda row: row["ratio"]["median"])
     lines = []
-    for family, on in results.comparisons:
-        rows = [row for row in results.rows(device, family) if on == device and row["ours"] is not None]
-        timed = [row for row in rows if any(goal["kind"] in ("speed-up", "time") for goal in row["goals"])]
-        for row in timed or last_directions(rows)[:1]:
-            best = ratio = ""
-            if row["best"] is not None:
-                best = f"{words.time(row['contestants'][row['best']]['us']['median'])} ({row['best']})"
-                ratio = words.ratio(row["ratios"][row["ours"]][row["best"]])
-            ours = row["contestants"][row["ours"]]
-            limit = f"{words.share(ours['share_of_limit'])} ({row['limit']['bound']})" if row["limit"] else ""
-            lines.append((words.case(row), words.time(ours["us"]["median"]), best, ratio, limit))
+    for row in least.values():
+        ours, best = (words.time(row["contestants"][row[who]]["us"]["median"]) for who in ("ours", "best"))
+        limit = "" if row["share"] is None else f"{words.share(row['share'])} ({row['bound']})"
+        lines.append((words.case(row), ours, f"{best} ({row['best']})", words.ratio(row["ratio"]), limit))
     if not lines:
         return words.NOT_YET
     header = ("case", "amkd_fast", "best of the others", "ratio", "of the limit")
@@ -77,13 +75,13 @@ def against(results: Results, device: str, family: str) -> str:
     """Ours, and how many times longer each kind of rival takes: the last direction of every case."""
     lines = []
     for row in last_directions(results.rows(device, family)):
-        if row["ours"] is None or (family in ASKED and not row["goals"]):
+        if row["ours"] is None:
             continue
         ours = row["contestants"][row["ours"]]
         ratios = {column.name: compared(row, column) for column in COLUMNS[family]}
         more = {"memory": words.size(ours["peak_bytes"])} if family == "triplet" else {}
         more |= {OUTSIDE: words.share(row["extras"][OUTSIDE])} if OUTSIDE in row["extras"] else {}
-        if any(ratios.values()) or row["goals"]:
+        if any(ratios.values()):
             case = {"case": words.case(row, way=False), "amkd_fast": words.time(ours["us"]["median"])}
             lines.append({**case, **ratios, **more})
     if not lines:
