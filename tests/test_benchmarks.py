@@ -323,18 +323,6 @@ def test_pages_have_every_contestant_and_who_is_not_there(site, undrawn):
     assert "| torchattacks | cpu: not installed | kl |" in index
 
 
-def test_tables_take_the_fastest_of_a_kind_and_the_named_form():
-    found = judged(row(us={"eager cdist": 500.0, "eager tiled": 300.0, "torch.mm": 50.0, OURS: 100.0}))
-    assert tables.compared(found, tables.Column("eager", ("eager",))) == "3.00 (2.85–3.15)"
-    assert tables.compared(found, tables.Column("of mm", ("torch.mm",), inverse=True)) == "2.00 (1.90–2.11)"
-    assert tables.compared(found, tables.Column("absent", ("torchattacks",))) == ""
-    assert tables.compared(found, tables.Column("eager", ("eager",), form="kernel alone")) == ""
-    alone = f"{OURS}, kernel alone"
-    found["contestants"][alone] = {**found["contestants"][OURS], "form": "kernel alone"}
-    found["ratios"][alone] = {"eager cdist": around(7.0)}
-    assert tables.compared(found, tables.Column("eager", ("eager",), form="kernel alone")) == "7.00 (6.65–7.35)"
-
-
 def test_results_of_the_methods_become_tables():
     """On the files that are in the repository."""
     results = load(machine.RESULTS)
