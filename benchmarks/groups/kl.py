@@ -9,11 +9,14 @@ from torch import Tensor
 
 import amkd_fast as af
 from benchmarks.baselines import kl as baselines
+from benchmarks.baselines import large_vocabulary
 from benchmarks.baselines.kl import CE_WEIGHT, KL_WEIGHT, T, distillation, log_target, softmax_target
+from benchmarks.contest import Contestant
 from benchmarks.group import Goal, Group
 from benchmarks.roofline import Work, both_ways
 
 FP32, BF16 = torch.float32, torch.bfloat16
+VOCABULARY = 10_000  # classes from which people take logits some rows at a time
 
 
 def groups() -> list[Group]:
@@ -83,5 +86,9 @@ def loss(name: str, rows: int, classes: int, dtype: torch.dtype, speedup: float 
     work = both_ways(Work(2 * size, exponentials), Work(3 * size, exponentials))  # which also writes the gradient
     goals = () if speedup is None else (Goal("speed-up", speedup),)
     more = {"others": baselines.liger} if name == "kl_div" else {}
+    if name == "kl_div" and classes >= VOCABULARY:
+        chunks = Contestant("eager gradient first, in chunks", large_vocabulary.GradientFirst.apply)
+        rivals = {**rivals, "recomputed in chunks": large_vocabulary.recomputed}
+        more["others"] = lambda: [chunks, *baselines.liger()]
     call, sizes = partial(ours, temperature=T), {"B": rows, "K": classes}
     return Group("kl", name, sizes, dtype, draw, call, rivals, work, goals=goals, **more)

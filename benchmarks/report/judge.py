@@ -23,9 +23,13 @@ def judged(row: Row, group: Group | None) -> Row:
         row: As :mod:`benchmarks.compare` writes it.
         group: What it is of; None where no group is it any more.
     """
-    entries, yardsticks = row["contestants"], group.yardsticks if group else ()
+    entries, yardsticks = row["contestants"], set(group.yardsticks if group else ())
     us = {title: entry["us"]["median"] for title, entry in entries.items()}
-    others = (title for title, entry in entries.items() if not entry["ours"] and title not in yardsticks)
+    others = (
+        title
+        for title, entry in entries.items()
+        if not entry["ours"] and yardsticks.isdisjoint((title, f"{title}: {row['direction']}"))
+    )
     mine = (title for title, entry in entries.items() if entry["ours"] and not entry["form"])
     best, ours = (min(titles, key=us.__getitem__, default=None) for titles in (others, mine))
     share = bound = None
