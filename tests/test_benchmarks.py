@@ -276,6 +276,9 @@ def test_yardsticks_are_nobodys_best(site, undrawn, capsys, monkeypatch):
     asks(monkeypatch, yardsticks=(EAGER,))
     site(kl_cpu=comparison(found))
     assert capsys.readouterr().out == ""
+    asks(monkeypatch, yardsticks=(f"{EAGER}: both", f"{COMPILED}: backward"))
+    site(kl_cpu=comparison(found))
+    assert capsys.readouterr().out == ""
     asks(monkeypatch, yardsticks=(EAGER, COMPILED))
     site(kl_cpu=comparison(found))
     assert "rule broken" in capsys.readouterr().out

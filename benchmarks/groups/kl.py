@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -85,10 +86,10 @@ def loss(name: str, rows: int, classes: int, dtype: torch.dtype, speedup: float 
     exponentials = count * (3 if name == "distillation_loss" else 2)  # there also of the student at temperature 1
     work = both_ways(Work(2 * size, exponentials), Work(3 * size, exponentials))  # which also writes the gradient
     goals = () if speedup is None else (Goal("speed-up", speedup),)
-    more = {"others": baselines.liger} if name == "kl_div" else {}
+    more: dict[str, Any] = {"others": baselines.liger} if name == "kl_div" else {}
     if name == "kl_div" and classes >= VOCABULARY:
-        chunks = Contestant("eager gradient first, in chunks", large_vocabulary.GradientFirst.apply)
+        chunks = Contestant("eager gradient first in chunks", large_vocabulary.GradientFirst.apply)
         rivals = {**rivals, "recomputed in chunks": large_vocabulary.recomputed}
-        more["others"] = lambda: [chunks, *baselines.liger()]
+        more |= {"others": lambda: [chunks, *baselines.liger()], "yardsticks": (f"{chunks.name}: backward",)}
     call, sizes = partial(ours, temperature=T), {"B": rows, "K": classes}
     return Group("kl", name, sizes, dtype, draw, call, rivals, work, goals=goals, **more)
