@@ -13,7 +13,7 @@ import amkd_fast as af
 from amkd_fast import backends
 from amkd_fast.ops.triplet.operators import OPERATORS
 from benchmarks import contest
-from benchmarks.baselines import nearest, there, written
+from benchmarks.baselines import nearest, there
 from benchmarks.baselines import triplet as baselines
 from benchmarks.baselines.triplet import MARGIN, METRIC_LEARNING, libraries, metric_learning
 from benchmarks.contest import Answer, Contestant, Errors
@@ -85,12 +85,8 @@ def every(count: int, classes: int = CLASSES) -> Group:
     distances, and in the backward pass that of a weight for every pair with the rows.
     """
 
-    def others() -> list[Contestant]:
-        cubes = written("cube", baselines.cube)
-        return [*(entry._replace(call=baselines.bounded(entry.call)) for entry in cubes), *libraries("all")]
-
     options, pairs = {"mining": "all", "reduction": "mean_nonzero"}, count * count * WIDTH
-    more = {"others": others, "verify": partial(contest.verify, limit=EDGE_LIMIT)}
+    more = {"others": partial(libraries, "all"), "verify": partial(contest.verify, limit=EDGE_LIMIT)}
     return _loss("all", count, options, pairs, classes=classes, together=True, **more)
 
 
