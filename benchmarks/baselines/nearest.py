@@ -28,18 +28,14 @@ def faiss(rows: Tensor, reference: Tensor, k: int) -> Found:
 
 
 def scikit_learn(rows: Tensor, reference: Tensor, k: int) -> Found:
-    from sklearn.metrics import pairwise_distances_argmin_min
+    """The kernel of ``pairwise_distances_argmin``, for any k."""
     from sklearn.neighbors import NearestNeighbors
     from threadpoolctl import threadpool_limits
 
     with threadpool_limits(torch.get_num_threads()):
-        if k == 1:
-            index, distance = pairwise_distances_argmin_min(rows.numpy(), reference.numpy())
-        else:
-            distance, index = (
-                NearestNeighbors(n_neighbors=k, algorithm="brute").fit(reference.numpy()).kneighbors(rows.numpy())
-            )
-    return torch.from_numpy(distance).to(rows).view(-1, k), torch.from_numpy(index).view(-1, k)
+        found = NearestNeighbors(n_neighbors=k, algorithm="brute").fit(reference.numpy()).kneighbors(rows.numpy())
+    distance, index = map(torch.from_numpy, found)
+    return distance.to(rows), index
 
 
 def cuvs(rows: Tensor, reference: Tensor, k: int) -> Found:
