@@ -16,6 +16,7 @@ from benchmarks import contest
 from benchmarks.compare import PATIENCE, Comparison
 from benchmarks.group import Group
 from benchmarks.groups import FAMILIES, groups
+from benchmarks.report.judge import judged
 from benchmarks.timing import QUICK
 
 _readings: Iterator[float] = iter(())
@@ -60,7 +61,7 @@ def test_group(benchmark, pytestconfig, group, device, direction, title):
     if isinstance(found, Exception):
         raise found
     rounds, rows = found[0][direction], found[1]
-    row = rows[direction]
+    row = judged(rows[direction], group)
     if title not in rounds:
         pytest.skip(f"{title}: {row['left_out'][title]}")
     ratios = {own: against[title] for own, against in row["ratios"].items() if title in against}

@@ -18,10 +18,11 @@ import torch
 
 from benchmarks import baselines, contest, machine, memory, roofline
 from benchmarks.contest import Contestant, WrongResult
-from benchmarks.group import BEST, SHORT, Field, Goal, Group, prepare
+from benchmarks.group import SHORT, Field, Group, prepare
 from benchmarks.groups import FAMILIES, groups
 from benchmarks.report import goals, words
-from benchmarks.timing import QUICK, Patience, Rounds, interleave, inverse, ratio, spread
+from benchmarks.report.judge import judged
+from benchmarks.timing import QUICK, Patience, Rounds, interleave, ratio, spread
 
 US = 1e6
 PATIENCE = {"cpu": Patience(), "cuda": Patience(rounds=15, seconds=0.5)}  # a GPU that is nobody else's is quiet
@@ -95,11 +96,9 @@ class Comparison:
             extras = group.extras(field.inputs)
             for direction in group.directions:
                 row, times = timed(group, device, direction, field, patience, peaks)
-                row["extras"] = extras
-                row["goals"] = [judged(row, goal) for goal in group.goals if goal.direction == direction]
-                self.found["groups"].append(row)
+                self.found["groups"].append({**row, "extras": extras})
                 rounds[direction] = {entry.title: seconds for entry, seconds in times.seconds.items()}
-                print(line(row), flush=True)
+                print(line(judged(self.found["groups"][-1], group)), flush=True)
         except Exception as error:
             name = "" if isinstance(error, WrongResult) else f"{type(error).__name__}: "
             self.found["wrong"].append(f"{group}: {name}{' '.join(str(error).split())[:200]}")
@@ -126,8 +125,6 @@ def timed(
         return statistics.median(times.seconds[entry])
 
     mine, others = ([entry for entry in entries if entry.ours is own] for own in (True, False))
-    equals = [entry for entry in others if entry.name not in group.yardsticks]
-    public = [entry for entry in mine if not entry.form]
     row = {
         **{"family": group.family, "operation": group.operation, "sizes": group.sizes, "dtype": SHORT[group.dtype]},
         **{"direction": direction, "rounds": len(times.seconds[entries[0]])},
@@ -140,8 +137,6 @@ def timed(
             for entry in entries
         },
         "left_out": field.left_out,
-        "best": min(equals, key=median).title if equals else None,
-        "ours": min(public, key=median).title if public else None,
         "ratios": {
             own.title: {other.title: ratio(times.seconds[other], times.seconds[own]) for other in others}
             for own in mine
@@ -166,24 +161,6 @@ def peak_bytes(entry: Contestant, group: Group, field: Field, device: str) -> in
     return peak
 
 
-def judged(row: dict[str, Any], goal: Goal) -> dict[str, Any]:
-    """The goal beside what was measured."""
-    found: dict[str, Any] = {**goal._asdict(), "measured": None, "reached": None}
-    ours = (name for name, entry in row["contestants"].items() if entry["ours"] and entry["form"] == goal.form)
-    own, rival = next(ours, None), row["best"] if goal.rival == BEST else goal.rival
-    if own is None:
-        return {**found, "reason": "ours is not there"}
-    if goal.kind not in ("speed-up", "time"):
-        got = {"measured": {"memory": row["contestants"][own]["peak_bytes"], **row["extras"]}[goal.kind]}
-    elif (got := row["ratios"][own].get(rival)) is None:
-        return {**found, "reason": row["left_out"].get(rival, f"{rival} is not there")}
-    else:
-        got = inverse(got) if goal.kind == "time" else dict(got)
-        got |= {"rival": rival, "measured": got.pop("median")}
-    reached = got["measured"] >= goal.bound if goal.kind == "speed-up" else got["measured"] <= goal.bound
-    return {**found, **got, "reached": reached}
-
-
 def line(row: dict[str, Any]) -> str:
     """A row in short: ours, the best of the others, the limit, the goals."""
     if row["ours"] is None:
@@ -192,8 +169,8 @@ def line(row: dict[str, Any]) -> str:
     text = f"{words.case(row):64}{words.time(ours['us']['median']):>9}"
     if row["best"] is not None:
         text += f"{words.ratio(row['ratios'][row['ours']][row['best']]):>20}× {row['best']:24}"
-    if row["limit"] is not None:
-        text += f"{words.share(ours['share_of_limit']):>6} of the limit ({row['limit']['bound']})"
+    if row["share"] is not None:
+        text += f"{words.share(row['share']):>6} of the limit ({row['bound']})"
     return text + "".join(f"; {goals.sentence(goal)}" for goal in row["goals"])
 
 

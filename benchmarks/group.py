@@ -47,8 +47,12 @@ class Group:
     truth: Callable[[Callable[..., Any], tuple[Any, ...]], Any] = contest.truth  # by default the reference in fp64
     extras: Callable[[tuple[Any, ...]], dict[str, Any]] = lambda given: {}  # more figures of ours, by name
     goals: tuple[Goal, ...] = ()
-    yardsticks: tuple[str, ...] = ()  # contestants that compute less than ours: never the best of the others
+    # Contestants that compute less than ours, or are ours, and so are never the best of the others; "NAME: DIRECTION"
+    # for one that has done in the other direction what is due in this.
+    yardsticks: tuple[str, ...] = ()
+    floor: str = ""  # the contestant whose time is the limit where no rate of the machine says one
     absent: Callable[[str], bool] = lambda title: False  # whether a contestant of this title is not asked
+    needs: tuple[str, ...] = ()  # libraries without which nothing of it runs
 
     def __str__(self) -> str:
         sizes = ", ".join(f"{name} = {size}" for name, size in self.sizes.items())

@@ -22,9 +22,12 @@ LIBRARIES = {
     "pillow": ("PIL",),
     "torchattacks": ("torchattacks",),
     "adversarial-library": ("adv_lib", "tqdm"),
-    "lightning": ("lightning",),  # these two for the steps on the digits
+    "lightning": ("lightning",),  # for the steps on the digits
     "scikit-learn": ("sklearn",),
+    "faiss": ("faiss",),
+    "cuvs": ("cuvs",),
 }
+ON_A_GPU = ("liger-kernel", "cuvs")
 
 
 def written(name: str, call: Callable[..., Any]) -> list[Contestant]:
@@ -46,9 +49,9 @@ def there(library: str) -> bool:
 def missing(device: str) -> dict[str, str]:
     """Libraries that belong into the comparison and are not in it, with the reason."""
     found = {name: f"not installed: {', '.join(_lacking(name))}" for name in LIBRARIES if _lacking(name)}
-    if device == "cpu":
+    for name in ON_A_GPU if device == "cpu" else ():
         reason = "its kernels need a GPU"
-        found["liger-kernel"] = f"{found['liger-kernel']}; {reason}" if "liger-kernel" in found else reason
+        found[name] = f"{found[name]}; {reason}" if name in found else reason
     return found
 
 

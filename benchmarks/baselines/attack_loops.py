@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import sys
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from importlib.util import find_spec
 from types import ModuleType
 from typing import NamedTuple
@@ -19,9 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from amkd_fast.attacks import Status
+from benchmarks.baselines import attack as steps
 
 BSS_STEPS, BSS_STEP_SIZE, LOWER, UPPER = 10, 0.3, -2.5, 2.5  # of the public code
-EPS, STEP_SIZE, STEPS = 8 / 255, 2 / 255, 10  # of PGD
+EPS, STEP_SIZE, STEPS = steps.EPS, steps.STEP_SIZE, 10  # of PGD
+RADII = {"linf": (EPS, STEP_SIZE), "l2": (steps.L2_EPS, steps.L2_STEP)}
 
 
 class LoopSamples(NamedTuple):
@@ -69,22 +71,28 @@ def loud(network: nn.Module) -> nn.Module:
     return copy.deepcopy(network).eval().requires_grad_()
 
 
-def pgd_loop(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    """PGD (linf, no random start) on images in [0, 1], as every attack library writes it."""
+def pgd_loop(network: nn.Module, images: Tensor, labels: Tensor, step: Callable = steps.linf_step) -> Tensor:
+    """PGD (no random start) on images in [0, 1], as every attack library writes it."""
     x = images.clone()
     for _ in range(STEPS):
-        x.requires_grad_()
+        x = x.detach().requires_grad_()
         loss = F.cross_entropy(network(x), labels)
         (grad,) = torch.autograd.grad(loss, x)
-        x = x.detach() + STEP_SIZE * grad.sign()
-        x = (images + (x - images).clamp(-EPS, EPS)).clamp(0.0, 1.0)
+        x = step(x.detach(), grad, images)
     return x
 
 
-def torchattacks_pgd(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    from torchattacks import PGD
+pgd_l2_loop = partial(pgd_loop, step=steps.l2_step)
 
-    return PGD(network, eps=EPS, alpha=STEP_SIZE, steps=STEPS, random_start=False)(images, labels)
+
+def torchattacks_pgd(network: nn.Module, images: Tensor, labels: Tensor, norm: str = "linf") -> Tensor:
+    import torchattacks
+
+    (eps, size), attack = RADII[norm], {"linf": torchattacks.PGD, "l2": torchattacks.PGDL2}[norm]
+    return attack(network, eps=eps, alpha=size, steps=STEPS, random_start=False)(images, labels)
+
+
+torchattacks_pgd_l2 = partial(torchattacks_pgd, norm="l2")
 
 
 def adv_lib_pgd(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from amkd_fast.attacks.frozen import FrozenModel
 from amkd_fast.methods import Batch, Method, StepContext
 from benchmarks.baselines.attack_loops import bss_loop
 from benchmarks.outside import network_passes
 
+BARE = "bare passes"
 TEMPERATURE, ALPHA, BETA, GAMMA, MARGIN = 3.0, 4.0, 2.0, 0.3, 1.0
 
 
@@ -48,9 +52,22 @@ def bare_passes(
 ) -> Callable[[], Tensor]:
     """The passes through the networks that a step of the method makes, on the same images, and nothing else.
 
-    They are the folded teacher's, and those on the attack's shrinking batches. Returns the student's clean logits.
+    They are the folded teacher's, and those on the attack's shrinking batches. Returns the student's first logits.
     """
-    passes = []
+    passes, seen, taught = [], [], []
+
+    def heard(network: nn.Module, passed: list[Tensor]) -> Any:
+        forward = network.forward
+
+        def call(images: Tensor) -> Any:
+            passed.append(images.detach().clone())
+            return forward(images)
+
+        return mock.patch.object(network, "forward", call)
+
+    def view(self: FrozenModel, images: Tensor, called: Callable = FrozenModel.__call__) -> Any:
+        taught.append((self, images.detach().clone()))
+        return called(self, images)
 
     def record(function: Callable, arguments: tuple, options: dict) -> Any:
         # The attack works on its images in place.
@@ -59,16 +76,16 @@ def bare_passes(
         return function(*arguments, **options)
 
     method(batch, teacher, student, now)  # prepares the view of the teacher
-    seen = []
-    hook = student.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach().clone()))
-    with network_passes(record):
+    own = []  # what the teacher itself sees of a method that listens to its layers, and so has no view of it
+    unfolded = heard(teacher, own) if method._seen is None else nullcontext()
+    with network_passes(record), mock.patch.object(FrozenModel, "__call__", view), heard(student, seen), unfolded:
         method(batch, teacher, student, now)
-    hook.remove()
-    view = method.view_of(teacher)
+    taught += [(teacher, images) for images in own]
 
     def run() -> Tensor:
         with torch.no_grad():
-            view(batch.images)
+            for network, images in taught:
+                network(images)
         logits = leaf = None
         for function, arguments, options in passes:
             if "grad" in options:

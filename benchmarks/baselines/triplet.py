@@ -17,7 +17,6 @@ from benchmarks.contest import Contestant
 
 MARGIN = 1.0
 METRIC_LEARNING, SENTENCES = "pytorch-metric-learning", "sentence-transformers"
-CUBE = 1 << 28  # triplets that a contestant may hold: a GiB in fp32, several times over
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -89,25 +88,6 @@ def topk(k: int) -> Loss:
         return F.relu(farthest - nearest + MARGIN).mean()
 
     return matrix
-
-
-def cube(rows: Tensor, labels: Tensor) -> Tensor:
-    """The mean of what is above 0 of all triplets."""
-    d, same, itself = _pairs(rows, labels)
-    valid = (same & ~itself)[:, :, None] & ~same[:, None, :]  # [N, N, N]
-    cost = torch.where(valid, F.relu(d[:, :, None] - d[:, None, :] + MARGIN), 0.0)
-    return cost.sum() / (cost > 0).sum()
-
-
-def bounded(call: Loss) -> Loss:
-    """As far as the cube may go."""
-
-    def loss(rows: Tensor, labels: Tensor) -> Tensor:
-        if len(rows) ** 3 > CUBE:
-            raise MemoryError(f"{len(rows)}³ triplets, held several times over")
-        return call(rows, labels)
-
-    return loss
 
 
 def among_clean(rows: Tensor, labels: Tensor, source: Tensor, base: Tensor, target: Tensor) -> Tensor:

@@ -36,13 +36,9 @@ RULES: dict[str, dict[str, Any]] = {
 
 def groups() -> list[Group]:
     return [
-        step("linf", 64, speedup=5.0),
-        step("linf", 256, speedup=10.0),
+        *(step(rule, count) for rule in RULES for count in (64, 256)),
         step("linf", 256, dtype=torch.bfloat16),
         step("linf", 256, memory_format=CHANNELS_LAST),
-        step("boundary", 64, speedup=5.0),
-        step("boundary", 256, speedup=10.0),
-        *(step(rule, count) for rule in ("l2", "l1", "newton") for count in (64, 256)),
         *(objective(rows, classes) for objective in (boundary_objective, ce_objective) for rows, classes in LOGITS),
         *(bases(256, classes, 10.0) for classes in (10, 100)),
         *(svgd(*shape) for shape in ((64, 4), (128, 8))),
@@ -55,7 +51,6 @@ def step(
     side: int = 32,
     dtype: torch.dtype = FP32,
     memory_format: torch.memory_format = torch.contiguous_format,
-    speedup: float | None = None,
 ) -> Group:
     """One of :data:`RULES`: new images as the public function returns them, and as the forms write them."""
     shape, ball = (count, 3, side, side), "eps" in RULES[rule]
@@ -72,12 +67,10 @@ def step(
 
     # The least that moves: the images, their gradient and the result; the clean images where there is a ball.
     work = Work((4 if ball else 3) * math.prod(shape) * dtype.itemsize)
-    bounds = () if speedup is None else (("", speedup), (KERNEL, speedup))
     name = f"attack_step {rule}{' channels_last' if memory_format == CHANNELS_LAST else ''}"
     return _group(
         name, _sizes(shape), draw, public_step(rule), {f"{rule} step": getattr(baselines, f"{rule}_step")}, work, dtype,
         forms={OUT_GIVEN: written_to(public_step(rule)), KERNEL: written_to(kernel(rule))},
-        goals=tuple(Goal("speed-up", bound, f"eager {rule} step", "forward", form) for form, bound in bounds),
     )  # fmt: skip
 
 

@@ -22,7 +22,8 @@ LOSSES = {
 
 
 def groups() -> list[Group]:
-    return [angle(256, 128, (Goal("speed-up", 5.0), Goal("memory", MEMORY))), angle(64, 64), distance(256, 128)]
+    pairs = (Goal("speed-up", 2.0, direction="forward"), Goal("speed-up", 2.0))
+    return [angle(256, 128, (Goal("speed-up", 5.0), Goal("memory", MEMORY))), angle(64, 64), distance(256, 128, pairs)]
 
 
 def loss(name: str, rows: int, width: int, goals: tuple[Goal, ...] = ()) -> Group:

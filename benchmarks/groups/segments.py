@@ -7,7 +7,7 @@ from torch import Tensor
 
 import amkd_fast as af
 from benchmarks.baselines.segments import WEIGHTS, mse_loss
-from benchmarks.group import Goal, Group
+from benchmarks.group import Group
 from benchmarks.roofline import Work
 
 CLASSES, WIDTH, SIDE = 10, 16, 32
@@ -15,10 +15,10 @@ CLASSES, WIDTH, SIDE = 10, 16, 32
 
 def groups() -> list[Group]:
     fp32, bf16 = torch.float32, torch.bfloat16
-    return [segment_mse(64, fp32, 2.0), segment_mse(128, fp32, 2.0), segment_mse(128, bf16)]
+    return [segment_mse(64, fp32), segment_mse(128, fp32), segment_mse(128, bf16)]
 
 
-def segment_mse(batch: int, dtype: torch.dtype, speedup: float | None = None) -> Group:
+def segment_mse(batch: int, dtype: torch.dtype) -> Group:
     """:data:`WIDTH` channels of :data:`SIDE` pixels' side in the first stage; each next has twice and half of that."""
     shapes = [(batch, WIDTH << stage, SIDE >> stage, SIDE >> stage) for stage in range(3)] + [(batch, CLASSES)]
 
@@ -35,6 +35,5 @@ def segment_mse(batch: int, dtype: torch.dtype, speedup: float | None = None) ->
     # Both are read once and a gradient is written: where it is made from what is read for the loss, that is all. Then
     # neither direction says anything alone: one has the other's work in it.
     work, sizes = {"both": Work(3 * size, launches=2)}, {"B": batch, "C": WIDTH, "H": SIDE, "W": SIDE}
-    goals = () if speedup is None else (Goal("speed-up", speedup),)
     rivals = {"mse_loss": mse_loss}
-    return Group("segments", "segment_mse", sizes, dtype, draw, ours, rivals, work, goals=goals)
+    return Group("segments", "segment_mse", sizes, dtype, draw, ours, rivals, work)

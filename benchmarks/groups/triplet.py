@@ -13,7 +13,7 @@ import amkd_fast as af
 from amkd_fast import backends
 from amkd_fast.ops.triplet.operators import OPERATORS
 from benchmarks import contest
-from benchmarks.baselines import there, written
+from benchmarks.baselines import nearest, there
 from benchmarks.baselines import triplet as baselines
 from benchmarks.baselines.triplet import MARGIN, METRIC_LEARNING, libraries, metric_learning
 from benchmarks.contest import Answer, Contestant, Errors
@@ -30,22 +30,21 @@ PRODUCT_LIMIT = 1.35  # of the time of the matrix product
 
 
 def groups() -> list[Group]:
-    medium = _faster({METRIC_LEARNING: 15.0, "compile cdist": 5.0, "eager tiled": 3.0})
-    large = (*_faster({METRIC_LEARNING: 20.0, "compile cdist": 5.0, "eager tiled": 3.0}), Goal("memory", 24e6))
+    fast = Goal("speed-up", 3.0)
     return [
-        hard(128, goals=_faster({METRIC_LEARNING: 3.0})),
-        hard(1024, goals=medium),
-        hard(4096, goals=large),
+        hard(128),
+        hard(1024, goals=(fast,)),
+        hard(4096, goals=(fast, Goal("memory", 24e6))),
         hard(32768, goals=(Goal("memory", 1e9),)),
         hard(1024, dtype=torch.bfloat16),
         hard(1024, distance="cosine"),
         semihard(1024),
         semihard(1024, fallback=True),
         topk(1024, 10),
-        *(every(n, classes, _faster({METRIC_LEARNING: 100.0})) for n in (512, 1024) for classes in (100, 10)),
+        *(every(n, classes) for n in (512, 1024) for classes in (100, 10)),
         amkd(32, 128, 10),
         mined(1024),
-        nearest_negatives(1024, 4096, 1),
+        *(nearest_negatives(*sizes) for sizes in ((1024, 4096, 1), (4096, 4096, 1), (4096, 4096, 5))),
         *(select(count) for count in (1024, 4096)),
     ]
 
@@ -78,19 +77,15 @@ def topk(count: int, k: int) -> Group:
     return _loss("topk", count, {"mining": "topk", "k": k}, more_sizes={"k": k}, rivals={"cdist": baselines.topk(k)})
 
 
-def every(count: int, classes: int = CLASSES, goals: tuple[Goal, ...] = ()) -> Group:
+def every(count: int, classes: int = CLASSES) -> Group:
     """All triplets; forward and backward together, as the others need seconds.
 
     Sorted distances say how often each counts, so that no triplet need be visited: the products are those of the
     distances, and in the backward pass that of a weight for every pair with the rows.
     """
 
-    def others() -> list[Contestant]:
-        cubes = written("cube", baselines.cube)
-        return [*(entry._replace(call=baselines.bounded(entry.call)) for entry in cubes), *libraries("all")]
-
     options, pairs = {"mining": "all", "reduction": "mean_nonzero"}, count * count * WIDTH
-    more = {"others": others, "verify": partial(contest.verify, limit=EDGE_LIMIT), "goals": goals}
+    more = {"others": partial(libraries, "all"), "verify": partial(contest.verify, limit=EDGE_LIMIT)}
     return _loss("all", count, options, pairs, classes=classes, together=True, **more)
 
 
@@ -143,11 +138,18 @@ def nearest_negatives(count: int, others: int, k: int) -> Group:
     ours, rivals = partial(af.nearest_negatives, k=k), {"cdist": baselines.nearest(k)}
     work = Work((count + others) * WIDTH * 4 + count * k * (4 + 8), products=count * others * WIDTH)
     sizes = {"N": count, "P": others, "D": WIDTH, "classes": CLASSES, "k": k}
-    return _search("nearest_negatives", sizes, FP32, draw, ours, rivals, work, distances)
+    more = {"others": partial(nearest.libraries, k), "yardsticks": tuple(nearest.UNLABELLED)}
+
+    def verify(entry: Contestant, given: tuple[Tensor, ...], expected: Answer) -> Errors:
+        if entry.name in nearest.UNLABELLED:
+            return _verify_unlabelled(entry, given, given[2], k)
+        return _verify_choice(distances, entry, given, expected)
+
+    return _search("nearest_negatives", sizes, FP32, draw, ours, rivals, work, distances, verify=verify, **more)
 
 
 def select(count: int, width: int = WIDTH, classes: int = CLASSES, dtype: torch.dtype = FP32) -> Group:
-    """The operator under the loss beside ``torch.mm`` of its shape, which computes less: products, and no choice."""
+    """The operator under the loss, beside what computes less: ``torch.mm`` of its shape, searches without labels."""
 
     def draw() -> tuple[Tensor, ...]:
         return *_batch(count, width, classes, dtype, leaf=False), torch.empty(count, count, dtype=dtype)
@@ -163,7 +165,9 @@ def select(count: int, width: int = WIDTH, classes: int = CLASSES, dtype: torch.
         return _triplet_distances(rows, labels, torch.arange(count, device=rows.device), positive, negative[:, 0])
 
     def verify(entry: Contestant, given: tuple[Tensor, ...], expected: Answer) -> Errors:
-        if entry.ours:
+        if entry.name in nearest.UNLABELLED:
+            return _verify_unlabelled(entry, given, given[0], 2)
+        if entry.name != "torch.mm":
             return _verify_choice(distances, entry, given, expected)
         rows = given[0].double()  # not the answer that is expected of ours: the product by itself
         return contest.verify(entry, given, Answer(rows @ rows.mT, None))
@@ -174,7 +178,8 @@ def select(count: int, width: int = WIDTH, classes: int = CLASSES, dtype: torch.
 
     work = Work(count * (width * dtype.itemsize + 2 * 8), products=count * count * width // 2)
     more = {"goals": (Goal("time", PRODUCT_LIMIT, "torch.mm", "forward"),), "verify": verify, "truth": truth}
-    more |= {"reference": False, "others": lambda: [Contestant("torch.mm", multiply)]}
+    more |= {"reference": False, "yardsticks": ("torch.mm", *nearest.UNLABELLED)}
+    more["others"] = lambda: [Contestant("torch.mm", multiply), *nearest.hard_libraries()]
     return _search("select", _sizes(count, width, classes), dtype, draw, ours, {}, work, distances, **more)
 
 
@@ -221,8 +226,11 @@ def _verify_choice(distances, entry: Contestant, given: tuple[Tensor, ...], expe
     return contest.verify(chosen, given, expected, CHOICE_LIMIT)
 
 
-def _faster(than: dict[str, float]) -> tuple[Goal, ...]:
-    return tuple(Goal("speed-up", bound, rival) for rival, bound in than.items())
+def _verify_unlabelled(entry: Contestant, given: tuple[Tensor, ...], reference: Tensor, k: int) -> Errors:
+    """The distances of the nearest rows of any class."""
+    expected = torch.cdist(given[0].double(), reference.double()).topk(k, largest=False).values.clamp(min=0.05)
+    distances = entry._replace(call=lambda *given: entry.call(*given)[0].clamp(min=0.05))  # to itself: rounding
+    return contest.verify(distances, given, Answer(expected, None), CHOICE_LIMIT)
 
 
 def _sizes(count: int, width: int = WIDTH, classes: int = CLASSES) -> dict[str, int]:

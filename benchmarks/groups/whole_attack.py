@@ -18,25 +18,34 @@ from amkd_fast.attacks import PGD, BoundaryAttack
 from amkd_fast.ops.attack import draw_targets
 from benchmarks import outside
 from benchmarks.baselines import attack_loops, there
-from benchmarks.baselines.attack_loops import EPS, STEP_SIZE, STEPS
+from benchmarks.baselines.attack_loops import RADII, STEPS
 from benchmarks.contest import Contestant, Errors, WrongResult, within, without_tf32
 from benchmarks.group import Goal, Group
 from benchmarks.presets import boundary_attack, presets_on
+from benchmarks.report.judge import OUTSIDE
 from benchmarks.setting import BATCH, Setting, of_environment
 
 PUBLIC, LEAN, LOOP = "public loop", "lean loop", "PGD loop"
+TORCHATTACKS = "torchattacks"
 PGD_LOOPS = {
-    LOOP: attack_loops.pgd_loop,
-    "torchattacks": attack_loops.torchattacks_pgd,
-    "adversarial-library": attack_loops.adv_lib_pgd,
+    "linf": {
+        LOOP: attack_loops.pgd_loop,
+        TORCHATTACKS: attack_loops.torchattacks_pgd,
+        "adversarial-library": attack_loops.adv_lib_pgd,
+    },
+    "l2": {LOOP: attack_loops.pgd_l2_loop, TORCHATTACKS: attack_loops.torchattacks_pgd_l2},
 }
-OUTSIDE, OUTSIDE_LIMIT = "outside the network", 0.01  # of the attack's time
 PRESETS, RUNS = 256, 5  # images, runs whose share outside is looked at
 OTHERS = 0.02  # of the timed images: one may end otherwise by rounding
 
 
 def groups() -> list[Group]:
-    return [boundary("official", Goal("speed-up", 3.0, PUBLIC, "forward")), boundary("near_boundary"), pgd()]
+    return [
+        boundary("official", Goal("speed-up", 3.0, PUBLIC, "forward")),
+        boundary("near_boundary"),
+        pgd("linf"),
+        pgd("l2"),
+    ]
 
 
 class InPixels(nn.Module):
@@ -88,12 +97,13 @@ def boundary(preset: str, *goals: Goal, batch: int = BATCH) -> Group:
             found |= {"preset_images": len(images), "presets": table}
         return found
 
-    rivals = {PUBLIC: public, LEAN: lean}
+    rivals, goals = {PUBLIC: public, LEAN: lean}, (*goals, _outside(0.007))
     return _group(f"BoundaryAttack {preset}", batch, draw, ours, rivals, truth, verify, extras, goals)
 
 
-def pgd() -> Group:
-    """:class:`PGD`, linf, on pixels in [0, 1], by a network that normalises them, as attack libraries need it."""
+def pgd(norm: str) -> Group:
+    """:class:`PGD` on pixels in [0, 1], by a network that normalises them, as attack libraries need it."""
+    eps, _ = RADII[norm]
 
     def draw() -> tuple[Tensor, ...]:
         setting = of_environment("cpu")
@@ -101,7 +111,7 @@ def pgd() -> Group:
         return ((setting.images[:BATCH] - lower) / (upper - lower)).clamp(0, 1), setting.labels[:BATCH]
 
     def ours(images: Tensor, labels: Tensor) -> Tensor:
-        return our_pgd(images.device.type)(images, labels).images
+        return our_pgd(norm, images.device.type)(images, labels).images
 
     def on_network(loop: Callable[..., Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
         return lambda images, labels: loop(in_pixels(images.device.type), images, labels)
@@ -119,20 +129,25 @@ def pgd() -> Group:
         images, labels = given
         with without_tf32(), entry.chosen():
             moved = entry.call(*given)
-            if (moved - images).abs().max() > EPS + 1e-6 or moved.min() < 0 or moved.max() > 1:
+            away = torch.linalg.vector_norm((moved - images).flatten(1), float("inf") if norm == "linf" else 2, dim=1)
+            if away.max() > eps + 1e-5 or moved.min() < 0 or moved.max() > 1:
                 raise WrongResult(f"{entry.name}: outside of the ball, or no pixels")
             return same_ends(entry, fooled(moved, labels), expected)
 
-    rivals = {name: on_network(loop) for name, loop in PGD_LOOPS.items() if name == LOOP or there(name)}
-    goals = tuple(Goal("speed-up", 2.0, name, "forward") for name in PGD_LOOPS)
-    return _group("PGD linf 10 steps", BATCH, draw, ours, rivals, truth, verify, partial(accounts, ours), goals)
+    rivals = {name: on_network(loop) for name, loop in PGD_LOOPS[norm].items() if name == LOOP or there(name)}
+    goals = (Goal("speed-up", 2.0, TORCHATTACKS, "forward"), _outside(0.01)) if norm == "linf" else ()
+    return _group(f"PGD {norm} 10 steps", BATCH, draw, ours, rivals, truth, verify, partial(accounts, ours), goals)
 
 
 def _group(operation, batch, draw, ours, rivals, truth, verify, extras, goals) -> Group:
-    sizes, goals = {"B": batch, "C": 3, "H": 32, "W": 32}, (*goals, Goal(OUTSIDE, OUTSIDE_LIMIT, direction="forward"))
+    sizes = {"B": batch, "C": 3, "H": 32, "W": 32}
     more = {"reference": False, "verify": verify, "truth": truth, "extras": extras, "goals": goals}
     more["others"] = lambda: [Contestant(*rival) for rival in rivals.items()]
     return Group("whole_attack", operation, sizes, torch.float32, draw, ours, **more)
+
+
+def _outside(most: float) -> Goal:
+    return Goal(OUTSIDE, most, direction="forward")
 
 
 def same_ends(entry: Contestant, got: Tensor, expected: Tensor) -> Errors:
@@ -156,8 +171,9 @@ def our_boundary(preset: str, device: str) -> BoundaryAttack:
 
 
 @cache
-def our_pgd(device: str) -> PGD:
-    return PGD(in_pixels(device), eps=EPS, step_size=STEP_SIZE, steps=STEPS, lower=0.0, upper=1.0)
+def our_pgd(norm: str, device: str) -> PGD:
+    eps, step_size = RADII[norm]
+    return PGD(in_pixels(device), norm=norm, eps=eps, step_size=step_size, steps=STEPS, lower=0.0, upper=1.0)
 
 
 @cache

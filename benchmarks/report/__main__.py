@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from benchmarks import machine
-from benchmarks.report import goals, markers, pages
+from benchmarks.report import markers, pages, rule
 from benchmarks.report.load import Results, load, shortened
 from benchmarks.report.tables import TABLES
 
@@ -30,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
         print("refused: measure again at a commit, or say --draft")
         return 1
     texts = written(results, options.root)
-    complaints = goals.complaints(results)
+    complaints = rule.complaints(results)
     for line in complaints:
         print(line)
     folder = options.root / "docs" / "benchmarks"

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from benchmarks.report import words
-from benchmarks.report.load import DEVICES, Results, Row, key
+from benchmarks.report.judge import Row
+from benchmarks.report.load import Results, key
 
 
 class Judged(NamedTuple):
@@ -29,18 +30,6 @@ def judged(results: Results, device: str) -> list[Judged]:
     """All goals, misses first, then those that could not be judged."""
     found = [Judged(device, row, goal) for row in results.rows(device) for goal in row["goals"]]
     return sorted(found, key=lambda one: {False: 0, None: 1, True: 2}[one.goal["reached"]])
-
-
-def complaints(results: Results) -> list[str]:
-    """Misses that nobody explained, and explanations of what nobody measures."""
-    found = [one for device in DEVICES for one in judged(results, device)]
-    names = {one.name for one in found}
-    measured = {name.split(":")[0] for name in names}
-    silent = dict.fromkeys(one.name for one in found if one.missed and not results.analyses.get(one.name))
-    lost = [name for name in results.analyses if name not in names and name.split(":")[0] in measured]
-    return [f"missed without an analysis in misses.md: {name}" for name in silent] + [
-        f"misses.md explains what is no goal: {name}" for name in lost
-    ]
 
 
 def table(found: list[Judged], known: dict[str, str]) -> str:

@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import machine
-from benchmarks.groups import FAMILIES
+from benchmarks.groups import FAMILIES, described
+from benchmarks.report.judge import Row, judged
 from benchmarks.timing import Patience
 
 DEVICES = ("cpu", "cuda")
 QUICKLY = "made with --quick"
-_ROW = {"contestants", "left_out", "best", "ours", "ratios", "limit", "extras", "goals"}
-
-Row = dict[str, Any]
+_ROW = {"contestants", "left_out", "ratios", "limit", "extras"}
 
 
 @dataclass
@@ -45,7 +44,9 @@ def load(folder: Path) -> Results:
     for device in DEVICES:
         for family in FAMILIES:
             if found := _take(folder / f"{family}-{device}.json", "comparison", results):
-                results.comparisons[family, device] = found
+                known = {str(group): group for group in described(family, device)}
+                rows = [judged(row, known.get(", ".join(key(row)[:3]))) for row in found["groups"]]
+                results.comparisons[family, device] = {**found, "groups": rows}
         if found := _take(folder / f"scaling-{device}.json", "scaling", results):
             results.scaling[device] = found
     results.digits = _take(folder / "digits.json", "compare", results)
@@ -62,11 +63,14 @@ def shortened(results: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_analyses(path: Path) -> dict[str, str]:
-    """The text below each heading ``## NAME`` of a Markdown file, on one line."""
+    """The text below each heading ``## NAME`` of a Markdown file, on one line; headings in a row have one text."""
     if not path.exists():
         return {}
+    found, shared = {}, ""
     parts = re.split(r"^## (.+)$", path.read_text(), flags=re.MULTILINE)[1:]
-    return {name.strip(): " ".join(text.split()) for name, text in zip(parts[::2], parts[1::2], strict=True)}
+    for name, text in zip(parts[-2::-2], parts[::-2], strict=True):
+        found[name.strip()] = shared = " ".join(text.split()) or shared
+    return found
 
 
 def key(row: Row) -> tuple[str, ...]:

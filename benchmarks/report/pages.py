@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from benchmarks.groups import FAMILIES
-from benchmarks.report import goals, words
-from benchmarks.report.load import DEVICES, Results, Row, sizes
+from benchmarks.report import goals, rule, words
+from benchmarks.report.judge import Row
+from benchmarks.report.load import DEVICES, Results, sizes
 from benchmarks.report.tables import last_directions
 
 MADE = "<!-- Made by `python -m benchmarks.report` of the files in benchmarks/results: change those. -->"
 ON = {"cpu": "On a CPU", "cuda": "On a GPU"}
-WORST = 5
 _HOW = (
     f"Times are medians of one call, ratios theirs over ours of the medians; {words.SPREAD}, of a ratio within a "
     "round. Errors are against fp64, relative to the largest entry: of the value, of the gradient. Memory is the peak "
@@ -67,15 +67,27 @@ def index(results: Results, measured: dict[str, str]) -> str:
         files = [f"{family}-{device}.json" for device in DEVICES]
         made = (words.made(results, file) if file in results.machines else words.NOT_YET for file in files)
         lines.append((f"[{family}]({family}.md)" if f"{family}.md" in measured else family, *made))
-    parts = [MADE, "# Benchmarks", about, words.table(("family", *ON.values()), lines)]
-    where = {device: title[:1].lower() + title[1:] for device, title in ON.items()}
-    for device in DEVICES:
-        found = goals.judged(results, device)
-        note = f"Misses first; {words.SPREAD} of the ratio within a round. Machine and date of each family are above."
-        parts.append(f"## Goals, {where[device]}")
-        parts += [note, goals.table(found, results.analyses)] if found else [words.NOT_YET]
-    for device in DEVICES:
-        parts += [f"## Farthest from the limit, {where[device]}", _farthest(results.rows(device))]
+    ruled = {device: rule.standings(results, device) for device in DEVICES}
+    sections = {
+        "The worst": (
+            f"The least ahead of the others; {words.SPREAD} of the ratio within a round.",
+            lambda device: rule.table(ruled[device][: rule.WORST]),
+        ),
+        "Exceptions": (
+            f"{rule.RULE} But these.",
+            lambda device: rule.table([one for one in ruled[device] if not one.kept], results.analyses),
+        ),
+        "Goals": (
+            "What is asked for beyond that; misses first.",
+            lambda device: goals.table(goals.judged(results, device), results.analyses),
+        ),
+    }
+    parts = [MADE, "# Benchmarks", about]
+    for name, (note, section) in sections.items():
+        for device, title in ON.items():
+            parts.append(f"## {name}, {title[:1].lower()}{title[1:]}")
+            parts += [note, section(device)] if ruled[device] else [words.NOT_YET]
+    parts += ["## When and where", words.table(("family", *ON.values()), lines)]
     return "\n\n".join([*parts, "## Who is not there", _absent(results)]) + "\n"
 
 
@@ -150,17 +162,6 @@ def _scaled(results: Results, device: str, axes: list[Axis]) -> list[str]:
         left_out = {title: reason for point in axis["points"] for title, reason in point["left_out"].items()}
         parts += [f"Left out: {title}: {reason}" for title, reason in left_out.items()]
     return parts
-
-
-def _farthest(rows: list[Row]) -> str:
-    """Of those cases that have a limit; calls alone are no work, so the bound says what a share means."""
-    known = [row for row in last_directions(rows) if row["limit"] is not None and row["ours"] is not None]
-    shares = {row["contestants"][row["ours"]]["share_of_limit"]: row for row in known}
-    lines = [
-        (f"{words.case(row, way=False)}, {row['direction']}", words.share(share), row["limit"]["bound"])
-        for share, row in sorted(shares.items())[:WORST]
-    ]
-    return words.table(("case", "of the limit", "bound by"), lines) if lines else words.NOT_YET
 
 
 def _absent(results: Results) -> str:

@@ -11,7 +11,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLoca
 
 from amkd_fast.distill.report.style import COLOURS, OTHERS, picture
 from benchmarks.report import pages, words
-from benchmarks.report.load import Results, Row
+from benchmarks.report.judge import Row
+from benchmarks.report.load import Results
 from benchmarks.report.pages import Axis
 
 # Kinds of rivals by how their titles start; of each the fastest is shown. Whoever is left is the last kind.
