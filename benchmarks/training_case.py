@@ -71,12 +71,22 @@ def step_of(loss: Callable[..., Tensor], student: nn.Module) -> Callable[..., Te
     return step
 
 
-def method_step(name: str, device: str, kind: str = "") -> Callable[[], Tensor]:
-    """Of a method on the case's batch: ``"fixed_shape"`` with padded attacks, ``"recorded"`` as one CUDA graph."""
+def method_step(
+    name: str, device: str, kind: str = "", memory_format: torch.memory_format = torch.contiguous_format
+) -> Callable[[], Tensor]:
+    """Of a method on the case's batch: ``"fixed_shape"`` with padded attacks, ``"recorded"`` as one CUDA graph.
+
+    The step brings the images into ``memory_format``.
+    """
     case = of_environment(device)
     method, student = case.method(name, fixed_shape=bool(kind)), case.pupil()
+
+    def loss() -> Tensor:
+        batch = case.batch._replace(images=case.batch.images.contiguous(memory_format=memory_format))
+        return method(batch, case.teacher, student, NOW).total
+
     if kind != "recorded":
-        return step_of(lambda: method(case.batch, case.teacher, student, NOW).total, student)
+        return step_of(loss, student)
     rate = torch.tensor(0.0, device=device)
     optimizer = torch.optim.SGD(student.parameters(), lr=rate, momentum=0.9, weight_decay=1e-4, fused=True)
     whole = WholeStep(method, case.teacher, student, optimizer)

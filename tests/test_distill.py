@@ -181,9 +181,9 @@ def test_only_train_runs_in_several_processes(teacher_file, monkeypatch, capsys)
 # --- train, resume, evaluate
 
 
-@pytest.mark.parametrize("method", ["amkd", "extended-kd"])
+@pytest.mark.parametrize("method", ["amkd", "amkd --channels-last", "extended-kd"])
 def test_interrupted_and_resumed_is_as_if_nothing_had_happened(method, teacher_file, tmp_path, capsys, monkeypatch):
-    words = ["train", "--method", method, "--teacher", str(teacher_file)]
+    words = ["train", "--method", *method.split(), "--teacher", str(teacher_file)]
     assert main([*words, *WORDS, "--output", str(tmp_path / "straight")]) == 0
     write = files.write_atomic
 

@@ -147,6 +147,27 @@ def assert_same(one, two, **tolerance):
 
 @pytest.mark.parametrize("policy", BN_POLICIES)
 @pytest.mark.parametrize("name", ALL)
+def test_the_student_runs_in_the_images_memory_format(name, policy):
+    if name not in ATTACKING and policy != "separate":
+        pytest.skip("attacks nothing")
+    more = {"bn": policy} if name in ATTACKING else {}
+    steps, formats = [], []
+    for last in (torch.contiguous_format, torch.channels_last):
+        batch, teacher, student = problem()
+        batch = batch._replace(images=batch.images.contiguous(memory_format=last))
+        method = _prepared(ALL[name](**more), batch, teacher, student)
+        student.register_forward_pre_hook(
+            lambda _, inputs, last=last: formats.append(inputs[0].is_contiguous(memory_format=last))
+        )
+        steps.append(taken(method, batch, teacher, student))
+    assert len(formats) > 1
+    assert all(formats)
+    assert_same(*steps, rtol=1e-9, atol=1e-9)
+    assert all(grad.is_contiguous() for grad in steps[1][1].values())  # as the weights are
+
+
+@pytest.mark.parametrize("policy", BN_POLICIES)
+@pytest.mark.parametrize("name", ALL)
 def test_gradients_go_to_the_student_alone(name, policy):
     batch, teacher, student = problem()
     before = copy.deepcopy(teacher.state_dict())

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import os
 import pkgutil
+import subprocess
 import sys
 import types
 
@@ -325,6 +327,59 @@ def test_the_folded_view_computes_the_same(name):
 @pytest.mark.parametrize("name", ["resnet8", "resnet26", "small-4-1"])
 def test_every_batchnorm_behind_a_convolution_folds(name):
     assert left_unfolded(scrambled(name)) == []
+
+
+# --- memory formats
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("name", OWN)
+def test_channels_last_changes_nothing(name, channels):
+    passes = []
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        network = build(Spec(name, channels, 10), 0).double().train()
+        given = images(16, channels).double()
+        given = torch.empty_like(given, memory_format=memory_format).copy_(given).requires_grad_()
+        logits = network(given)
+        logits.square().sum().backward()
+        found = {key: parameter.grad for key, parameter in network.named_parameters()}
+        assert all(grad.is_contiguous() for grad in found.values())  # as the weights are, whatever the images are
+        passes.append({**found, **dict(network.named_buffers()), "logits": logits.detach(), "images": given.grad})
+    for key, value in passes[0].items():
+        torch.testing.assert_close(passes[1][key], value, rtol=1e-9, atol=1e-9, msg=key)
+
+
+# Gradients of a narrow network's weights; a strided 1x1 convolution would write past oneDNN's buffer: they get wrong,
+# threads hang, the heap breaks. In eval mode, as BatchNorm's own sums differ between the formats.
+NARROW = """
+import torch
+from amkd_fast.distill.networks import Spec, build
+
+torch.set_num_threads(2)
+
+def gradients(images):
+    network = build(Spec("small-4-1", 3, 10), 0).to(images.dtype).eval()
+    network(images).square().mean().backward()
+    return [parameter.grad.double() for parameter in network.parameters() if parameter.dim() == 4]
+
+def error(found, exact):
+    return max(((one - other).norm() / other.norm()).item() for one, other in zip(found, exact))
+
+for side in (32, 64):
+    images = torch.randn(32, 3, side, side, generator=torch.Generator().manual_seed(0))
+    exact = gradients(images.double())
+    usual, last = error(gradients(images), exact), error(gradients(images.to(memory_format=torch.channels_last)), exact)
+    assert last < 3 * usual, (side, last, usual)
+print("right")
+"""
+
+
+@pytest.mark.parametrize("isa", ["AVX2", "AVX512_CORE"])
+def test_channels_last_corrupts_no_memory(isa):
+    environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": isa, "MALLOC_CHECK_": "3"}
+    environment["LD_PRELOAD"] = "libc_malloc_debug.so.0"  # of glibc, which looks at MALLOC_CHECK_; elsewhere a warning
+    told = subprocess.run([sys.executable, "-c", NARROW], env=environment, capture_output=True, text=True, timeout=250)
+    assert (told.returncode, told.stdout) == (0, "right\n"), told.stderr
 
 
 def test_batchnorms_of_wide_resnets_that_can_fold():

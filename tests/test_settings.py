@@ -6,6 +6,8 @@ import argparse
 import dataclasses
 import functools
 import os
+import sys
+import types
 import typing
 
 import pytest
@@ -123,6 +125,20 @@ def test_wishes_that_cannot_be_granted(words, expected, tmp_path, monkeypatch, c
     (line,) = capsys.readouterr().err.splitlines()
     assert expected in line
     assert not (tmp_path / "runs" / "train").exists()
+
+
+def test_channels_last_on_a_cpu_is_for_our_own_networks(monkeypatch):
+    monkeypatch.setitem(sys.modules, "mine_in_memory", types.SimpleNamespace(make=lambda channels, classes: None))
+    monkeypatch.setattr("amkd_fast.distill.checkpoint.read", lambda path: None)
+    cpu, mine = torch.device("cpu"), "mine_in_memory:make"
+    for settings in (TrainSettings, CompareSettings):
+        build.check(settings(channels_last=True), cpu)
+        build.check(settings(student_network=mine), cpu)
+        build.check(settings(channels_last=True, student_network=mine), torch.device("cuda"))
+        build.check(settings(channels_last=True, teacher_network=mine, teacher="a file"), cpu)  # is not trained here
+        for role in ("teacher", "student"):
+            with pytest.raises(UserError, match=f"--channels-last: on a CPU must not .* --{role}-network {mine}"):
+                build.check(settings(channels_last=True, **{f"{role}_network": mine}), cpu)
 
 
 def test_what_a_whole_step_does_not_go_with(monkeypatch):

@@ -9,6 +9,7 @@ import kills
 import pytest
 import soak
 import torch
+import torch.nn.functional as F
 
 pytest.importorskip("lightning", reason="the extra `train` is not installed")
 
@@ -118,6 +119,32 @@ def test_a_compiled_student_is_the_student(teacher, tmp_path, monkeypatch):
     one, other = log(tmp_path / "eager"), log(tmp_path / "compiled")
     for mine, theirs in zip(one, other, strict=True):
         assert theirs == pytest.approx(mine, rel=1e-9, abs=1e-9)
+
+
+def test_channels_last_is_the_same_training(teacher, tmp_path, monkeypatch):
+    formats = []
+    convolve = F.conv2d
+
+    def looked_at(images, weight, *more):
+        if weight.requires_grad and torch.is_grad_enabled():
+            formats.append(images.stride(1) == 1)  # of one channel, too
+        return convolve(images, weight, *more)
+
+    monkeypatch.setattr(F, "conv2d", looked_at)
+    words = [*SMALL, "--method", "amkd", "--teacher", teacher, "--precision", "64", "--augment", "crop"]
+    states = []
+    for name, more in (("contiguous", []), ("last", ["--channels-last"])):
+        formats.clear()
+        assert main(["train", *words, *more, "--output", str(tmp_path / name)]) == 0
+        assert formats
+        assert set(formats) == {bool(more)}
+        states.append(torch.load(tmp_path / name / "last.ckpt", weights_only=True)["state_dict"])
+    one, other = log(tmp_path / "contiguous"), log(tmp_path / "last")
+    for mine, theirs in zip(one, other, strict=True):
+        assert theirs == pytest.approx(mine, rel=1e-9, abs=1e-9)
+    for key, value in states[1].items():
+        assert value.is_contiguous(), key
+        torch.testing.assert_close(value, states[0][key], rtol=1e-9, atol=1e-9)
 
 
 def test_a_network_of_the_users_own(tmp_path, monkeypatch, capsys):

@@ -183,6 +183,8 @@ def check(settings: Settings, device: Any) -> None:
         checkpoint.read(settings.teacher)
     for role in ("teacher", "student"):
         networks.check(settings.network(role), f"--{role}-network")
+    if settings.channels_last and device.type == "cpu":
+        _check_channels_last(settings)
     names: Sequence[str] = ()
     if isinstance(settings, CompareSettings):
         names = settings.names()
@@ -208,6 +210,18 @@ def check(settings: Settings, device: Any) -> None:
             raise UserError(f"--whole-step: is for the methods {', '.join(USUAL)}, not for {name}")
     if settings.whole_step:
         _check_whole_step(settings, device)
+
+
+def _check_channels_last(settings: Settings) -> None:
+    """Refuse networks that may have a strided 1x1 convolution: oneDNN corrupts memory in it (parts.subsampled)."""
+    given = isinstance(settings, (TrainSettings, CompareSettings)) and settings.teacher is not None
+    for role in ("student",) if given else ("teacher", "student"):
+        name = settings.network(role)
+        if networks.is_users(name):
+            raise UserError(
+                f"--channels-last: on a CPU must not be used with --{role}-network {name}, only with networks of ours: "
+                "torch's strided 1x1 convolutions corrupt memory in this format"
+            )
 
 
 def _check_whole_step(settings: Settings, device: Any) -> None:

@@ -67,6 +67,7 @@ class Distillation(pl.LightningModule):
         teacher, student = self._teacher[0], self._student[0]
         if teacher is not None:
             batch = teacher.inform(batch)
+        batch = batch._replace(images=self._in_format(batch.images))
         network = None if teacher is None else teacher.network
         draw = self.seed * 1_000_003 + self.current_epoch * self.batches + batch_idx
         context = StepContext(self.current_epoch, self.epochs, draw)
@@ -88,7 +89,7 @@ class Distillation(pl.LightningModule):
 
     def validation_step(self, batch: tuple, batch_idx: int) -> None:
         images, labels = batch
-        self.accuracy.update(self.network(images), labels)
+        self.accuracy.update(self.network(self._in_format(images)), labels)
 
     def on_validation_epoch_end(self) -> None:
         self.log("accuracy", 100.0 * self.accuracy.compute(), prog_bar=True, rank_zero_only=True)
@@ -120,6 +121,13 @@ class Distillation(pl.LightningModule):
         steps = self.epochs * -(-self.batches // self.settings.accumulate)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: cosine(step / steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _in_format(self, images: torch.Tensor) -> torch.Tensor:
+        """The images in the memory format of the settings; networks and methods keep it, weights stay as they are."""
+        if not self.settings.channels_last:
+            return images
+        # Not contiguous(): of one channel it changes no strides, by which convolutions tell the format.
+        return torch.empty_like(images, memory_format=torch.channels_last).copy_(images)
 
     def _optimizer(self) -> torch.optim.Optimizer:
         optimizer = self.optimizers(use_pl_optimizer=False)

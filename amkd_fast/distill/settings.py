@@ -92,6 +92,7 @@ class Settings:
     weight_decay: float = option(1e-4, "of SGD", least=0.0)
     precision: Precision = option("32", "of networks and losses; bf16 and fp16 (needs a GPU) by autocast")
     compile: bool = option(False, "torch.compile the student")
+    channels_last: bool = option(False, "train in the channels_last memory format; on a CPU only networks of ours")
     fold: bool = option(True, "fold BatchNorm into the teacher's convolutions")
     whole_step: bool = option(False, "record a training step as one CUDA graph (GPU; not run on one yet)")
 

@@ -1,8 +1,10 @@
 """Whole training steps: a teacher and a ResNet8, 128 images of which at most 32 are attacked; and those on the digits.
 
-A step is forward, backward and optimizer, timed as one call. The student learns by KD first, so that the attack finds
-what it finds in training; then steps repeat themselves, with learning rate 0 on one batch. The eager loop draws classes
-of its own, so it is held against ours in fp64 on the same bases, and the timed losses of ours against fp64.
+A step is forward, backward and optimizer, timed as one call. On a CPU ours brings its images into channels_last, in
+which the student runs them; the same step on contiguous images shows what that gives. The student learns by KD first,
+so that the attack finds what it finds in training; then steps repeat themselves, with learning rate 0 on one batch. The
+eager loop draws classes of its own, so it is held against ours in fp64 on the same bases, and the timed losses of ours
+against fp64.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from benchmarks.group import Goal, Group
 from benchmarks.groups import digits
 from benchmarks.training_case import BATCH, LIMIT, NOW, method_step, of_environment, step_of
 
-EAGER, PLAIN = "eager loop", "plain KD"
+EAGER, PLAIN, CONTIGUOUS = "eager loop", "plain KD", "contiguous images"
 METHODS = ("KD", "BSS official", "BSS near_boundary", "AMKD official", "AMKD")
 EXACT = 1e-9  # relative, of a loss in fp64
 SAME = 1e-3  # relative, of a loss in fp32, where one rounding can send an image another way
@@ -47,7 +49,8 @@ def step(name: str, goals: tuple[Goal, ...] = ()) -> Group:
 
     def others() -> list[Contestant]:
         plain = [] if name == "KD" else [Contestant(PLAIN, by(taken, "KD"))]
-        return [Contestant(EAGER, by(eager)), Contestant(BARE, by(bare)), *plain]
+        same = Contestant(CONTIGUOUS, by(on_contiguous))
+        return [Contestant(EAGER, by(eager)), Contestant(BARE, by(bare)), same, *plain]
 
     def extras(given: tuple[Tensor, ...]) -> dict[str, Any]:
         case = of_environment(given[0].device.type)
@@ -60,11 +63,23 @@ def step(name: str, goals: tuple[Goal, ...] = ()) -> Group:
 
     sizes = {"B": BATCH} if name == "KD" else {"B": BATCH, "M": LIMIT}
     more = {"verify": verify, "truth": lambda _, given: truth(name, given[0].device.type), "extras": extras}
-    more |= {"others": others, "reference": False, "goals": goals, "yardsticks": (BARE, PLAIN), "floor": BARE}
+    more |= {
+        "others": others,
+        "reference": False,
+        "goals": goals,
+        "yardsticks": (BARE, PLAIN, CONTIGUOUS),
+        "floor": BARE,
+    }
     return Group("training", f"step {name}", sizes, torch.float32, draw, by(taken), **more)
 
 
-taken = cache(method_step)
+on_contiguous = cache(method_step)
+
+
+@cache
+def taken(name: str, device: str) -> Callable[[], Tensor]:
+    memory_format = torch.channels_last if device == "cpu" else torch.contiguous_format
+    return method_step(name, device, memory_format=memory_format)
 
 
 @cache
@@ -106,5 +121,5 @@ def verify(entry: Contestant, given: tuple[Tensor, ...], expected: dict[str, Ten
         got = entry.call(*given).double()
     if entry.name == EAGER:
         return within(entry, expected[EAGER] if got.isfinite() else nan, EXACT, "from ours in fp64")
-    wanted = expected["ours" if entry.ours else entry.name]
+    wanted = expected["ours" if entry.ours or entry.name == CONTIGUOUS else entry.name]
     return within(entry, distance(got, wanted), SAME, "from fp64")

@@ -27,11 +27,12 @@ class Block(nn.Module):
         """Option A: ``x`` [B, C, H, W] at the block's stride, zeros in the channels it does not have."""
         if self.stride == 1 and self.new_channels == 0:
             return x
-        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.new_channels))
+        return F.pad(parts.subsampled(x, self.stride), (0, 0, 0, 0, 0, self.new_channels))
 
     def forward(self, x: Tensor) -> Tensor:
+        shortcut = self.shortcut(x)  # first, so that the sum of the gradients in x lies as the convolution's does
         y = F.relu(self.bn1(self.conv1(x)))
-        return F.relu(self.bn2(self.conv2(y)) + self.shortcut(x))
+        return F.relu(self.bn2(self.conv2(y)) + shortcut)
 
 
 class CifarResNet(nn.Module):

@@ -22,17 +22,18 @@ class Block(nn.Module):
 
     def __init__(self, channels_in: int, channels: int, stride: int) -> None:
         super().__init__()
+        self.stride = stride
         self.bn1 = nn.BatchNorm2d(channels_in)
         self.conv1 = nn.Conv2d(channels_in, channels, 3, stride, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(channels)
         self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
         self.shortcut: nn.Module | None = None
         if stride != 1 or channels_in != channels:
-            self.shortcut = nn.Conv2d(channels_in, channels, 1, stride, bias=False)
+            self.shortcut = nn.Conv2d(channels_in, channels, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         activated = F.relu(self.bn1(x))
-        shortcut = x if self.shortcut is None else self.shortcut(activated)
+        shortcut = x if self.shortcut is None else self.shortcut(parts.subsampled(activated, self.stride))
         return self.conv2(F.relu(self.bn2(self.conv1(activated)))) + shortcut
 
 
