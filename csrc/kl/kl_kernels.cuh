@@ -7,6 +7,8 @@
 // merges their sums. Backward: every block recomputes the probabilities of its columns from the row's statistics.
 #pragma once
 
+#include <cstring>
+
 #include "../common/element.cuh"
 #include "../common/math.cuh"
 #include "../common/reduce.cuh"
@@ -22,9 +24,6 @@ constexpr double kLog2E = 1.4426950408889634;
 // Columns that one thread takes in one trip.
 template <class Scalar>
 constexpr int kBatch = kUnroll * Vector<Scalar>::kWidth;
-// Vectors whose columns are in registers at the same time in the statistics' type.
-template <class Scalar>
-constexpr int kGroup = sizeof(Scalar) == 2 ? 1 : kUnroll;
 
 // Divergences with the same sums and gradient. The soft cross-entropy is the forward divergence without Σ p·c.
 enum class Form { kTeacherWeighted, kStudentWeighted, kMixture };
@@ -32,9 +31,9 @@ enum class Form { kTeacherWeighted, kStudentWeighted, kMixture };
 // Largest blocks, by the registers that a thread needs: 1024 threads have 64 each, 768 have 80.
 template <class Scalar, Form kForm>
 constexpr int kMaxThreads = sizeof(Scalar) == 8       ? 256
+                            : sizeof(Scalar) == 2     ? 768
                             : kForm == Form::kMixture ? 512
-                            : sizeof(Scalar) == 4     ? 1024
-                                                      : 768;
+                                                      : 1024;
 // Blocks of the backward pass on a multiprocessor at once.
 template <class Scalar>
 constexpr int kBackwardBlocks = sizeof(Scalar) == 4   ? 4
@@ -259,6 +258,34 @@ __device__ Stat product_or_zero(Stat factor, Stat value) {
   return factor == 0 ? Stat(0) : factor * value;
 }
 
+// A vector as whole registers. Where it is chosen between two of them, halves of registers would be chosen one by one.
+struct alignas(16) Words {
+  uint32_t at[4];
+};
+
+template <class Scalar>
+__device__ Words words_of(const Vector<Scalar>& vector) {
+  Words words;
+  memcpy(&words, &vector, sizeof(words));
+  return words;
+}
+template <class Scalar>
+__device__ Words load_words(const Scalar* aligned) {
+  return *reinterpret_cast<const Words*>(aligned);
+}
+// Element k, in the statistics' type.
+template <class Scalar>
+__device__ StatOf<Scalar> widen_at(const Words& words, int k) {
+  if constexpr (std::is_same_v<Scalar, __nv_bfloat16>) {  // the upper half of a float
+    const uint32_t two = words.at[k / 2];
+    return __uint_as_float(k % 2 == 0 ? two << 16 : two & 0xffff0000u);
+  } else {
+    Vector<Scalar> vector;
+    memcpy(&vector, &words, sizeof(words));
+    return widen(vector.at[k]);
+  }
+}
+
 // Calls body(student, teacher) with a fixed number of columns at a time, in the statistics' type. Where the columns run
 // out the body gets -inf in both, as from masked classes, which add nothing.
 template <class Scalar, class Body>
@@ -281,34 +308,30 @@ __device__ void sweep(const Scalar* student, const Scalar* teacher, int classes,
     body(s, t);
   }
 
+  Vector<Scalar> nothing;
+#pragma unroll
+  for (int k = 0; k < kWidth; ++k) nothing.at[k] = narrow<Scalar>(-infinity<Stat>());
   for (int first = lane; first < columns.vectors; first += kUnroll * lanes) {
-    Vector<Scalar> student_vectors[kUnroll], teacher_vectors[kUnroll];
+    Words student_words[kUnroll], teacher_words[kUnroll];
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
       const int i = first + u * lanes;
+      student_words[u] = teacher_words[u] = words_of(nothing);
       if (i < columns.vectors) {
-        student_vectors[u] = load_vector(student + columns.of_vector(i));
-        teacher_vectors[u] = load_vector(teacher + columns.of_vector(i));
-      } else {
-#pragma unroll
-        for (int k = 0; k < kWidth; ++k) {
-          student_vectors[u].at[k] = teacher_vectors[u].at[k] = narrow<Scalar>(-infinity<Stat>());
-        }
+        student_words[u] = load_words(student + columns.of_vector(i));
+        teacher_words[u] = load_words(teacher + columns.of_vector(i));
       }
     }
+    Stat s[kBatch<Scalar>], t[kBatch<Scalar>];
 #pragma unroll
-    for (int group = 0; group < kUnroll; group += kGroup<Scalar>) {
-      Stat s[kGroup<Scalar> * kWidth], t[kGroup<Scalar> * kWidth];
+    for (int u = 0; u < kUnroll; ++u) {
 #pragma unroll
-      for (int u = 0; u < kGroup<Scalar>; ++u) {
-#pragma unroll
-        for (int k = 0; k < kWidth; ++k) {
-          s[u * kWidth + k] = widen(student_vectors[group + u].at[k]);
-          t[u * kWidth + k] = widen(teacher_vectors[group + u].at[k]);
-        }
+      for (int k = 0; k < kWidth; ++k) {
+        s[u * kWidth + k] = widen_at<Scalar>(student_words[u], k);
+        t[u * kWidth + k] = widen_at<Scalar>(teacher_words[u], k);
       }
-      body(s, t);
     }
+    body(s, t);
   }
 }
 

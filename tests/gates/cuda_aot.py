@@ -137,8 +137,18 @@ def units(families: Iterable[str], of: dict[str, str] | None = None) -> dict[str
 
 def compile_units(missing: dict[str, Source], jobs: int) -> Iterator[tuple[list[Entry], list[str]]]:
     """(entries, errors) of every source. Ninja keeps what it compiled, also when this is interrupted."""
+    if failed := build(missing.values(), jobs):
+        yield [], [f"the CUDA sources do not compile:\n{failed}"]
+        return
+    for key, source in missing.items():
+        entries = inspect(key, source, object_of(source))
+        lacking = set(ARCHITECTURES) - {arch for entry in entries for arch in entry.figures}
+        yield entries, [f"{source.name} has no kernel for sm_{arch}" for arch in sorted(lacking)]
+
+
+def build(sources: Iterable[Source], jobs: int) -> str:
+    """Compile them; what the compiler said where it failed."""
     folder = build_folder()
-    names = {key: source.name.removesuffix(".cu").replace("/", "_") + ".o" for key, source in missing.items()}
     command = [
         sys.executable,
         "setup.py",
@@ -147,7 +157,7 @@ def compile_units(missing: dict[str, Source], jobs: int) -> Iterator[tuple[list[
         "--build-temp",
         folder,
         "--targets",
-        " ".join(names.values()),
+        " ".join(object_of(source).name for source in sources),
     ]
     environment = {
         "AMKD_FAST_BUILD": "cuda",
@@ -163,13 +173,11 @@ def compile_units(missing: dict[str, Source], jobs: int) -> Iterator[tuple[list[
         stderr=subprocess.STDOUT,
         text=True,
     )
-    if done.returncode:
-        yield [], [f"the CUDA sources do not compile:\n{done.stdout}"]
-        return
-    for key, source in missing.items():
-        entries = inspect(key, source, folder / names[key])
-        lacking = set(ARCHITECTURES) - {arch for entry in entries for arch in entry.figures}
-        yield entries, [f"{source.name} has no kernel for sm_{arch}" for arch in sorted(lacking)]
+    return done.stdout if done.returncode else ""
+
+
+def object_of(source: Source) -> Path:
+    return build_folder() / (source.name.removesuffix(".cu").replace("/", "_") + ".o")
 
 
 def build_folder() -> Path:
@@ -184,14 +192,7 @@ def build_folder() -> Path:
 
 def inspect(key: str, source: Source, binary: Path) -> list[Entry]:
     """Every kernel of an object, with its figures for each architecture."""
-    code, arch = {}, ""
-    listing = sass.run_tool("cuobjdump", "--dump-sass", binary)
-    for part in re.split(r"^(?=arch = |\s*Function : )", listing, flags=re.MULTILINE):
-        first, _, body = part.partition("\n")
-        if first.startswith("arch = sm_"):
-            arch = first.removeprefix("arch = sm_").strip()
-        elif "Function : " in first:
-            code[arch, first.split()[-1]] = sass.instructions(body)
+    code = machine_code(binary)
     figures: dict[str, dict[str, sass.Figures]] = {}
     for arch, symbol, usage in sorted(sass.resource_usage(binary), key=lambda found: found[:2]):
         figures.setdefault(symbol, {})[arch] = sass.read_figures(code[arch, symbol], usage, usage["SHARED"])
@@ -201,6 +202,19 @@ def inspect(key: str, source: Source, binary: Path) -> list[Entry]:
         seen[name] += 1
         entries.append(Entry(key, source.family, name + (f" #{seen[name]}" if seen[name] > 1 else ""), by_arch))
     return entries
+
+
+def machine_code(binary: Path, *options: str) -> dict[tuple[str, str], list[tuple[int, str]]]:
+    """The instructions of every kernel of an object, by architecture and symbol."""
+    code, arch = {}, ""
+    listing = sass.run_tool("cuobjdump", *options, "--dump-sass", binary)
+    for part in re.split(r"^(?=arch = |\s*Function : )", listing, flags=re.MULTILINE):
+        first, _, body = part.partition("\n")
+        if first.startswith("arch = sm_"):
+            arch = first.removeprefix("arch = sm_").strip()
+        elif "Function : " in first:
+            code[arch, first.split()[-1]] = sass.instructions(body)
+    return code
 
 
 def readable(symbol: str) -> str:

@@ -13,6 +13,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from .loops import inner_loops
+
 INSTRUCTION_BYTES = 16
 
 
@@ -73,21 +75,8 @@ def instructions(text: str) -> list[tuple[int, str]]:
 
 
 def main_loop(code: list[tuple[int, str]]) -> int:
-    """Instructions of the longest loop that has no other in it; 0 without a loop.
-
-    A loop reaches from where a branch leads back to, to that branch. A branch to itself fills the end of a kernel.
-    """
-    loops = []
-    for at, line in code:
-        match = re.search(r"\bBRA(?:\.\w+)*\s.*?\b0x([0-9a-f]+)$", line)
-        if match and int(match[1], 16) < at:
-            loops.append((int(match[1], 16), at))
-    inner = [
-        (first, last)
-        for first, last in loops
-        if not any(first <= other and end <= last and (first, last) != (other, end) for other, end in loops)
-    ]
-    return max(((last - first) // INSTRUCTION_BYTES + 1 for first, last in inner), default=0)
+    """Instructions of the longest loop that has no other in it; 0 without a loop."""
+    return max((len(body) for body in inner_loops(code)), default=0)
 
 
 def read_figures(code: list[tuple[int, str]], usage: dict[str, int], shared: int) -> Figures:

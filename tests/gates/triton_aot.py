@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import cache
+from math import prod
 from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
@@ -41,6 +42,7 @@ class Launch(NamedTuple):
     options: tuple
     wide: bool = False  # must load 16 bytes at a time
     wide_stores: bool = False  # must store 16 bytes at a time
+    blocks: int = 0  # that this call launches
 
     @property
     def name(self) -> str:
@@ -104,6 +106,7 @@ def record(call: Call, family: str = "") -> list[Launch]:
             Launch(
                 family, call.label, kernel.fn.__module__, name, freeze(signature), freeze(constants),
                 freeze(attributes), tuple(sorted(given.items())), name in call.wide, name in call.wide_stores,
+                prod(grid(bound) if callable(grid) else grid),
             )
         )  # fmt: skip
 

@@ -28,7 +28,7 @@ DIVERGENCES = ("forward", "reverse", "js", "soft_cross_entropy")
 DISTANCES = ("euclidean", "sqeuclidean", "cosine")
 
 
-def _kl_call(launcher, shape, dtype, divergence, *, labels=None, weights=False, per_row=False, wide=()) -> Call:
+def kl_call(launcher, shape, dtype, divergence, *, labels=None, weights=False, per_row=False, wide=()) -> Call:
     from amkd_fast.ops.kl import triton as kl
     from amkd_fast.ops.kl.reference import statistics_dtype
 
@@ -63,7 +63,7 @@ def kl_calls(every: bool) -> Iterator[Call]:
     kernels = ("kl_rows_kernel", "kl_chunk_kernel", "kl_chunk_mixture_kernel", "kl_grad_kernel")
 
     def call(launcher, name, dtype, divergence, **options):
-        return _kl_call(launcher, shapes[name], dtype, divergence, wide=kernels if name in wide_of else (), **options)
+        return kl_call(launcher, shapes[name], dtype, divergence, wide=kernels if name in wide_of else (), **options)
 
     if every:
         extras = [

@@ -1,0 +1,1 @@
+"""Times on an H200 that are predicted from machine code, for a measurement to be put beside them."""
