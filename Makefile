@@ -64,6 +64,7 @@ test: build/.built
 # The GPU kernels ahead of time; FRESH=1 compiles also those that the ledgers of tests/gates hold.
 gates: build/.built
 	$(PY) -m tests.gates $(if $(FRESH),--fresh)
+	$(PY) -m benchmarks.predictions
 
 # The operations on every SIMD level that this CPU has, ours and torch's own. Inductor's headers are those of the CPU: what
 # it makes of a lower capability does not compile.

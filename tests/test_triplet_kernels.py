@@ -5,6 +5,7 @@ import torch
 
 import amkd_fast as af
 from amkd_fast import backends
+from amkd_fast.ops.triplet.operators import OPERATORS
 
 OPERATION = "triplet"
 DISTANCES = ("euclidean", "sqeuclidean", "cosine")
@@ -104,6 +105,27 @@ def test_collapsed_clusters_are_selected_as_in_fp64(device, distance, clusters):
     got = af.mine_triplets(rows.to(device), labels.to(device), distance=distance)
     for g, e in zip(got, expected, strict=True):
         assert g.cpu().ne(e).float().mean() <= 1e-3
+
+
+@by_distance
+@pytest.mark.parametrize("k", [1, 3, 16, 40])
+@pytest.mark.parametrize("kind", ["random", "tied", "clusters"])
+def test_nearest_among_the_anchors_themselves(device, distance, k, kind):
+    """As with a copy of them for a reference, in tiles whose products serve two anchors each."""
+    n, d = 437, 24
+    rows = draw(n, d)
+    if kind == "tied":
+        rows = rows.round()
+        rows[200:] = rows[:237]
+    elif kind == "clusters":
+        rows = draw(9, d, seed=3).repeat(n // 9 + 1, 1)[:n] + 1e-3 * rows
+    rows, labels = rows.to(device), (torch.arange(n) % 7).to(device)
+    select = OPERATORS[backends.select("triplet", device.type)].select
+    options = (0, DISTANCES.index(distance), k, True)  # anchor i is row i; its farthest positive, too
+    alone = select(rows, None, labels, None, None, *options)
+    beside = select(rows, rows.clone(), labels, labels, None, *options)
+    for one, two in zip(alone, beside, strict=True):
+        assert one.tolist() == two.tolist()
 
 
 @by_mode

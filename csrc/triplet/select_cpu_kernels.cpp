@@ -19,6 +19,9 @@ constexpr int64_t kProductBytes = 1024;  // of a row
 template <class T>
 constexpr int64_t kProductColumns = kProductBytes / sizeof(T);
 
+constexpr int kMostExpected = kUnroll * kBytes / 4;  // keys that a race is told before it begins
+constexpr int kGroups = 16;                          // of a tile's rows, the smallest key of each
+
 // ---- preparation --------------------------------------------------------------------------------------------------
 
 template <class T>
@@ -123,37 +126,57 @@ class Race {
   // A key above this is out of the race.
   T limit() const { return limit_; }
 
-  // A row with this key, or with none below it (+inf), will be pushed.
-  void expect(T key) {
-    if (k_ == 1 && key + margin_ < limit_) limit_ = key + margin_;
+  // As many rows with these keys, or with none below them (+inf), will be pushed.
+  void expect(const T* keys, int count) {
+    if (k_ < 1 || count < k_) return;
+    T smallest[kMostExpected];
+    int64_t size = 0;
+    for (int i = 0; i < count; ++i) {
+      if (size == k_ && !(keys[i] < smallest[size - 1])) continue;
+      int64_t at = size < k_ ? size++ : size - 1;
+      for (; at > 0 && keys[i] < smallest[at - 1]; --at) smallest[at] = smallest[at - 1];
+      smallest[at] = keys[i];
+    }
+    lower(smallest[k_ - 1]);
   }
 
   void push(T key, int64_t index) {
     if (key > limit_) return;
     list_[count_++] = {key, static_cast<int32_t>(index), false, 0.0};
-    expect(key);
+    if (k_ == 1) lower(key);
     if (count_ == capacity_) shorten();
   }
 
   // The winners' indices, nearest (or farthest) first, -1 behind the last one.
   void finish(int64_t* out) {
     drop();
-    if (count_ > 1) rank();
+    bool has_numbers = margin_ == margin_;
+    for (int64_t i = 0; i < count_; ++i) has_numbers &= list_[i].key == list_[i].key;
+    if (has_numbers) {
+      rank_the_close();
+    } else {
+      rank(list_, count_);
+    }
     for (int64_t i = 0; i < k_; ++i) out[i] = i < count_ ? list_[i].index : -1;
   }
 
  private:
+  // There are k rows whose keys are not above this one.
+  void lower(T key) {
+    if (key + margin_ < limit_) limit_ = key + margin_;
+  }
+
   // Leaves room for new candidates, however many are equal.
   void shorten() {
     drop();
     if (count_ > capacity_ / 2 + k_ / 2) {
-      rank();
+      rank(list_, count_);
       if (count_ > k_) count_ = k_;
     }
   }
 
   void drop() {
-    if (k_ > 1 && count_ > k_) limit_ = kth_key() + margin_;
+    if (k_ > 1 && count_ > k_) lower(kth_key());
     int64_t kept = 0;
     for (int64_t i = 0; i < count_; ++i) {
       if (!(list_[i].key > limit_)) list_[kept++] = list_[i];
@@ -185,31 +208,42 @@ class Race {
     return size < k_ ? static_cast<T>(kInfinity) : heap[0];
   }
 
+  // Sorts by key, and by exact distance who follows one another more closely than keys can tell.
+  void rank_the_close() {
+    sort(list_, count_, [](const Candidate<T>& a, const Candidate<T>& b) { return a.key < b.key; });
+    for (int64_t first = 0, last; first < count_ && first < k_; first = last) {
+      for (last = first + 1; last < count_ && !(list_[last].key > list_[last - 1].key + margin_);) ++last;
+      if (last - first > 1) rank(list_ + first, last - first);
+    }
+  }
+
   // Sorts by exact distance, NaN first, then by index.
-  void rank() {
-    for (int64_t i = 0; i < count_; ++i) {
-      Candidate<T>& c = list_[i];
+  void rank(Candidate<T>* list, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) {
+      Candidate<T>& c = list[i];
       if (c.is_exact) continue;
       const double d = distance_of(problem_->distance, problem_->anchor, anchor_, problem_->reference, c.index);
       c.exact = d == d ? sign_ * d : -kInfinity;
       c.is_exact = true;
     }
+    sort(list, count, [](const Candidate<T>& a, const Candidate<T>& b) {
+      return a.exact < b.exact || (a.exact == b.exact && a.index < b.index);
+    });
+  }
+
+  // Shell's: in place, and good for hundreds.
+  template <class Before>
+  static void sort(Candidate<T>* list, int64_t count, Before before) {
     int64_t gap = 1;
-    while (gap < count_ / 3) gap = 3 * gap + 1;
-    for (; gap > 0; gap /= 3) sort_by(gap);  // Shell's: in place, and good for hundreds
-  }
-
-  void sort_by(int64_t gap) {
-    for (int64_t i = gap; i < count_; ++i) {
-      const Candidate<T> moving = list_[i];
-      int64_t at = i;
-      for (; at >= gap && before(moving, list_[at - gap]); at -= gap) list_[at] = list_[at - gap];
-      list_[at] = moving;
+    while (gap < count / 3) gap = 3 * gap + 1;
+    for (; gap > 0; gap /= 3) {
+      for (int64_t i = gap; i < count; ++i) {
+        const Candidate<T> moving = list[i];
+        int64_t at = i;
+        for (; at >= gap && before(moving, list[at - gap]); at -= gap) list[at] = list[at - gap];
+        list[at] = moving;
+      }
     }
-  }
-
-  static bool before(const Candidate<T>& a, const Candidate<T>& b) {
-    return a.exact < b.exact || (a.exact == b.exact && a.index < b.index);
   }
 
   const Select<T>* problem_ = nullptr;
@@ -267,18 +301,20 @@ void look_ahead(const Select<T>& p, int64_t anchor, const T* products, int64_t b
                 Race<T>& farthest) {
   using V = Values<T>;
   using L = Labels<T>;
-  V near = V{} + static_cast<T>(kInfinity), far = near;
+  V near[kUnroll], far = V{} + static_cast<T>(kInfinity);
+  for (V& smallest : near) smallest = far;
   for_each_key<kExclusions>(p, anchor, products, begin, end,
                             [&](int64_t, const V(&key)[kUnroll], const L(&other)[kUnroll], const L(&same)[kUnroll]) {
                               for (int u = 0; u < kUnroll; ++u) {
-                                near = (other[u] & (key[u] < near)) ? key[u] : near;
+                                near[u] = (other[u] & (key[u] < near[u])) ? key[u] : near[u];
                                 far = (same[u] & (-key[u] < far)) ? -key[u] : far;
                               }
                             });
-  for (int lane = 0; lane < kWidth<T>; ++lane) {
-    nearest.expect(near[lane]);
-    farthest.expect(far[lane]);
-  }
+  T keys[kUnroll * kWidth<T>];
+  std::memcpy(keys, near, sizeof(near));
+  nearest.expect(keys, kUnroll * kWidth<T>);
+  std::memcpy(keys, &far, sizeof(far));
+  farthest.expect(keys, kWidth<T>);
 }
 
 // What rounding does not rule out goes to one of the races; a key that is NaN it never does.
@@ -406,15 +442,24 @@ void scan_columns_as(const Select<T>& p, const Tile& tile, const T* products, En
       return kExclusions ? other & (first != label[i]) & (second != label[i]) : other;
     };
     if (is_first) {
-      V near = V{} + static_cast<T>(kInfinity), far = near;
-      for (int64_t i = 0; i < rows; ++i) {
-        const V key = key_of(i);
-        near = (is_other(i) & (key < near)) ? key : near;
-        far = ((own == label[i]) & (-key < far)) ? -key : far;
+      const int groups = p.k == 1 ? 1 : kGroups;
+      T smallest[kGroups][kWidth<T>];
+      V far = V{} + static_cast<T>(kInfinity);
+      for (int g = 0; g < groups; ++g) {
+        V near = V{} + static_cast<T>(kInfinity);
+        for (int64_t i = g; i < rows; i += groups) {
+          const V key = key_of(i);
+          near = (is_other(i) & (key < near)) ? key : near;
+          far = ((own == label[i]) & (-key < far)) ? -key : far;
+        }
+        std::memcpy(smallest[g], &near, sizeof(near));
       }
       for (int64_t lane = 0; lane < lanes; ++lane) {
-        races[j + lane].nearest.expect(near[lane]);
-        races[j + lane].farthest.expect(far[lane]);
+        T keys[kGroups];
+        for (int g = 0; g < groups; ++g) keys[g] = smallest[g][lane];
+        races[j + lane].nearest.expect(keys, groups);
+        keys[0] = far[lane];
+        races[j + lane].farthest.expect(keys, 1);
       }
     }
     V near_limit = V{} - static_cast<T>(kInfinity), far_limit = -near_limit;  // no lane behind the last one races

@@ -37,6 +37,9 @@ struct Packed {
   }
 };
 
+// Of all anchors together, where each product serves two of them: some 24 bytes each.
+constexpr int64_t kMostCandidates = int64_t{1} << 20;
+
 // What `share` should think of products of rows with columns.
 template <class T>
 int64_t cost_of(const Select<T>& p, int64_t rows, int64_t columns) {
@@ -174,7 +177,8 @@ std::tuple<Tensor, Tensor> select(const Tensor& anchor_in, const std::optional<T
     p.positive = find_positive ? data_of<int64_t>(positive) : nullptr;
     p.negative = data_of<int64_t>(negative);
 
-    if (!reference_in.has_value() && k == 1 && n >= kSymmetricBlocks * kernels.product_rows) {
+    const bool is_symmetric = !reference_in.has_value() && n >= kSymmetricBlocks * kernels.product_rows;
+    if (is_symmetric && n * race_room(k) <= kMostCandidates) {
       select_among_themselves(p);
     } else {
       select_from_reference(p);

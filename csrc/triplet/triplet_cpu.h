@@ -82,7 +82,7 @@ struct Tile {
   int64_t first, last, begin, end;
 };
 
-static constexpr int64_t candidates_a_row(int64_t k) { return k == 1 ? 16 : 2 * k + 64; }
+static constexpr int64_t candidates_a_row(int64_t k) { return k == 1 ? 16 : 2 * k + 16; }
 // The k smallest keys find their place behind the candidates.
 static constexpr int64_t race_room(int64_t k) { return candidates_a_row(k) + (k == 1 ? 0 : k); }
 
