@@ -293,7 +293,7 @@ PyObject* relu(PyObject*, PyObject* argument) {
   HANDLE_TH_ERRORS
   if (!THPVariable_CheckExact(argument) || is_watched()) Py_RETURN_NONE;
   const Tensor& x = THPVariable_Unpack(argument);
-  if (!at::GradMode::is_enabled() || !x.requires_grad()) Py_RETURN_NONE;
+  if (!at::GradMode::is_enabled() || !x.requires_grad() || x.is_leaf() || x.is_view()) Py_RETURN_NONE;
   Tensor result;
   {
     pybind11::gil_scoped_release no_gil;

@@ -264,7 +264,9 @@ class BoundaryAttack:
         settings, base, target = self.settings, results.base, results.target
         check_objective(logits, "boundary")
         logits = torch.where(results.valid[:, None], logits, 0.0) if results.some_padded else logits
-        images = results.images if results.images.stride() == like.stride() else torch.empty_like(like).copy_(results.images)
+        images = (
+            results.images if results.images.stride() == like.stride() else torch.empty_like(like).copy_(results.images)
+        )
         if search.serves(logits):
             target, status, gap, accepted = search.outcome(
                 logits, base, target, results.steps, results.valid, score=settings.score,

@@ -132,7 +132,7 @@ class Copies:
 
     def fits(self) -> bool:
         """As :meth:`FoldedNetwork.fits`."""
-        return _kinds(self._sources) == self._kinds
+        return all(map(_is_kind, self._sources, self._kinds))
 
     def shared(self) -> list[bool]:
         """As :meth:`FoldedNetwork.shared`."""
@@ -184,7 +184,10 @@ class Folds:
         )
         self._every = [*self._weights, *self._means, *self._variances, *self._gains, *self._shifts, *self._biases]
         self._kinds = _kinds(self._every)
-        self._alike = {value.dtype for value in self._every} in ({torch.float32}, {torch.float64})  # as the operator asks
+        self._alike = {value.dtype for value in self._every} in (
+            {torch.float32},
+            {torch.float64},
+        )  # as the operator asks
         self.convert(None, False)
 
     def convert(self, dtype: torch.dtype | None, channels_last: bool) -> None:
@@ -193,7 +196,7 @@ class Folds:
 
     def fits(self) -> bool:
         """As :meth:`FoldedNetwork.fits`."""
-        return _kinds(self._every) == self._kinds
+        return all(map(_is_kind, self._every, self._kinds))
 
     def values(self) -> list[Tensor]:
         """Weight, bias, weight, bias …, in ``order``."""
@@ -232,6 +235,10 @@ def tensors(model: nn.Module) -> dict[str, Tensor]:
 
 def _kinds(sources: list[Tensor]) -> list[tuple]:
     return [(source.shape, source.dtype, source.device) for source in sources]
+
+
+def _is_kind(source: Tensor, kind: tuple) -> bool:
+    return source.shape == kind[0] and source.dtype == kind[1] and source.device == kind[2]
 
 
 def _empty(weights: Tensor, dtype: torch.dtype, channels_last: bool) -> Tensor:
@@ -300,7 +307,7 @@ def _foldable(graph: fx.Graph, modules: dict[str, nn.Module]) -> list[tuple[fx.N
 
 
 def _overwrite(graph: fx.Graph, modules: dict[str, nn.Module]) -> None:
-    """Let ReLUs and sums overwrite what they alone read, and no gradient needs: a folded convolution's output, a sum."""
+    """Let ReLUs and sums overwrite what they alone read and no gradient needs: a folded convolution's output, a sum."""
     for node in list(graph.nodes):
         module = modules.get(node.target) if node.op == "call_module" else None
         called = node.target if node.op == "call_function" else None
@@ -330,7 +337,7 @@ def _is_free(source: fx.Node, modules: dict[str, nn.Module]) -> bool:
 
 def relu_over(x: Tensor) -> Tensor:
     """``relu(x)`` in the place of ``x``."""
-    node = backends.autograd_node()
+    node = None if torch.compiler.is_compiling() else backends.autograd_node()
     result = None if node is None else node.relu(x)
     return F.relu(x, inplace=True) if result is None else result
 

@@ -167,7 +167,10 @@ def input_gradient(logits: Tensor, leaf: Tensor, grad_logits: Tensor) -> Tensor:
     """Pull ``grad_logits`` back to the images; nothing is accumulated anywhere."""
     if not logits.requires_grad:
         raise ValueError("model: its logits carry no graph to the images, so there is no direction to step in")
-    return torch.autograd.grad(logits, leaf, grad_logits)[0]
+    grad = torch.autograd.grad(logits, leaf, grad_logits)[0]
+    if not logits._is_view():
+        logits.detach_()  # the graph goes now, and not after the next pass has made another
+    return grad
 
 
 def count_classes(evaluate: Evaluate, images: Tensor) -> int:

@@ -323,8 +323,11 @@ class _Step(loop.AttackStep[_State, _Seen]):
 
     def move(self, s: _State, seen: _Seen, grad: Tensor) -> _State:
         """Everyone that is active one step on; the velocity changes in place."""
-        sizes = {name: part for name, part in (("eps", s.eps), ("step_size", s.step_size)) if part is not None}
-        x = step(s.x, grad, x0=s.x0, momentum=s.velocity, active=s.active, **{**self.options, **sizes})
+        options = self.options
+        if s.eps is not None or s.step_size is not None:
+            sizes = {"eps": s.eps, "step_size": s.step_size}
+            options = {**options, **{name: size for name, size in sizes.items() if size is not None}}
+        x = step(s.x, grad, x0=s.x0, momentum=s.velocity, active=s.active, **options)
         return s._replace(x=x, steps=s.steps + s.active)
 
 

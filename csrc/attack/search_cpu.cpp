@@ -305,10 +305,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> outcome(const Tensor& logits, const T
   bool again = false;
   for (int64_t i = 0; i < rows; ++i) {
     const int64_t prediction = gaps.prediction[i];
-    int64_t end = prediction == bases[i]      ? kUncrossed
-                  : steps_at[i] == 0          ? kOutside
-                  : prediction == targets[i]  ? kCrossed
-                                              : kThird;
+    int64_t end = prediction == bases[i]     ? kUncrossed
+                  : steps_at[i] == 0         ? kOutside
+                  : prediction == targets[i] ? kCrossed
+                                             : kThird;
     if (!std::isfinite(gaps.gap(i))) end = kFailed;
     if (valid_at != nullptr && !valid_at[i]) end = kPadded;
     status_at[i] = end;
@@ -398,8 +398,8 @@ std::vector<Tensor> fold(std::vector<Tensor> weights, std::vector<Tensor> means,
       scale_of(means[i], variances[i], gains[i], shifts[i], biases[i], eps[i], outputs, scales[i].get(),
                static_cast<float*>(made[2 * i + 1].mutable_data_ptr()));
     }
-    filters.push_back({weight.const_data_ptr(), scales[i].get(), inputs, pixels, last && !as_it_is,
-                       made[2 * i].mutable_data_ptr()});
+    filters.push_back(
+        {weight.const_data_ptr(), scales[i].get(), inputs, pixels, last && !as_it_is, made[2 * i].mutable_data_ptr()});
     ends.push_back((ends.empty() ? 0 : ends.back()) + outputs);
     elements += weight.numel();
   }

@@ -1,7 +1,6 @@
 // What a search for boundary samples on a CPU does to images between its steps, and to weights before them.
-#include "search_cpu.h"
-
 #include "sample_cpu.h"
+#include "search_cpu.h"
 
 namespace amkd::attack::AMKD_SIMD {
 namespace {

@@ -74,8 +74,11 @@ def _fake_advance(x, grad, rows, active, left, *_):
 def _fake_outcome(logits, base, *_):
     """(target, status, gap, accepted)."""
     target, status = torch.empty_like(base), torch.empty_like(base)
-    return target, status, base.new_empty(base.shape, dtype=work_dtype(logits.dtype)), base.new_empty(
-        base.shape, dtype=torch.bool
+    return (
+        target,
+        status,
+        base.new_empty(base.shape, dtype=work_dtype(logits.dtype)),
+        base.new_empty(base.shape, dtype=torch.bool),
     )
 
 

@@ -1,6 +1,6 @@
 """A search for boundary samples where a CPU has operators for it: one call for each half of a step, and for its end.
 
-Tensors of the whole batch are [M, ...]; those of the m samples that are worked on say by ``rows`` [m] where they belong.
+Tensors of the whole batch are [M, ...]; those of the m samples that are worked on say by ``rows`` [m] where they are.
 What the calls do is written in plain PyTorch in ``attacks/boundary.py``, which other devices and backends run.
 """
 
@@ -30,8 +30,8 @@ def judge(
 ) -> tuple[Tensor, Tensor, int]:  # fmt: skip
     """Gradient of the boundary objective [m, K], bool [m]: still in the base class, and how many are.
 
-    ``found`` [M, K] and ``gap`` [M] are told what is at the samples; with ``moves`` ``steps`` [M] counts one for all who
-    are active.
+    ``found`` [M, K] and ``gap`` [M] are told what is at the samples; with ``moves`` ``steps`` [M] counts one for all
+    who are active.
     """
     try:
         return _judge(logits.detach(), rows, base, target, found, gap, steps, score == "softmax", moves)
