@@ -266,6 +266,43 @@ PyObject* row_loss(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   END_HANDLE_TH_ERRORS
 }
 
+// A ReLU over its own input. Backwards it overwrites the gradient, too, where nobody else holds that: new memory costs
+// more than the work on it.
+struct Relu : torch::autograd::Function<Relu> {
+  static Tensor forward(AutogradContext* context, const Tensor& x) {
+    Tensor result = x;
+    result.relu_();
+    context->mark_dirty({result});
+    context->save_for_backward({result});
+    return result;
+  }
+
+  static variable_list backward(AutogradContext* context, variable_list& grads) {
+    const Tensor result = context->get_saved_variables()[0];
+    Tensor& grad = grads[0];
+    if (!grad.defined()) return {Tensor()};
+    const bool alone = !at::GradMode::is_enabled() && grad.use_count() == 1 && grad.has_storage() &&
+                       grad.storage().use_count() == 1 && grad.scalar_type() == result.scalar_type() &&
+                       grad.strides() == result.strides() && !is_transforming();
+    return {alone ? at::threshold_backward_out(grad, grad, result, 0) : at::threshold_backward(grad, result, 0)};
+  }
+};
+
+// relu(x): over x, or None where PyTorch's own has to do it.
+PyObject* relu(PyObject*, PyObject* argument) {
+  HANDLE_TH_ERRORS
+  if (!THPVariable_CheckExact(argument) || is_watched()) Py_RETURN_NONE;
+  const Tensor& x = THPVariable_Unpack(argument);
+  if (!at::GradMode::is_enabled() || !x.requires_grad() || x.is_leaf() || x.is_view()) Py_RETURN_NONE;
+  Tensor result;
+  {
+    pybind11::gil_scoped_release no_gil;
+    result = Relu::apply(x);
+  }
+  return THPVariable_Wrap(std::move(result));
+  END_HANDLE_TH_ERRORS
+}
+
 bool is_floating(const Tensor& x) {
   const auto type = x.scalar_type();
   return type == at::kFloat || type == at::kDouble || type == at::kHalf || type == at::kBFloat16;
@@ -365,6 +402,7 @@ PyMethodDef methods[] = {
     {"ready", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(ready)), METH_FASTCALL, nullptr},
     {"alike", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(alike)), METH_FASTCALL, nullptr},
     {"tail", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(tail)), METH_FASTCALL, nullptr},
+    {"relu", relu, METH_O, nullptr},
     {"add", add, METH_VARARGS, nullptr},
     {nullptr, nullptr, 0, nullptr}};
 

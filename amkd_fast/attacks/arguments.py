@@ -55,21 +55,27 @@ class BoundsCheck:
             lower, upper = (bound.cpu() if isinstance(bound, Tensor) else bound for bound in (lower, upper))
             check_bounds(lower, upper, images)
         x = images.detach()
-        x = x.to(torch.promote_types(x.dtype, torch.float32))
         shape = (1, -1, *[1] * (x.dim() - 2))
+        work = torch.promote_types(x.dtype, torch.float32)
         low, high = (
-            torch.as_tensor(bound).to(x).reshape(shape) if bound is not None else None for bound in (lower, upper)
+            torch.as_tensor(bound).to(x.device, work).reshape(shape) if bound is not None else None
+            for bound in (lower, upper)
         )
         finite = [bound.abs().nan_to_num(0.0, 0.0, 0.0) for bound in (low, high) if bound is not None]
         slack = max(
             8 * torch.finfo(torch.float32).eps, 2 * torch.finfo(images.dtype).eps * (images.dtype.itemsize == 2)
         )
-        size = sum(finite, x.new_zeros(())).clamp(min=torch.finfo(torch.float32).tiny)
+        allowed = slack * sum(finite, x.new_zeros((), dtype=work)).clamp(min=torch.finfo(torch.float32).tiny)
+        channel = [0, *range(2, x.dim())]
         for name, bound, given in (("lower", low, lower), ("upper", high, upper)):
             if bound is None:
                 continue
-            beyond = bound - x if name == "lower" else x - bound
-            outside = beyond > slack * size
+            # In one pass; where a channel's extreme is outside or a NaN, look at every pixel.
+            farthest = bound - x.amin(channel, True) if name == "lower" else x.amax(channel, True) - bound
+            if bool((farthest <= allowed).all()):
+                continue
+            beyond = bound - x.to(work) if name == "lower" else x.to(work) - bound
+            outside = beyond > allowed
             if valid is not None:
                 outside = outside & valid.view(-1, *[1] * (x.dim() - 1))
             if bool(outside.any()):

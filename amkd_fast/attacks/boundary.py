@@ -15,6 +15,7 @@ from amkd_fast import checks
 from amkd_fast.attacks import arguments, loop
 from amkd_fast.attacks.capture import Graphs, check_capture
 from amkd_fast.attacks.frozen import FrozenModel, as_frozen, forked_rng
+from amkd_fast.ops.attack import search
 from amkd_fast.ops.attack.arguments import check_objective
 from amkd_fast.ops.attack.bases import draw_targets
 from amkd_fast.ops.attack.objective import objective
@@ -239,7 +240,9 @@ class BoundaryAttack:
             context = _Step(run.evaluate, settings, step_size, options, seed, run.compact, [] if record_gaps else None)
             results = _Results(run.clean, base, target, valid, settings.refine > 0)
             rows = run.rows(valid)
-            if rows.numel():
+            if rows.numel() and run.compact and not record_gaps and results.are_served(step_size):
+                results.search(run, context, rows, self.steps)
+            elif rows.numel():
                 run.take_steps(
                     context, results.start(rows, step_size), self.steps, results.store,
                     until_done=self.early_exit, judge_first=base is None or target is None,
@@ -260,6 +263,16 @@ class BoundaryAttack:
     def _samples(self, like: Tensor, results: _Results, logits: Tensor, gaps: Tensor | None) -> BoundarySamples:
         settings, base, target = self.settings, results.base, results.target
         check_objective(logits, "boundary")
+        logits = torch.where(results.valid[:, None], logits, 0.0) if results.some_padded else logits
+        images = (
+            results.images if results.images.stride() == like.stride() else torch.empty_like(like).copy_(results.images)
+        )
+        if search.serves(logits):
+            target, status, gap, accepted = search.outcome(
+                logits, base, target, results.steps, results.valid, score=settings.score,
+                accept_all=settings.accept == "all", retarget=settings.retarget,
+            )  # fmt: skip
+            return BoundarySamples(images, logits, target, status, results.steps, gap, accepted, base, gaps)
         value, _, prediction, _ = objective(logits, base, "boundary", target, settings.score)
         landed = torch.where(prediction == target, Status.CROSSED, Status.THIRD)
         left = torch.where(results.steps > 0, landed, Status.OUTSIDE)
@@ -272,9 +285,7 @@ class BoundaryAttack:
             accepted = accepted | third
             target = torch.where(third, prediction, target)
             value = objective(logits, base, "boundary", target, settings.score)[0]
-        images = torch.empty_like(like).copy_(results.images)
         gap = torch.where(results.valid, -value, 0.0)
-        logits = torch.where(results.valid[:, None], logits, 0.0) if results.some_padded else logits
         return BoundarySamples(images, logits, target, status, results.steps, gap, accepted, base, gaps)
 
 
@@ -415,6 +426,59 @@ class _Results:
         for full, part in own:
             if full is not None and part is not None and part is not full:
                 full.index_copy_(0, s.rows, part)
+
+    def are_served(self, step_size: float | Tensor) -> bool:
+        """Whether :meth:`search` can be asked."""
+        return search.serves(self.images) and not has_channels(step_size)
+
+    def search(self, run: loop.Loop, context: _Step, rows: Tensor, limit: int) -> None:
+        """What :meth:`Loop.take_steps` and :meth:`bisect` do with compaction, in few calls.
+
+        Only the images of the samples that go on are moved together; what else is known of them stays in its place.
+        """
+        settings, score, images = context.settings, context.settings.score, self.images
+        x = images
+        if rows.numel() < images.shape[0]:
+            x = torch.index_select(images, 0, rows, out=search.some_of(images, rows))
+        gap: Tensor | None = None
+        for taken in range(limit + 1):
+            logits, leaf = run.evaluate(x, grad=taken < limit)
+            if self.logits is None or gap is None:
+                check_objective(logits, "boundary")
+                self.logits = logits.new_zeros((images.shape[0], logits.shape[1]))
+                gap = logits.new_zeros(images.shape[0], dtype=torch.promote_types(logits.dtype, torch.float32))
+                self._settle(logits.detach(), rows, context.seed)
+            grad_logits, active, left = search.judge(
+                logits, rows, self.base, self.target, self.logits, gap, self.steps, score=score, moves=taken < limit
+            )
+            if left == 0 or taken == limit:
+                break
+            grad = loop.input_gradient(logits, leaf, grad_logits)
+            x, rows = search.advance(
+                x, grad, rows, active, left, gap, images, self.inside, step_size=context.step_size,
+                norm_power=settings.norm_power, project=settings.project,
+                lower=context.options["lower"], upper=context.options["upper"],
+            )  # fmt: skip
+        if x is not images:
+            images.index_copy_(0, rows, x)
+        if self.inside is None or self.logits is None:
+            return
+        rows = (_left(self.logits, self.base) & self.valid & (self.steps > 0)).nonzero()[:, 0]
+        middle, found = search.some_of(images, rows), None
+        for taken in range(settings.refine + 1 if rows.numel() else 0):
+            again = taken < settings.refine
+            search.halve(middle, found, rows, self.base, self.inside, images, self.logits, again=again)
+            if again:
+                found, _ = run.evaluate(middle, grad=False)
+
+    def _settle(self, logits: Tensor, rows: Tensor, seed: int | Tensor | None) -> None:
+        """Take from the logits on the clean images the classes that are not given."""
+        if self.given["base"] is None:
+            self.base.index_copy_(0, rows, logits.argmax(1))
+        if self.given["target"] is None:
+            base = self.base[rows]
+            drawn = None if seed is None else draw_targets(logits, base, seed=seed, rows=rows)
+            self.target.index_copy_(0, rows, best_other(logits, base) if drawn is None else drawn)
 
     def bisect(self, run: loop.Loop, context: _Step, times: int, inside: Tensor, logits: Tensor) -> None:
         """Halve the last step of every sample that left its base class; ``logits`` become those of its new end."""

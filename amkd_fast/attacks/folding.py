@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import operator
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import groupby
 from typing import cast
 
@@ -15,8 +15,12 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 from torch.nn.modules.conv import _ConvNd as Convolution
 
+from amkd_fast import backends
 from amkd_fast.attacks.guards import Guards, has_hooks
+from amkd_fast.ops import schemas
+from amkd_fast.ops.attack.operators import serving
 
+_fold = schemas.operator("attack_fold", "cpu")
 _CONVOLUTIONS: tuple[type[nn.Module], ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _BATCHNORMS: tuple[type[nn.Module], ...] = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
@@ -64,7 +68,7 @@ class FoldedNetwork:
             graph.erase_node(norm)
         if not pairs:
             raise UnfoldableError("no convolution is followed by a BatchNorm alone")
-        _relu_in_place(graph, modules)
+        _overwrite(graph, modules)
         self._network = fx.GraphModule(copied, graph)
         self._folds = Folds(pairs)
         # Where the network reads its tensors: those of the folded convolutions first, as Folds gives them.
@@ -128,7 +132,7 @@ class Copies:
 
     def fits(self) -> bool:
         """As :meth:`FoldedNetwork.fits`."""
-        return _kinds(self._sources) == self._kinds
+        return all(map(_is_kind, self._sources, self._kinds))
 
     def shared(self) -> list[bool]:
         """As :meth:`FoldedNetwork.shared`."""
@@ -174,12 +178,16 @@ class Folds:
         self._gains = vectors((norm.weight for _, norm in pairs), 1.0)
         self._shifts = vectors((norm.bias for _, norm in pairs), 0.0)
         self._biases = vectors((convolution.bias for convolution, _ in pairs), 0.0)
-        eps = (norm.eps for _, norm in pairs)
+        self._each_eps = eps = [norm.eps for _, norm in pairs]
         self._eps = torch.cat(
             [torch.full_like(x, each, dtype=torch.float64) for x, each in zip(self._variances, eps, strict=True)]
         )
         self._every = [*self._weights, *self._means, *self._variances, *self._gains, *self._shifts, *self._biases]
         self._kinds = _kinds(self._every)
+        self._alike = {value.dtype for value in self._every} in (
+            {torch.float32},
+            {torch.float64},
+        )  # as the operator asks
         self.convert(None, False)
 
     def convert(self, dtype: torch.dtype | None, channels_last: bool) -> None:
@@ -188,10 +196,13 @@ class Folds:
 
     def fits(self) -> bool:
         """As :meth:`FoldedNetwork.fits`."""
-        return _kinds(self._every) == self._kinds
+        return all(map(_is_kind, self._every, self._kinds))
 
     def values(self) -> list[Tensor]:
         """Weight, bias, weight, bias …, in ``order``."""
+        if self._alike and self._dtype in (None, self._weights[0].dtype) and serving(self._weights[0])[0] == "cpu":
+            parts = (self._means, self._variances, self._gains, self._shifts, self._biases)
+            return _fold(self._weights, *parts, self._each_eps, self._channels_last)
         mean, variance, gain, shift, bias = (
             torch.cat(parts).double()
             for parts in (self._means, self._variances, self._gains, self._shifts, self._biases)
@@ -224,6 +235,10 @@ def tensors(model: nn.Module) -> dict[str, Tensor]:
 
 def _kinds(sources: list[Tensor]) -> list[tuple]:
     return [(source.shape, source.dtype, source.device) for source in sources]
+
+
+def _is_kind(source: Tensor, kind: tuple) -> bool:
+    return source.shape == kind[0] and source.dtype == kind[1] and source.device == kind[2]
 
 
 def _empty(weights: Tensor, dtype: torch.dtype, channels_last: bool) -> Tensor:
@@ -291,21 +306,46 @@ def _foldable(graph: fx.Graph, modules: dict[str, nn.Module]) -> list[tuple[fx.N
     return pairs
 
 
-def _relu_in_place(graph: fx.Graph, modules: dict[str, nn.Module]) -> None:
-    """Let a ReLU overwrite what only it reads: the output of a folded convolution or a sum, which no gradient needs."""
+def _overwrite(graph: fx.Graph, modules: dict[str, nn.Module]) -> None:
+    """Let ReLUs and sums overwrite what they alone read and no gradient needs: a folded convolution's output, a sum."""
     for node in list(graph.nodes):
         module = modules.get(node.target) if node.op == "call_module" else None
-        if not (type(module) is nn.ReLU or (node.op == "call_function" and node.target in (F.relu, torch.relu))):
+        called = node.target if node.op == "call_function" else None
+        terms = [source for source in node.args if isinstance(source, fx.Node)]
+        free = [source for source in terms if len(source.users) == 1 and _is_free(source, modules)]
+        if not free:
             continue
-        source = node.args[0] if node.args else None
-        if not isinstance(source, fx.Node) or len(source.users) > 1:
+        if type(module) is nn.ReLU or called in (F.relu, torch.relu):
+            over: Callable = relu_over
+        elif called in (operator.add, torch.add) and len(terms) == 2 and not node.kwargs:
+            over = add_over
+            terms.sort(key=lambda source: source is not free[0])
+        else:
             continue
-        folded = source.op == "call_module" and source.target not in modules
-        if folded or (source.op == "call_function" and source.target in (operator.add, torch.add)):
-            with graph.inserting_after(node):
-                overwriting = graph.call_function(F.relu, (source,), {"inplace": True})
-            node.replace_all_uses_with(overwriting)
-            graph.erase_node(node)
+        with graph.inserting_after(node):
+            overwriting = graph.call_function(over, tuple(terms))
+        node.replace_all_uses_with(overwriting)
+        graph.erase_node(node)
+
+
+def _is_free(source: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    """Whether what a node makes is its own, and not kept for a gradient."""
+    if source.op == "call_module":
+        return source.target not in modules  # a folded convolution
+    return source.op == "call_function" and source.target in (operator.add, torch.add, add_over)
+
+
+def relu_over(x: Tensor) -> Tensor:
+    """``relu(x)`` in the place of ``x``."""
+    node = None if torch.compiler.is_compiling() else backends.autograd_node()
+    result = None if node is None else node.relu(x)
+    return F.relu(x, inplace=True) if result is None else result
+
+
+def add_over(x: Tensor, y: Tensor) -> Tensor:
+    """``x + y``, in the place of ``x`` where it has the form of the sum."""
+    fits = isinstance(x, Tensor) and isinstance(y, Tensor) and x.shape == y.shape and x.dtype == y.dtype
+    return x.add_(y) if fits else x + y
 
 
 def _with_bias(convolution: Convolution) -> Convolution:

@@ -61,7 +61,7 @@ class FrozenModel:
         guards, run = self._guards, self._run
         if self._held and not recorded and guards is not None:
             return self._evaluate
-        stale = guards is None or self._hooked != has_hooks(self.model) or guards.changed()
+        stale = guards is None or guards.changed() or self._hooked != guards.hooked()
         if stale or run is None or not run.fits():
             self._guards = None  # should the building fail
             with forked_rng(x.device), torch.no_grad():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import functools
+import operator
 import sys
 import types
 from collections import deque
@@ -49,18 +50,24 @@ class Guards:
         if self._waiting:
             self.loose.append("more objects than can be followed")
             self._waiting.clear()
+        self._hooks = [vars(module)[kind] for module in model.modules() for kind in _HOOKS]
+        self._sort()
+
+    def hooked(self) -> bool:
+        """:func:`has_hooks` of the model, as long as nothing has :meth:`changed`."""
+        return any(_everywhere()) or any(self._hooks)
 
     def changed(self) -> bool:
         """Whether a value, or an object, is another one than at the start."""
         try:
             # Objects first: where all are the same, comparing containers asks none of them whether it is equal.
-            if any(container[key] is not part for container, key, part in self._held):
+            if not all(map(operator.is_, map(operator.getitem, *self._containers), self._parts)):
                 return True
-            for container, kept, overlooked in self._places:
+            for container, kept, overlooked in self._overlooking:
                 for key in overlooked:
                     kept[key] = container[key]
-                if container != kept:
-                    return True
+            if self._now != self._kept:
+                return True
             return any(cell.cell_contents is not kept for cell, kept in self._cells)
         except (LookupError, ValueError, RuntimeError):  # a key or a variable is gone
             return True
@@ -83,6 +90,14 @@ class Guards:
             elif len(container) == len(kept) and all(map(_alike, container, kept)):
                 self._places.append((container, kept, overlooked))
         self._cells = [(cell, kept) for cell, kept in self._cells if cell.cell_contents is kept]
+        self._sort()
+
+    def _sort(self) -> None:
+        """What :meth:`changed` walks over, column by column."""
+        self._containers = [container for container, _, _ in self._held], [key for _, key, _ in self._held]
+        self._parts = [part for _, _, part in self._held]
+        self._now, self._kept = [place[0] for place in self._places], [place[1] for place in self._places]
+        self._overlooking = [place for place in self._places if place[2]]
 
     def _visit(self, value: Any) -> None:
         if isinstance(value, nn.Module):
@@ -164,13 +179,18 @@ class Guards:
 
 def has_hooks(model: nn.Module) -> bool:
     """Whether a module of the network, or every module there is, has a hook around its forward or backward."""
-    everywhere = vars(sys.modules["torch.nn.modules.module"])
-    if any(everywhere[f"_global{kind}"] for kind in _HOOKS):
+    if any(_everywhere()):
         return True
     return any(
         module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
         for module in model.modules()
     )
+
+
+def _everywhere() -> Iterator[dict]:
+    """The hooks of every module there is."""
+    everywhere = vars(sys.modules["torch.nn.modules.module"])
+    return (everywhere[f"_global{kind}"] for kind in _HOOKS)
 
 
 def _get(container: Any, key: Any) -> Any:

@@ -98,7 +98,7 @@ class Loop:
 
     def take_steps(
         self, context: AttackStep[State, Seen], s: State, steps: int, store: Callable[[State, Seen], None], *,
-        until_done: bool, judge_first: bool = False,
+        until_done: bool, judge_first: bool = False, leave: Callable[[State], None] | None = None,
     ) -> None:  # fmt: skip
         """Step until the steps run out, and with ``until_done`` until nobody is active.
 
@@ -109,15 +109,22 @@ class Loop:
             store: Told the samples that have finished, and what ``judge`` found at their last point.
             until_done: Samples that are no longer active have finished.
             judge_first: The tensors that ``judge`` adds to ``s`` must be there before a step is recorded.
+            leave: Told the samples after the last step in place of ``store``, without a judgement of them.
         """
         if self.recorded:
             if judge_first:
                 s, _, _ = context.judge(s, context.evaluate(s.x, grad=False)[0])
             s = self.repeat(context.advance, s, steps, "active" if until_done else None)
+            if leave is not None:
+                leave(s)
+                return
             s, _, seen = context.judge(s, context.evaluate(s.x, grad=False)[0])
             store(s, seen)
             return
         for taken in range(steps + 1):
+            if taken == steps and leave is not None:
+                leave(s)
+                return
             logits, leaf = context.evaluate(s.x, grad=taken < steps)
             s, grad_logits, seen = context.judge(s, logits)
             keep = s.active.nonzero()[:, 0] if until_done and self.compact else None
@@ -160,7 +167,10 @@ def input_gradient(logits: Tensor, leaf: Tensor, grad_logits: Tensor) -> Tensor:
     """Pull ``grad_logits`` back to the images; nothing is accumulated anywhere."""
     if not logits.requires_grad:
         raise ValueError("model: its logits carry no graph to the images, so there is no direction to step in")
-    return torch.autograd.grad(logits, leaf, grad_logits)[0]
+    grad = torch.autograd.grad(logits, leaf, grad_logits)[0]
+    if not logits._is_view():
+        logits.detach_()  # the graph goes now, and not after the next pass has made another
+    return grad
 
 
 def count_classes(evaluate: Evaluate, images: Tensor) -> int:

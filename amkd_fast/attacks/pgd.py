@@ -169,6 +169,51 @@ class PGD:
             TypeError: A dtype or a type differs from the above.
             ValueError: A shape, a device or a value breaks a rule above, or the model gives no logits [M, K].
         """
+        return self._attack(images, labels, target, valid, seed, judged=True)
+
+    def perturb(
+        self,
+        images: Tensor,
+        labels: Tensor | None = None,
+        target: Tensor | None = None,
+        *,
+        valid: Tensor | None = None,
+        seed: int | Tensor | None = None,
+    ) -> Tensor:
+        """The images of a call alone, as adversarial training wants them.
+
+        With ``keep="last"`` and one run nobody has to look at the last images: that saves the call's last forward pass.
+
+        Args:
+            images: As in a call, also the following.
+            labels: int64 or int32 [M].
+            target: int64 or int32 [M].
+            valid: bool [M].
+            seed: Of the random starts.
+
+        Returns:
+            [M, ...], dtype and memory format of the input.
+
+        Raises:
+            TypeError: As a call.
+            ValueError: As a call; but of a network's logits only what a step meets.
+
+        Example:
+            >>> import torch, amkd_fast as af
+            >>> model = torch.nn.Linear(2, 2, bias=False)
+            >>> model.weight.data = torch.eye(2)
+            >>> attack = af.attacks.PGD(model, eps=0.25, steps=1, lower=0.0, upper=1.0)
+            >>> attack.perturb(torch.tensor([[0.75, 0.5]]), torch.tensor([0]))
+            tensor([[0.5000, 0.7500]])
+        """
+        judged = self.keep != "last" or self.restarts > 1
+        return self._attack(images, labels, target, valid, seed, judged=judged).images
+
+    def _attack(
+        self, images: Tensor, labels: Tensor | None, target: Tensor | None, valid: Tensor | None,
+        seed: int | Tensor | None, judged: bool,
+    ) -> PGDSamples:  # fmt: skip
+        """A call; without ``judged`` of one run to the last iterate, whose images alone are then right."""
         arguments.check_images(images, self.lower, self.upper)
         arguments.check_rows("labels", labels, images)
         arguments.check_rows("target", target, images)
@@ -182,7 +227,7 @@ class PGD:
         lower, upper = (arguments.to_device(bound, images.device) for bound in (self.lower, self.upper))
         with forked_rng(images.device), torch.no_grad():
             run = loop.Loop(self, images)
-            results = _Results(run.clean.clone(), valid, self.keep)
+            results = _Results(run.clean.clone(), valid, self.keep, self.objective["targeted"])
             decay = 1.0 if self.momentum is None else self.momentum
             options = {**sizes, "decay": decay, "lower": lower, "upper": upper, **self.step}
             context = _Step(run.evaluate, self.objective, options, self.keep)
@@ -207,8 +252,10 @@ class PGD:
                     rows, x, x0, None if self.momentum is None else torch.zeros_like(x, dtype=work), labels[rows],
                     None if target is None else target[rows], **of_rows, active=active, steps=torch.zeros_like(rows),
                 )  # fmt: skip
-                until_done, judge_first = self.keep == "first", self.keep == "best"
-                run.take_steps(context, s, self.steps, results.store, until_done=until_done, judge_first=judge_first)
+                run.take_steps(
+                    context, s, self.steps, results.store, until_done=self.keep == "first",
+                    judge_first=self.keep == "best", leave=None if judged else results.leave,
+                )  # fmt: skip
             return results.samples(images, run)
 
 
@@ -217,7 +264,7 @@ class _Seen(NamedTuple):
 
     logits: Tensor
     value: Tensor
-    adversarial: Tensor
+    prediction: Tensor
 
 
 class _State(NamedTuple):
@@ -239,12 +286,17 @@ class _State(NamedTuple):
     best_adversarial: Tensor | None = None
 
     @property
-    def best(self) -> tuple[Tensor, _Seen] | None:
-        """The best iterate and what was found at it, where one is kept."""
+    def best(self) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
+        """The best iterate, its logits and value, and whether it is adversarial, where one is kept."""
         x, logits, value, adversarial = self.best_x, self.best_logits, self.best_value, self.best_adversarial
         if x is None or logits is None or value is None or adversarial is None:
             return None
-        return x, _Seen(logits, value, adversarial)
+        return x, logits, value, adversarial
+
+    def adversarial(self, seen: _Seen, targeted: bool) -> Tensor:
+        """Whether what was found at the samples is what the attack is for."""
+        reached = seen.prediction == self.target if targeted else seen.prediction != self.labels
+        return reached & torch.isfinite(seen.value)
 
 
 @dataclass(frozen=True)
@@ -257,34 +309,34 @@ class _Step(loop.AttackStep[_State, _Seen]):
     def judge(self, s: _State, logits: Tensor) -> tuple[_State, Tensor, _Seen]:
         check_objective(logits, **self.objective)
         value, grad_logits, prediction, unfinished = objective(logits, s.labels, target=s.target, **self.objective)
-        reached = prediction == s.target if self.objective["targeted"] else prediction != s.labels
-        seen = _Seen(logits.detach(), value, reached & torch.isfinite(value))
+        seen = _Seen(logits.detach(), value, prediction)
         if self.keep == "first":
             s = s._replace(active=s.active & unfinished)
         elif self.keep == "best":
-            new: tuple[Tensor, ...] = (s.x, *seen)
+            new: tuple[Tensor, ...] = (s.x, seen.logits, value, s.adversarial(seen, self.objective["targeted"]))
             if s.best is not None:
-                x, before = s.best
-                better = (s.steps == 0) | _surpasses(seen.adversarial, value, before.adversarial, before.value)
-                pairs = zip(new, (x, *before), strict=True)
-                new = tuple(loop.where_rows(better, now, then) for now, then in pairs)
+                better = (s.steps == 0) | _surpasses(new[3], value, s.best[3], s.best[2])
+                new = tuple(loop.where_rows(better, now, then) for now, then in zip(new, s.best, strict=True))
             x, logits, value, adversarial = new
             s = s._replace(best_x=x, best_logits=logits, best_value=value, best_adversarial=adversarial)
         return s, grad_logits, seen
 
     def move(self, s: _State, seen: _Seen, grad: Tensor) -> _State:
         """Everyone that is active one step on; the velocity changes in place."""
-        sizes = {name: part for name, part in (("eps", s.eps), ("step_size", s.step_size)) if part is not None}
-        x = step(s.x, grad, x0=s.x0, momentum=s.velocity, active=s.active, **{**self.options, **sizes})
+        options = self.options
+        if s.eps is not None or s.step_size is not None:
+            sizes = {"eps": s.eps, "step_size": s.step_size}
+            options = {**options, **{name: size for name, size in sizes.items() if size is not None}}
+        x = step(s.x, grad, x0=s.x0, momentum=s.velocity, active=s.active, **options)
         return s._replace(x=x, steps=s.steps + s.active)
 
 
 class _Results:
     """The results of a batch of M images, full length, over all restarts."""
 
-    def __init__(self, images: Tensor, valid: Tensor | None, keep: Keep) -> None:
+    def __init__(self, images: Tensor, valid: Tensor | None, keep: Keep, targeted: bool) -> None:
         count, device = images.shape[0], images.device
-        self.images, self.keep = images, keep
+        self.images, self.keep, self.targeted = images, keep, targeted
         self.valid = torch.ones(count, dtype=torch.bool, device=device) if valid is None else valid
         self.steps = torch.zeros(count, dtype=torch.int64, device=device)
         self.known = torch.zeros(count, dtype=torch.bool, device=device)  # an iterate has been recorded
@@ -297,15 +349,20 @@ class _Results:
         if self.logits is None or self.value is None:
             self.logits, self.value = self._blank(seen.logits, seen.value)
         self.steps.index_add_(0, s.rows, s.steps)
-        x, seen = s.best or (s.x, seen)
+        x, logits, value, adversarial = s.best or (s.x, seen.logits, seen.value, s.adversarial(seen, self.targeted))
         before = self.adversarial[s.rows]
-        better = seen.adversarial & ~before
+        better = adversarial & ~before
         if self.keep == "best":
-            better = _surpasses(seen.adversarial, seen.value, before, self.value[s.rows])
+            better = _surpasses(adversarial, value, before, self.value[s.rows])
         better = (better | ~self.known[s.rows]) & self.valid[s.rows] & ~before
         own = (self.images, self.logits, self.value, self.adversarial, self.known)
-        for full, part in zip(own, (x, *seen, torch.ones_like(before)), strict=True):
+        for full, part in zip(own, (x, logits, value, adversarial, torch.ones_like(before)), strict=True):
             full.index_copy_(0, s.rows, loop.where_rows(better, part, full[s.rows]))
+
+    def leave(self, s: _State) -> None:
+        """Write the images of the only run to their rows; padded ones have not moved."""
+        self.images.index_copy_(0, s.rows, s.x)
+        self.logits, self.value = self._blank(s.x.new_empty((0, 1)), s.x.new_empty(0))
 
     def samples(self, images: Tensor, run: loop.Loop) -> PGDSamples:
         """What was found, in the memory format of ``images``."""

@@ -162,6 +162,39 @@ SCHEMAS = {
     # A class other than base [B] for each row of logits [B, K]; rows [B] int64 (none: 0, 1, ...) are the draws'
     # counters.
     "attack_draw": "(Tensor logits, Tensor base, Tensor? rows, Tensor? seeds, int seed) -> Tensor",
+    # The next five serve a search for boundary samples on a CPU; where no backend has them it takes the ones above.
+    # Tensors of the whole batch are [M, ...]: base, target and steps int64, gap in the dtype of the statistics, found
+    # for logits. m samples are worked on: x, grad and middle [m, ...] as above, rows int64 [m] are theirs in the
+    # batch. Judging writes what is found at the samples to gap and found, counts a step for whoever takes one, and
+    # returns the boundary objective's gradient [m, K], active bool [m] and how many are.
+    "attack_judge": (
+        "(Tensor logits, Tensor rows, Tensor base, Tensor target, Tensor(a!) found, Tensor(b!) gap, Tensor(c!) steps, "
+        "bool softmax, bool moves) -> (Tensor grad_logits, Tensor active, SymInt left)"
+    ),
+    # The boundary step of the left samples that are active, close together, and their rows; where they were goes to
+    # inside, and where the others are to images. step_sizes: [M].
+    "attack_advance": (
+        "(Tensor x, Tensor grad, Tensor rows, Tensor active, SymInt left, Tensor gap, Tensor? step_sizes, "
+        "Tensor? lowers, Tensor? uppers, Tensor(a!) images, Tensor(b!)? inside, int rule, float step_size, "
+        "float lower, float upper, bool project) -> (Tensor x, Tensor rows)"
+    ),
+    # One bisection between inside and outside: the middle, whose logits these are (none: it is not there yet), takes
+    # the place of the end on its side, and (again) becomes the middle of what is left.
+    "attack_halve": (
+        "(Tensor(a!) middle, Tensor? logits, Tensor rows, Tensor base, Tensor(b!) inside, Tensor(c!) outside, "
+        "Tensor(d!) found, bool again) -> ()"
+    ),
+    # How every sample ended: the class that it is of, the number of attacks.Status, the gap and whether it is kept.
+    "attack_outcome": (
+        "(Tensor logits, Tensor base, Tensor target, Tensor steps, Tensor? valid, bool softmax, bool accept_all, "
+        "bool retarget) -> (Tensor target, Tensor status, Tensor gap, Tensor accepted)"
+    ),
+    # Weights [O, I, ...] and biases [O] of convolutions and the BatchNorms behind them, all of float32 or all of
+    # float64. Returns weight, bias, weight, bias ... of convolutions that do the work of both.
+    "attack_fold": (
+        "(Tensor[] weights, Tensor[] means, Tensor[] variances, Tensor[] gains, Tensor[] shifts, Tensor[] biases, "
+        "float[] eps, bool channels_last) -> Tensor[]"
+    ),
     # Rows index [B] (none: all) of pixels uint8 [N, C, H, W] into out [B, C, H, W], contiguous or channels_last:
     # level · scale + shift [C], in the dtype of shift, which is out's or fp32. A window of the image with pad black
     # pixels on every side, and flip, are drawn from the seed (seeds: int64 [], replaces seed) with the row as the

@@ -6,6 +6,7 @@ do; that ours are the loop's step by step, in fp64, is the business of tests/tes
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
@@ -21,6 +22,7 @@ from benchmarks.baselines import attack_loops, there
 from benchmarks.baselines.attack_loops import RADII, STEPS
 from benchmarks.contest import Contestant, Errors, WrongResult, within, without_tf32
 from benchmarks.group import Goal, Group
+from benchmarks.groups import digits
 from benchmarks.presets import boundary_attack, presets_on
 from benchmarks.report.judge import OUTSIDE
 from benchmarks.setting import BATCH, Setting, of_environment
@@ -40,11 +42,13 @@ OTHERS = 0.02  # of the timed images: one may end otherwise by rounding
 
 
 def groups() -> list[Group]:
+    there_for_digits = there("lightning") and there("scikit-learn")
     return [
         boundary("official", Goal("speed-up", 3.0, PUBLIC, "forward")),
         boundary("near_boundary"),
         pgd("linf"),
         pgd("l2"),
+        *(on_digits(preset) for preset in ("official", "near_boundary") if there_for_digits),
     ]
 
 
@@ -111,7 +115,8 @@ def pgd(norm: str) -> Group:
         return ((setting.images[:BATCH] - lower) / (upper - lower)).clamp(0, 1), setting.labels[:BATCH]
 
     def ours(images: Tensor, labels: Tensor) -> Tensor:
-        return our_pgd(norm, images.device.type)(images, labels).images
+        # The libraries judge no images either.
+        return our_pgd(norm, images.device.type).perturb(images, labels)
 
     def on_network(loop: Callable[..., Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
         return lambda images, labels: loop(in_pixels(images.device.type), images, labels)
@@ -135,7 +140,7 @@ def pgd(norm: str) -> Group:
             return same_ends(entry, fooled(moved, labels), expected)
 
     rivals = {name: on_network(loop) for name, loop in PGD_LOOPS[norm].items() if name == LOOP or there(name)}
-    goals = (Goal("speed-up", 2.0, TORCHATTACKS, "forward"), _outside(0.01)) if norm == "linf" else ()
+    goals = (Goal("speed-up", 2.0, TORCHATTACKS, "forward"), _outside(0.007)) if norm == "linf" else ()
     return _group(f"PGD {norm} 10 steps", BATCH, draw, ours, rivals, truth, verify, partial(accounts, ours), goals)
 
 
@@ -185,3 +190,52 @@ def in_pixels(device: str) -> nn.Module:
 def loud(device: str) -> nn.Module:
     """For the public loop, which leaves gradients in the weights."""
     return attack_loops.loud(of_environment(device).network)
+
+
+def on_digits(preset: str) -> Group:
+    """:class:`BoundaryAttack` on the digits' teacher, the smallest network that anybody attacks: what is outside of it
+    weighs most."""
+
+    def draw() -> tuple[Tensor, ...]:
+        data, teacher, _ = digits.networks("cpu")
+        images = data.test.images[:BATCH]
+        with torch.no_grad():
+            logits = teacher.network.eval()(images)
+        return images, logits.argmax(1), draw_targets(logits, logits.argmax(1), seed=0)
+
+    def ours(images: Tensor, base: Tensor, target: Tensor) -> Any:
+        return attack_on_digits(preset, images.device.type)(images, base, target)
+
+    def lean(images: Tensor, *classes: Tensor) -> attack_loops.LoopSamples:
+        return attack_loops.bss_loop_lean(quiet_teacher(images.device.type), images, *classes)
+
+    def truth(_: Callable, given: tuple[Tensor, ...]) -> dict[bool, Tensor]:
+        with without_tf32(), backends.backend("reference"):
+            return {True: ours(*given).status, False: lean(*given).status}
+
+    def verify(entry: Contestant, given: tuple[Tensor, ...], expected: dict[bool, Tensor]) -> Errors:
+        with without_tf32(), entry.chosen():
+            return same_ends(entry, entry.call(*given).status, expected[entry.ours])
+
+    def extras(given: tuple[Tensor, ...]) -> dict[str, Any]:
+        share = outside.kernel_share if given[0].is_cuda else partial(outside.time_share, times=3 * RUNS)
+        found = share(lambda: ours(*given))
+        return {OUTSIDE: found["share"], "outside": found}
+
+    more = {"reference": False, "verify": verify, "truth": truth, "extras": extras}
+    more |= {"others": lambda: [Contestant(LEAN, lean)], "goals": (Goal(OUTSIDE, 0.03, direction="forward"),)}
+    sizes = {"B": BATCH, "C": 1, "H": 8, "W": 8}
+    return Group("whole_attack", f"BoundaryAttack {preset} digits", sizes, torch.float32, draw, ours, **more)
+
+
+@cache
+def quiet_teacher(device: str) -> nn.Module:
+    """The digits' teacher, whose weights want no gradient."""
+    return copy.deepcopy(digits.networks(device)[1].network).eval().requires_grad_(False)
+
+
+@cache
+def attack_on_digits(preset: str, device: str) -> BoundaryAttack:
+    data, _, _ = digits.networks(device)
+    bounds = dict(zip(("lower", "upper"), data.bounds(), strict=True))
+    return boundary_attack(quiet_teacher(device), preset, bounds)

@@ -12,6 +12,7 @@ namespace amkd::attack {
 struct StepWork : StepProblem {
   double largest;  // finite number of the samples' dtype
   const void *lower_at, *upper_at;
+  const int64_t* place = nullptr;  // of a sample among those in `out`; null: its own
 };
 
 // A bound among the numbers that a sample can hold; a NaN becomes `none`.
@@ -55,6 +56,8 @@ struct Draw : Rows {
 // 2 · size numbers of that dtype.
 using StepKernel = void (*)(const StepWork&, bool wide_grad, int64_t first, int64_t last, void* scratch);
 using ObjectiveKernel = void (*)(const Objective&, int64_t first, int64_t last);
+// The class with the largest logit of every row, as torch.argmax, and whether the row holds a NaN.
+using TopKernel = void (*)(const Rows&, int64_t* at, bool* poisoned);
 using DisagreementKernel = void (*)(const Disagreement&, int64_t first, int64_t last);
 using DrawKernel = void (*)(const Draw&, int64_t first, int64_t last);
 
@@ -62,6 +65,7 @@ using DrawKernel = void (*)(const Draw&, int64_t first, int64_t last);
   namespace level {                                                \
   extern const StepKernel step_kernels[kElements];                 \
   extern const ObjectiveKernel objective_kernels[kElements];       \
+  extern const TopKernel top_kernels[kElements];                   \
   extern const DisagreementKernel disagreement_kernels[kElements]; \
   extern const DrawKernel draw_kernels[kElements];                 \
   }

@@ -243,6 +243,15 @@ void objective(const Objective& o, int64_t first, int64_t last) {
   for (int64_t i = first; i < last; ++i) Row<T>(o, i).evaluate();
 }
 
+template <class T>
+void top(const Rows& r, int64_t* at, bool* poisoned) {
+  for (int64_t i = 0; i < r.rows; ++i) {
+    const Top<T> found = top_of(static_cast<const T*>(r.logits) + i * r.stride, r.classes);
+    at[i] = found.at;
+    poisoned[i] = is_nan(found.peak);
+  }
+}
+
 // Σ over the classes besides the label of the squared difference of the probabilities; -1 where not both predict it.
 template <class T>
 void disagreement(const Disagreement& d, int64_t first, int64_t last) {
@@ -307,6 +316,7 @@ void draw(const Draw& d, int64_t first, int64_t last) {
 
 extern const ObjectiveKernel objective_kernels[kElements] = {objective<float>, objective<double>, objective<Half>,
                                                              objective<BFloat16>};
+extern const TopKernel top_kernels[kElements] = {top<float>, top<double>, top<Half>, top<BFloat16>};
 extern const DisagreementKernel disagreement_kernels[kElements] = {disagreement<float>, disagreement<double>,
                                                                    disagreement<Half>, disagreement<BFloat16>};
 extern const DrawKernel draw_kernels[kElements] = {draw<float>, draw<double>, draw<Half>, draw<BFloat16>};

@@ -359,8 +359,10 @@ void step_one(const StepWork& p, int64_t i, typename WorkOf<T>::type* scratch) {
   const T* x0 = p.x0 == nullptr ? nullptr : static_cast<const T*>(p.x0) + at;
   const T* x = static_cast<const T*>(p.x) + at;
   const G* grad = static_cast<const G*>(p.grad) + at;
-  Sample<T, W> sample{
-      p, x, x0, static_cast<T*>(p.out) + at, nullptr, scratch + p.size, reach, number(p.radii, s.radius)};
+  Sample<T, W> sample{p,       x,
+                      x0,      static_cast<T*>(p.out) + (p.place == nullptr ? at : p.place[i] * p.size),
+                      nullptr, scratch + p.size,
+                      reach,   number(p.radii, s.radius)};
   const bool wanted = p.active == nullptr || p.active[i];
   if (!wanted || !is_finite(reach) || (x0 != nullptr && !(sample.radius >= 0))) return sample.stay();
 

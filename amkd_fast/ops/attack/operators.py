@@ -59,12 +59,50 @@ def _fake_draw(logits, *_):
     return logits.new_empty(logits.shape[:1], dtype=torch.int64)
 
 
+def _fake_judge(logits, *_):
+    """(grad_logits, active, left)."""
+    active = logits.new_empty(logits.shape[:1], dtype=torch.bool)
+    return logits.new_empty(logits.shape), active, torch.library.get_ctx().new_dynamic_size()
+
+
+def _fake_advance(x, grad, rows, active, left, *_):
+    """(x, rows)."""
+    sizes = (left, *x.shape[1:])
+    return x.new_empty_strided(sizes, x.stride()), rows.new_empty((left,))
+
+
+def _fake_outcome(logits, base, *_):
+    """(target, status, gap, accepted)."""
+    target, status = torch.empty_like(base), torch.empty_like(base)
+    return (
+        target,
+        status,
+        base.new_empty(base.shape, dtype=work_dtype(logits.dtype)),
+        base.new_empty(base.shape, dtype=torch.bool),
+    )
+
+
+def _fake_fold(weights, means, variances, gains, shifts, biases, eps, channels_last):
+    """Weight, bias, weight, bias …."""
+    made = []
+    for weight, bias in zip(weights, biases, strict=True):
+        last = channels_last and weight.dim() == 4
+        form = torch.channels_last if last else torch.contiguous_format
+        made += [torch.empty_like(weight, memory_format=form), torch.empty_like(bias)]
+    return made
+
+
 _TRITON = "amkd_fast.ops.attack."
 schemas.register("attack_step", _fake_step, _TRITON + "triton_step:launch_step")
 schemas.register("attack_objective", _fake_objective, _TRITON + "triton_rows:launch_objective")
 schemas.register("attack_bases", _fake_bases, _TRITON + "triton_rows:launch_bases")
 schemas.register("attack_draw", _fake_draw, _TRITON + "triton_rows:launch_draw")
 schemas.register("attack_svgd", _fake_step, _TRITON + "particles_triton:launch_svgd")
+for _name, _fake in (
+    ("judge", _fake_judge), ("advance", _fake_advance), ("halve", _fake_step), ("outcome", _fake_outcome),
+    ("fold", _fake_fold),
+):  # fmt: skip
+    schemas.register(f"attack_{_name}", _fake)
 _OPERATORS: dict[str, Operators | None] = {
     backend: Operators(*(schemas.operator(f"attack_{name}", backend) for name in Operators._fields))
     for backend in ("cpu", "cuda", "triton")
