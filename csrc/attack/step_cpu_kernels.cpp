@@ -1,6 +1,7 @@
 // The attack step on a CPU, one sample at a time: the size of its gradient, its move, its ball, its bounds.
-#include "sample_cpu.h"
-#include "two_bytes_cpu.h"
+#include <type_traits>
+
+#include "bfloat16_box_cpu.h"
 
 namespace amkd::attack::AMKD_SIMD {
 namespace {
@@ -188,16 +189,6 @@ constexpr bool is_box = false;
 template <class T, class W>
 constexpr bool is_box<InBox<T, W>> = true;
 
-// Whether a sample has changed, before it was held back.
-struct Changes {
-  Ints found{};
-  bool any() const {
-    int32_t all = 0;
-    for (int lane = 0; lane < kLanes; ++lane) all |= found[lane];
-    return all != 0;
-  }
-};
-
 // Where the results of a sample go: into the ball, into the bounds, and out. What is new at `at` becomes `target`.
 template <class T, class Ball, bool kHolds = sizeof(T) == 2 && is_box<Ball>>
 struct Landing {
@@ -353,7 +344,11 @@ bool step_along_sign(const StepWork& p, const T* x, const G* grad, T* out, W rea
   typename LargestOf<W>::type largest;
   const Landing<T, Ball> land{ball, out};
   Changes changes;
-  sweep_bounded<T>(p, 0, p.size, [=, &largest, &changes](int64_t k, auto part, auto bounds) {
+  int64_t done = 0;
+  if constexpr (is_box<Ball> && std::is_same_v<T, BFloat16> && std::is_same_v<G, BFloat16>) {
+    done = step_pairs(p, x, ball.x0, grad, out, reach, ball.radius, largest, changes);
+  }
+  sweep_bounded<T>(p, done, p.size, [=, &largest, &changes](int64_t k, auto part, auto bounds) {
     const V g = get(grad + k, part), at = get(x + k, part);
     largest.see(g);
     land(at, at + heading(g), k, part, bounds, changes);

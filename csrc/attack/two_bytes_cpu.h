@@ -19,6 +19,16 @@ AMKD_INLINE Ints differing(Floats a, Floats b, Some part) {
   return lane < static_cast<int32_t>(part.count) ? differing(a, b, All{}) : Ints{};
 }
 
+// Whether a sample has changed, before it was held back.
+struct Changes {
+  Ints found{};
+  bool any() const {
+    int32_t all = 0;
+    for (int lane = 0; lane < kLanes; ++lane) all |= found[lane];
+    return all != 0;
+  }
+};
+
 template <class T>
 AMKD_INLINE void put_halves(T* p, All, Ints numbers) {
   store_halves(p, numbers);
