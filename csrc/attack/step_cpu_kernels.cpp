@@ -399,23 +399,23 @@ template <class T, class G, class W>
 Gathered gather(const StepWork& p, const T* x, const G* grad, W* g, W reach) {
   using V = Vector<W>;
   const Unblocked<W> unblocked{W(reach > 0 ? 1 : reach < 0 ? -1 : 0)};
-  if (!p.scalars.project) {
-    return {true, sum_over<W>(p.size, [=](int64_t k, auto part) {
-              const V v = get(grad + k, part);
-              put(g + k, part, v);
-              return v * v;
-            })};
-  }
   typename LargestOf<W>::type largest;
   const double square = sum_blocks<W>(p.size, [=, &p, &largest](int64_t begin, int64_t end, V* sums) {
+    const auto take = [=](int64_t k, auto part, V v) {
+      put(g + k, part, v);
+      sums[part.way] += v * v;
+    };
+    if (!p.scalars.project) {
+      sweep<W, kWays>(begin, end, [=](int64_t k, auto part) { take(k, part, get(grad + k, part)); });
+      return;
+    }
     sweep_bounded<T, kWays>(p, begin, end, [=, &largest](int64_t k, auto part, auto bounds) {
-      const V v = get(grad + k, part), left = unblocked(v, get(x + k, part), k, part, bounds);
+      const V v = get(grad + k, part);
       largest.see(v);
-      put(g + k, part, left);
-      sums[part.way] += left * left;
+      take(k, part, unblocked(v, get(x + k, part), k, part, bounds));
     });
   });
-  return {largest.usable(), square};
+  return {!p.scalars.project || largest.usable(), square};
 }
 
 template <class T, class G>
