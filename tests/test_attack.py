@@ -331,6 +331,27 @@ def test_l1_projection_is_exact(kind):
 
 
 @fast_only
+@pytest.mark.parametrize("lower", [0.0, -0.1])
+@pytest.mark.parametrize("size", [7, 64, 3 * 37, 3072])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_two_byte_images_go_where_the_specification_says(dtype, size, lower):
+    """To the last bit: a sum, the box, the bounds and two bytes round in one way each."""
+    clean = torch.rand(9, size, generator=torch.Generator().manual_seed(size))
+    x = (clean + 0.04 * single(9, size).clamp(-1, 1)).clamp(lower, 1.0)
+    grad = single(9, size, seed=1)
+    grad[0], grad[1], grad[2, ::3], grad[3, -1] = 0.0, -0.0, 0.0, math.nan
+    x[4, 0], x[5, -1], clean[6, 0], clean[7, -1] = -3.0, math.nan, -0.5, 1.5  # out of bounds, or no number
+    x, grad, clean = (images.to(dtype) for images in (x, grad, clean))
+    x[8] = clean[8]
+    sizes = {"x0": clean, "step_size": 2 / 255, "eps": 8 / 255, "lower": lower, "upper": 1.0}
+    with backends.backend("reference"):
+        want = attack_step(x, grad, **sizes)
+    got = attack_step(x, grad, **sizes)
+    torch.testing.assert_close(got, want, rtol=0, atol=0, equal_nan=True)
+    assert not torch.equal(got[2], x[2])
+
+
+@fast_only
 def test_eps_zero_and_zero_step():
     x, grad, x0 = single(3, 8), single(3, 8, seed=1), single(3, 8, seed=2) * 9
     for norm in ("linf", "l2", "l1"):

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "../common/cpu_dispatch.h"
+#include "../common/cpu_scratch.h"
 #include "../common/cpu_share.h"
 #include "attack_arguments.h"
 #include "bounds_cpu.h"
@@ -25,14 +26,17 @@ const DrawKernel* draw_kernels() { AMKD_AT_LEVEL(draw_kernels); }
 
 // ---- the step -----------------------------------------------------------------------------------------------------
 
+constexpr uintptr_t kLine = 64;  // bytes: a vector that begins elsewhere takes two accesses
+
 template <class W>
 void step_all(const StepArguments& arguments) {
   StepWork p{arguments, largest_of(arguments.type), nullptr, nullptr};
   const std::unique_ptr<W[]> table = spread_bounds<W>(p);
   const StepKernel kernel = step_kernels()[static_cast<int>(element_of(arguments.type, "x"))];
   share(p.samples, p.size, [&](int64_t first, int64_t last) {
-    const std::unique_ptr<W[]> scratch(new W[2 * p.size]);
-    kernel(p, arguments.wide_grad, first, last, scratch.get());
+    const Scratch scratch((2 * p.size * sizeof(W) + kLine) / sizeof(double));
+    const auto at = reinterpret_cast<uintptr_t>(scratch.get());
+    kernel(p, arguments.wide_grad, first, last, reinterpret_cast<void*>((at + kLine - 1) / kLine * kLine));
   });
 }
 

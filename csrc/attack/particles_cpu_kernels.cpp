@@ -120,8 +120,8 @@ void move(const ParticleWork& p, int64_t image, const Ensemble& e, void* scratch
   const T* const x0 = static_cast<const T*>(p.x0) + image * size;
   T* const out = static_cast<T*>(p.out) + start;
   const W reach = number(p.step_sizes, p.scalars.step_size), radius = number(p.radii, p.scalars.radius);
-  const AlongSign<W> heading{splat<V>(reach)};
-  const InBox<T, W> box{x0, splat<V>(radius)};
+  const AlongSign<W> heading{reach};
+  const InBox<T, W> box{x0, radius};
   typename LargestOf<W>::type largest[kMostParticles];  // of every member's φ
 
   W* const terms = static_cast<W*>(scratch);

@@ -19,9 +19,12 @@ struct WorkOf<double> {
 
 // ---- vectors, whole or the last few elements ----------------------------------------------------------------------
 
-struct All {};
+struct All {
+  int way;  // which of a few sums this vector adds to
+};
 struct Some {
   int64_t count;
+  static constexpr int way = 0;
 };
 
 template <class T>
@@ -41,11 +44,18 @@ AMKD_INLINE void put(T* p, Some part, Vector<T> v) {
   store_some(p, part.count, v);
 }
 
-template <class W, class Body>
+// Calls body(k, part) for vectors, kWays of them at a time, so that sums need not wait for one another.
+template <class W, int kWays = 1, class Body>
 AMKD_INLINE void sweep(int64_t begin, int64_t end, Body body) {
   constexpr int64_t kStep = lanes<Vector<W>>;
   int64_t i = begin;
-  for (; i + kStep <= end; i += kStep) body(i, All{});
+  for (; i + kWays * kStep <= end; i += kWays * kStep) {
+#pragma GCC unroll 4
+    for (int way = 0; way < kWays; ++way) body(i + way * kStep, All{way});
+  }
+  if constexpr (kWays > 1) {
+    for (; i + kStep <= end; i += kStep) body(i, All{0});
+  }
   if (i < end) body(i, Some{end - i});
 }
 
@@ -97,14 +107,14 @@ struct LargestOf<double> {
 
 template <class W>
 struct Splat {
-  Vector<W> low, high;
+  W low, high;
   template <class Part>
   AMKD_INLINE Vector<W> lower(int64_t, Part) const {
-    return low;
+    return splat<Vector<W>>(low);
   }
   template <class Part>
   AMKD_INLINE Vector<W> upper(int64_t, Part) const {
-    return high;
+    return splat<Vector<W>>(high);
   }
 };
 
@@ -123,11 +133,11 @@ struct Table {
 
 // Calls body(k, part, bounds) for a sample from begin to end, with the bounds that hold there. They are numbers that
 // the samples' dtype has, so that a result that keeps them is finite; `spread` in bounds_cpu.h sees to the table's.
-template <class T, class Body>
+template <class T, int kWays = 1, class Body>
 AMKD_INLINE void sweep_bounded(const StepWork& p, int64_t begin, int64_t end, Body body) {
   using W = typename WorkOf<T>::type;
   const auto with = [body](int64_t from, int64_t to, auto bounds) {
-    sweep<W>(from, to, [body, bounds](int64_t k, auto part) { body(k, part, bounds); });
+    sweep<W, kWays>(from, to, [body, bounds](int64_t k, auto part) { body(k, part, bounds); });
   };
   if (p.lower_at != nullptr) {
     with(begin, end, Table<W>{static_cast<const W*>(p.lower_at), static_cast<const W*>(p.upper_at)});
@@ -140,25 +150,30 @@ AMKD_INLINE void sweep_bounded(const StepWork& p, int64_t begin, int64_t end, Bo
     const double low = saturated(lowers == nullptr ? p.scalars.lower : lowers[channel], -p.largest, p.largest);
     const double high = saturated(uppers == nullptr ? p.scalars.upper : uppers[channel], p.largest, p.largest);
     const int64_t to = (channel + 1) * run < end ? (channel + 1) * run : end;
-    with(from, to, Splat<W>{splat<Vector<W>>(low), splat<Vector<W>>(high)});
+    with(from, to, Splat<W>{static_cast<W>(low), static_cast<W>(high)});
     from = to;
   }
 }
 
+// These hold numbers, which a loop spreads before it begins: a struct of a pointer and a vector would go through memory
+// in pieces that do not match.
+
 template <class W>
 struct AlongSign {
-  Vector<W> reach;
-  AMKD_INLINE Vector<W> operator()(Vector<W> g) const { return g == Vector<W>{} ? g : with_sign(reach, g); }
+  W reach;
+  AMKD_INLINE Vector<W> operator()(Vector<W> g) const {
+    return g == Vector<W>{} ? g : with_sign(splat<Vector<W>>(reach), g);
+  }
 };
 
 template <class T, class W>
 struct InBox {
   const T* x0;
-  Vector<W> radius;
+  W radius;
   template <class Part>
   AMKD_INLINE Vector<W> operator()(Vector<W> moved, int64_t k, Part part) const {
-    const Vector<W> clean = get(x0 + k, part);
-    return smaller(clean + radius, larger(clean - radius, moved));
+    const Vector<W> clean = get(x0 + k, part), reach = splat<Vector<W>>(radius);
+    return smaller(clean + reach, larger(clean - reach, moved));
   }
 };
 

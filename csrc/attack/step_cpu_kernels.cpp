@@ -1,5 +1,7 @@
 // The attack step on a CPU, one sample at a time: the size of its gradient, its move, its ball, its bounds.
-#include "sample_cpu.h"
+#include <type_traits>
+
+#include "bfloat16_box_cpu.h"
 
 namespace amkd::attack::AMKD_SIMD {
 namespace {
@@ -7,25 +9,32 @@ namespace {
 // ---- sums over a sample -------------------------------------------------------------------------------------------
 
 constexpr int64_t kBlock = 4096;  // elements that are summed in the dtype of the arithmetic; blocks in fp64
+constexpr int kWays = 4;
+
+// Σ over what add(begin, end, sums) adds up: blocks of a sample, each in four sums.
+template <class W, class Add>
+AMKD_INLINE double sum_blocks(int64_t size, Add add) {
+  double total = 0.0;
+  for (int64_t begin = 0; begin < size; begin += kBlock) {
+    Vector<W> sums[kWays] = {};
+    add(begin, begin + kBlock < size ? begin + kBlock : size, sums);
+    total += sum_lanes((sums[0] + sums[1]) + (sums[2] + sums[3]));
+  }
+  return total;
+}
+
+// Σ term(k, part), which must be 0 behind the end of the sample.
+template <class W, class Term>
+AMKD_INLINE double sum_over(int64_t size, Term term) {
+  return sum_blocks<W>(size, [=](int64_t begin, int64_t end, Vector<W>* sums) {
+    sweep<W, kWays>(begin, end, [=](int64_t k, auto part) { sums[part.way] += term(k, part); });
+  });
+}
 
 // Σ term(v); term(0) must be 0.
 template <class W, class Term>
 AMKD_INLINE double sum_of(const W* values, int64_t size, Term term) {
-  using V = Vector<W>;
-  constexpr int64_t kStep = lanes<V>;
-  double total = 0.0;
-  for (int64_t start = 0; start < size; start += kBlock) {
-    const int64_t end = start + kBlock < size ? start + kBlock : size;
-    V sums[4] = {};
-    int64_t i = start;
-    for (; i + 4 * kStep <= end; i += 4 * kStep) {
-#pragma GCC unroll 4
-      for (int s = 0; s < 4; ++s) sums[s] += term(load(values + i + s * kStep));
-    }
-    sweep<W>(i, end, [&](int64_t k, auto part) { sums[0] += term(get(values + k, part)); });
-    total += sum_lanes((sums[0] + sums[1]) + (sums[2] + sums[3]));
-  }
-  return total;
+  return sum_over<W>(size, [=](int64_t k, auto part) { return term(get(values + k, part)); });
 }
 
 template <class W>
@@ -78,10 +87,9 @@ W scale_for(W peak) {
   return static_cast<W>(__builtin_ldexp(1.0, -exponent));
 }
 
-// `exact`: with the peak, and scaled in any case.
+// `square`: Σ g². `exact`: with the peak, and scaled in any case.
 template <class W>
-Size<W> size_of(const W* g, int64_t size, bool exact) {
-  const double square = square_of(g, size, W(1));
+Size<W> size_of(const W* g, int64_t size, double square, bool exact) {
   const bool safe = square >= kSafeLow<W> && square <= kSafeHigh<W>;  // a NaN is not
   if (safe && !exact) return {true, W(0), W(1), square};
   const W peak = peak_of(g, size);
@@ -137,16 +145,16 @@ W shrinkage_of(const W* d, int64_t size, double total, W radius) {
 
 template <class W>
 struct AlongGradient {
-  Vector<W> scale, factor;
+  W scale, factor;
   AMKD_INLINE Vector<W> operator()(Vector<W> g) const { return (g * scale) * factor; }
 };
 
 template <class W>
 struct AlongLargest {
-  Vector<W> least, share;  // least > 0
+  W least, share;  // least > 0
   AMKD_INLINE Vector<W> operator()(Vector<W> g) const {
-    const Vector<W> none{};
-    return g >= least ? share : (g <= -least ? -share : none);
+    const Vector<W> most = splat<Vector<W>>(share), none{};
+    return g >= least ? most : (g <= -least ? -most : none);
   }
 };
 
@@ -167,7 +175,7 @@ AMKD_INLINE double held(double v) { return smaller(kMost<double>, larger(-kMost<
 template <class T, class W, bool kSquare>
 struct PulledIn {
   const T* x0;
-  Vector<W> amount;  // l2: a factor; l1: what every coordinate of the difference loses
+  W amount;  // l2: a factor; l1: what every coordinate of the difference loses
   template <class Part>
   AMKD_INLINE Vector<W> operator()(Vector<W> moved, int64_t k, Part part) const {
     const Vector<W> clean = get(x0 + k, part), difference = held(moved) - clean, none{};
@@ -176,15 +184,41 @@ struct PulledIn {
   }
 };
 
-// The number of a two-byte type that is next to `from` on the way to `to`, which is another one.
-template <class T>
-T next_towards(T from, T to) {
-  const auto order = [](T v) {
-    return v.bits & 0x8000 ? -static_cast<int>(v.bits & 0x7fff) : static_cast<int>(v.bits);
-  };
-  const int next = order(from) + (order(to) > order(from) ? 1 : -1);
-  return {static_cast<uint16_t>(next < 0 ? 0x8000 | -next : next)};
-}
+template <class Ball>
+constexpr bool is_box = false;
+template <class T, class W>
+constexpr bool is_box<InBox<T, W>> = true;
+
+// Where the results of a sample go: into the ball, into the bounds, and out. What is new at `at` becomes `target`.
+template <class T, class Ball, bool kHolds = sizeof(T) == 2 && is_box<Ball>>
+struct Landing {
+  static constexpr bool kKeeps = false;  // counts changes
+  Ball ball;
+  T* out;
+
+  template <class V, class Part, class Bounds>
+  AMKD_INLINE void operator()(V, V target, int64_t k, Part part, Bounds bounds, Changes&) const {
+    put(out + k, part, smaller(bounds.upper(k, part), larger(bounds.lower(k, part), ball(target, k, part))));
+  }
+};
+
+// Takes back what rounding to two bytes would put outside of a box. Where x0 itself breaks a bound, the bound prevails.
+template <class T, class Ball>
+struct Landing<T, Ball, true> {
+  static constexpr bool kKeeps = true;
+  Ball ball;
+  T* out;
+
+  template <class Part, class Bounds>
+  AMKD_INLINE void operator()(Floats at, Floats target, int64_t k, Part part, Bounds bounds, Changes& changes) const {
+    const Floats low = bounds.lower(k, part), high = bounds.upper(k, part), clean = get(ball.x0 + k, part);
+    const Ints number = narrowed(smaller(high, larger(low, ball(target, k, part))), T{});
+    const Floats far = widened(number, T{}), change = far - clean;
+    const Ints leaves = (absolute(change) > ball.radius) & (clean >= low) & (clean <= high);
+    changes.found |= differing(far, at, part);
+    put_halves(out + k, part, leaves ? next_towards(number, change) : number);
+  }
+};
 
 template <class T, class W>
 struct Sample {
@@ -201,33 +235,47 @@ struct Sample {
     // By value: for all the compiler knows, a store could change what a reference names.
     const T* x = this->x;
     const W* g = this->g;
-    T* out = this->out;
-    sweep_bounded<T>(p, 0, p.size, [=](int64_t k, auto part, auto bounds) {
-      const V v = ball(get(x + k, part) + heading(get(g + k, part)), k, part);
-      put(out + k, part, smaller(bounds.upper(k, part), larger(bounds.lower(k, part), v)));
+    const Landing<T, Ball> land{ball, out};
+    Changes changes;
+    sweep_bounded<T>(p, 0, p.size, [=, &changes](int64_t k, auto part, auto bounds) {
+      const V at = get(x + k, part);
+      land(at, at + heading(get(g + k, part)), k, part, bounds, changes);
     });
+    if (land.kKeeps && !changes.any()) stay();
   }
 
   // Balls that need a sum over the sample before a coordinate is known.
   template <class Heading>
   void finish_in_ball(Heading heading, bool square) const {
-    sweep<W>(0, p.size, [&](int64_t k, auto part) {
-      put(moved + k, part, held(get(x + k, part) + heading(get(g + k, part))) - V(get(x0 + k, part)));
-    });
+    const T *x = this->x, *x0 = this->x0;
+    const W* g = this->g;
+    W* moved = this->moved;
+    const auto away = [=](int64_t k, auto part) {
+      return held(get(x + k, part) + heading(get(g + k, part))) - V(get(x0 + k, part));
+    };
     if (square) {
-      const double length = length_of_moved();
+      const double length = length_of(away);
       if (!(length > radius)) return finish(heading, Anywhere{});
-      return finish(heading, PulledIn<T, W, true>{x0, splat<V>(radius / length)});
+      return finish(heading, PulledIn<T, W, true>{x0, static_cast<W>(radius / length)});
     }
-    const double total = sum_of(moved, p.size, [](V v) { return absolute(v); });
+    const double total = sum_over<W>(p.size, [=](int64_t k, auto part) {
+      const V difference = away(k, part);
+      put(moved + k, part, difference);
+      return absolute(difference);
+    });
     if (!(total > radius)) return finish(heading, Anywhere{});
-    if (!is_finite(total)) return finish(heading, PulledIn<T, W, false>{x0, splat<V>(kMost<W>)});
-    finish(heading, PulledIn<T, W, false>{x0, splat<V>(shrinkage_of(moved, p.size, total, radius))});
+    if (!is_finite(total)) return finish(heading, PulledIn<T, W, false>{x0, kMost<W>});
+    finish(heading, PulledIn<T, W, false>{x0, shrinkage_of(moved, p.size, total, radius)});
   }
 
-  double length_of_moved() const {
-    const double square = square_of(moved, p.size, W(1));
+  // √Σ term(k, part)².
+  template <class Term>
+  double length_of(Term term) const {
+    W* moved = this->moved;
+    const auto squared = [=](int64_t k, auto part) { return term(k, part) * term(k, part); };
+    const double square = sum_over<W>(p.size, squared);
     if (square >= kSafeLow<W> && square <= kSafeHigh<W>) return __builtin_sqrt(square);
+    sweep<W>(0, p.size, [=](int64_t k, auto part) { put(moved + k, part, term(k, part)); });
     const W peak = peak_of(moved, p.size);  // NaN: no ball
     if (!(peak > 0)) return peak;
     const W scale = scale_for(peak);
@@ -239,41 +287,29 @@ struct Sample {
   }
   void go_to_x0() const { std::memmove(out, x0, p.size * sizeof(T)); }
 
-  // Takes back what rounding to two bytes has put outside of the ball. Where x0 itself breaks a bound, the bound
-  // prevails.
+  // Takes back what rounding to two bytes has put outside of an l2 or l1 ball. Where x0 itself breaks a bound, the
+  // bound prevails.
   void hold() const {
     if constexpr (sizeof(T) == 2) {
-      if (x0 == nullptr || (out != x && std::memcmp(out, x, p.size * sizeof(T)) == 0)) return;
-      const V most = splat<V>(radius);
-      const bool is_box = p.scalars.rule == Rule::kLinf;
-      V shrink = splat<V>(1.0);
-      if (is_box) {
-        V farthest{};
-        sweep<W>(0, p.size, [&](int64_t k, auto part) {
-          farthest = larger(absolute(get(out + k, part) - get(x0 + k, part)), farthest);
-        });
-        if (!(max_lanes(farthest) > radius)) return;
-      } else {
-        const V unit = splat<V>(radius > 0 ? radius : W(1));
-        sweep<W>(0, p.size,
-                 [&](int64_t k, auto part) { put(moved + k, part, (get(out + k, part) - get(x0 + k, part)) / unit); });
-        const double length =
-            p.scalars.rule == Rule::kL1 ? sum_of(moved, p.size, [](V v) { return absolute(v); }) : length_of_moved();
-        if (!(length > 1.0)) return;
-        shrink = splat<V>(length);
-      }
-      sweep_bounded<T>(p, 0, p.size, [&](int64_t k, auto part, auto bounds) {
-        const V far = get(out + k, part), clean = get(x0 + k, part), change = far - clean;
-        const V inner = is_box ? smaller(most, larger(-most, change)) : change / shrink;
-        const V bounded = smaller(bounds.upper(k, part), larger(bounds.lower(k, part), clean));
-        T back[lanes<V>], centre[lanes<V>];
-        store(back, clean + inner);
-        store(centre, clean);
-        const auto beyond = absolute(load(back) - clean) > absolute(inner);
-        for (int lane = 0; lane < lanes<V>; ++lane) {
-          if (beyond[lane]) back[lane] = next_towards(back[lane], centre[lane]);
-        }
-        put(out + k, part, (inner != change) & (bounded == clean) ? load(back) : far);
+      if (x0 == nullptr || p.scalars.rule == Rule::kLinf) return;
+      if (out != x && std::memcmp(out, x, p.size * sizeof(T)) == 0) return;
+      const T* x0 = this->x0;
+      T* out = this->out;
+      const V unit = splat<V>(radius > 0 ? radius : W(1));
+      const auto away = [=](int64_t k, auto part) { return (get(out + k, part) - get(x0 + k, part)) / unit; };
+      const double length = p.scalars.rule == Rule::kL1
+                                ? sum_over<W>(p.size, [=](int64_t k, auto part) { return absolute(away(k, part)); })
+                                : length_of(away);
+      if (!(length > 1.0)) return;
+      const V shrink = splat<V>(length);
+      sweep_bounded<T>(p, 0, p.size, [=](int64_t k, auto part, auto bounds) {
+        const V far = get(out + k, part), clean = get(x0 + k, part), change = far - clean, inner = change / shrink;
+        const Ints near = narrowed(clean + inner, T{});
+        const V left = widened(near, T{}) - clean;
+        const Ints back = absolute(left) > absolute(inner) ? next_towards(near, left) : near;
+        const V low = bounds.lower(k, part), high = bounds.upper(k, part);
+        const Ints shrinks = (inner != change) & (clean >= low) & (clean <= high);
+        put_halves(out + k, part, shrinks ? back : narrowed(far, T{}));
       });
     }
   }
@@ -282,18 +318,18 @@ struct Sample {
     if (x0 != nullptr && radius == 0) return go_to_x0();
     const StepScalars& s = p.scalars;
     if (s.rule == Rule::kLinf) {
-      const AlongSign<W> heading{splat<V>(reach)};
-      x0 == nullptr ? finish(heading, Anywhere{}) : finish(heading, InBox<T, W>{x0, splat<V>(radius)});
+      const AlongSign<W> heading{reach};
+      x0 == nullptr ? finish(heading, Anywhere{}) : finish(heading, InBox<T, W>{x0, radius});
     } else if (s.rule == Rule::kL1) {
       const W least = threshold_of(g, p.size, s.top, size.peak);
-      const AlongLargest<W> heading{splat<V>(least), splat<V>(reach / static_cast<W>(count_from(g, p.size, least)))};
+      const AlongLargest<W> heading{least, reach / static_cast<W>(count_from(g, p.size, least))};
       x0 == nullptr ? finish(heading, Anywhere{}) : finish_in_ball(heading, false);
     } else {
       // reach · g / ‖g‖^p with g = (scale · g) / scale; infinity would make NaN of the zeros in g.
       const double most = kMost<W>, length = __builtin_sqrt(size.square);
       double factor = s.rule == Rule::kNewton ? reach * (size.scale / size.square) : reach / length;
       factor = factor > most ? most : (factor < -most ? -most : factor);
-      const AlongGradient<W> heading{splat<V>(size.scale), splat<V>(factor)};
+      const AlongGradient<W> heading{size.scale, static_cast<W>(factor)};
       x0 == nullptr ? finish(heading, Anywhere{}) : finish_in_ball(heading, true);
     }
   }
@@ -303,14 +339,21 @@ struct Sample {
 // leaves something in `out` that is not the result. The gradient is in its own dtype.
 template <class T, class G, class W, class Ball>
 bool step_along_sign(const StepWork& p, const T* x, const G* grad, T* out, W reach, Ball ball) {
-  const AlongSign<W> heading{splat<Vector<W>>(reach)};
+  using V = Vector<W>;
+  const AlongSign<W> heading{reach};
   typename LargestOf<W>::type largest;
-  sweep_bounded<T>(p, 0, p.size, [=, &largest](int64_t k, auto part, auto bounds) {
-    const Vector<W> g = get(grad + k, part), v = ball(get(x + k, part) + heading(g), k, part);
+  const Landing<T, Ball> land{ball, out};
+  Changes changes;
+  int64_t done = 0;
+  if constexpr (is_box<Ball> && std::is_same_v<T, BFloat16> && std::is_same_v<G, BFloat16>) {
+    done = step_pairs(p, x, ball.x0, grad, out, reach, ball.radius, largest, changes);
+  }
+  sweep_bounded<T>(p, done, p.size, [=, &largest, &changes](int64_t k, auto part, auto bounds) {
+    const V g = get(grad + k, part), at = get(x + k, part);
     largest.see(g);
-    put(out + k, part, smaller(bounds.upper(k, part), larger(bounds.lower(k, part), v)));
+    land(at, at + heading(g), k, part, bounds, changes);
   });
-  return largest.usable();
+  return largest.usable() && (!land.kKeeps || changes.any());
 }
 
 // g ← v = decay · v + g / mean|g| in the scratch, and in the velocity where all of it is finite.
@@ -334,16 +377,45 @@ bool gather_momentum(W* g, W* velocity, int64_t size, double decay) {
   return true;
 }
 
-// Takes out of g the coordinates that stand at a bound and would leave through it.
-template <class T, class W>
-void take_out_blocked(const StepWork& p, const T* x, W* g, W reach) {
+// Without the coordinates that stand at a bound and would leave through it.
+template <class W>
+struct Unblocked {
+  W sign;  // of the reach
+  template <class Bounds, class Part>
+  AMKD_INLINE Vector<W> operator()(Vector<W> v, Vector<W> at, int64_t k, Part part, Bounds bounds) const {
+    const Vector<W> direction = v * sign, none{};
+    const Vector<W> above = at <= bounds.lower(k, part) ? (direction < none ? none : v) : v;
+    return at >= bounds.upper(k, part) ? (direction > none ? none : above) : above;
+  }
+};
+
+struct Gathered {
+  bool usable;  // of what was taken out nothing hides a fault
+  double square;
+};
+
+// g ← the gradient in the dtype of the arithmetic, where `project` without its blocked coordinates; and Σ g².
+template <class T, class G, class W>
+Gathered gather(const StepWork& p, const T* x, const G* grad, W* g, W reach) {
   using V = Vector<W>;
-  const V sign = splat<V>(reach > 0 ? 1.0 : reach < 0 ? -1.0 : 0.0), none{};
-  sweep_bounded<T>(p, 0, p.size, [&](int64_t k, auto part, auto bounds) {
-    const V at = get(x + k, part), v = get(g + k, part), direction = v * sign;
-    const V above = at <= bounds.lower(k, part) ? (direction < none ? none : v) : v;
-    put(g + k, part, at >= bounds.upper(k, part) ? (direction > none ? none : above) : above);
+  const Unblocked<W> unblocked{W(reach > 0 ? 1 : reach < 0 ? -1 : 0)};
+  typename LargestOf<W>::type largest;
+  const double square = sum_blocks<W>(p.size, [=, &p, &largest](int64_t begin, int64_t end, V* sums) {
+    const auto take = [=](int64_t k, auto part, V v) {
+      put(g + k, part, v);
+      sums[part.way] += v * v;
+    };
+    if (!p.scalars.project) {
+      sweep<W, kWays>(begin, end, [=](int64_t k, auto part) { take(k, part, get(grad + k, part)); });
+      return;
+    }
+    sweep_bounded<T, kWays>(p, begin, end, [=, &largest](int64_t k, auto part, auto bounds) {
+      const V v = get(grad + k, part);
+      largest.see(v);
+      take(k, part, unblocked(v, get(x + k, part), k, part, bounds));
+    });
   });
+  return {!p.scalars.project || largest.usable(), square};
 }
 
 template <class T, class G>
@@ -369,28 +441,28 @@ void step_one(const StepWork& p, int64_t i, typename WorkOf<T>::type* scratch) {
   W* velocity = static_cast<W*>(p.velocity);
   // In place there would be no way back.
   if (s.rule == Rule::kLinf && velocity == nullptr && !s.project && sample.out != x && !(x0 && sample.radius == 0)) {
-    const InBox<T, W> box{x0, splat<Vector<W>>(sample.radius)};
+    const InBox<T, W> box{x0, sample.radius};
     const bool moves = x0 == nullptr ? step_along_sign(p, x, grad, sample.out, reach, Anywhere{})
                                      : step_along_sign(p, x, grad, sample.out, reach, box);
     moves ? sample.hold() : sample.stay();
     return;
   }
-  bool as_it_is = velocity == nullptr && !s.project;
-  if constexpr (sizeof(G) == sizeof(W)) {
+  sample.g = scratch;
+  Gathered found{true, 0.0};
+  if (velocity != nullptr) {
+    sweep<W>(0, p.size, [=](int64_t k, auto part) { put(scratch + k, part, get(grad + k, part)); });
+    if (!gather_momentum(scratch, velocity + at, p.size, s.decay)) return sample.stay();
+    found = gather<T, W, W>(p, x, scratch, scratch, reach);
+  } else if (s.project || sizeof(G) != sizeof(W)) {
+    found = gather<T, G, W>(p, x, grad, scratch, reach);
+  } else if constexpr (sizeof(G) == sizeof(W)) {
     sample.g = grad;
-  } else {
-    as_it_is = false;
+    found.square = square_of(grad, p.size, W(1));
   }
-  if (!as_it_is) {
-    sweep<W>(0, p.size, [&](int64_t k, auto part) { put(scratch + k, part, get(grad + k, part)); });
-    sample.g = scratch;
-    if (velocity != nullptr && !gather_momentum(scratch, velocity + at, p.size, s.decay)) return sample.stay();
-    // A coordinate that is taken out must not hide a fault.
-    if (s.project && !is_finite(peak_of(scratch, p.size))) return sample.stay();
-    if (s.project) take_out_blocked(p, x, scratch, reach);
-  }
+  if (!found.usable) return sample.stay();
   const bool far = __builtin_fabs(reach) > W(1e12);  // a factor of the plain gradient might overflow
-  const Size<W> size = size_of(sample.g, p.size, s.rule == Rule::kL1 || (s.rule != Rule::kLinf && far));
+  const bool exact = s.rule == Rule::kL1 || (s.rule != Rule::kLinf && far);
+  const Size<W> size = size_of(sample.g, p.size, found.square, exact);
   if (!size.moves) return sample.stay();
   if (s.rule == Rule::kNewton && size.peak > 0 && !is_finite(reach / size.peak)) return sample.stay();
   sample.move(size);

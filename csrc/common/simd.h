@@ -95,56 +95,59 @@ AMKD_INLINE Ints load_halves(const void* p) {
 #endif
 }
 
-AMKD_INLINE Floats load(const BFloat16* p) { return bits<Floats>(load_halves(p) << 16); }
-
-AMKD_INLINE Floats load(const Half* p) {
-#if defined(__AVX512F__)
-  return bits<Floats>(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
-#elif defined(__F16C__)
-  return bits<Floats>(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
-#else
-  const Ints wide = load_halves(p);
-  const Ints magnitude = (wide & 0x7fff) << 13;
-  // Exponent and mantissa sit where fp32 has them, with a bias that is 112 too small; the product mends normal and
-  // subnormal numbers alike. Infinity and NaN take the exponent's top instead.
-  const Floats scaled = bits<Floats>(magnitude) * 0x1p112f;
-  const Ints special = (wide & 0x7c00) == 0x7c00;
-  const Ints value = special ? (magnitude | 0x7f800000) : bits<Ints>(scaled);
-  return bits<Floats>(value | ((wide & 0x8000) << 16));
-#endif
-}
-
 AMKD_INLINE void store(float* p, Floats v) { std::memcpy(p, &v, sizeof(v)); }
 AMKD_INLINE void store(double* p, double v) { *p = v; }
 
 // The low 16 bits of each number, none of which is above 0xffff.
-AMKD_INLINE void store_halves(void* p, Ints values) {
 #if defined(__AVX512F__)
-  _mm256_storeu_si256(static_cast<__m256i*>(p), _mm512_cvtepi32_epi16(bits<__m512i>(values)));
+AMKD_INLINE __m256i packed_halves(Ints values) { return _mm512_cvtepi32_epi16(bits<__m512i>(values)); }
 #elif defined(__AVX2__)
+AMKD_INLINE __m128i packed_halves(Ints values) {
   const __m256i packed = _mm256_packus_epi32(bits<__m256i>(values), bits<__m256i>(values));  // in each half apart
-  _mm_storeu_si128(static_cast<__m128i*>(p), _mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 0b1000)));
+  return _mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 0b1000));
+}
 #else
-  const Halves h = __builtin_convertvector(values, Halves);
-  std::memcpy(p, &h, sizeof(h));
+AMKD_INLINE Halves packed_halves(Ints values) { return __builtin_convertvector(values, Halves); }
+#endif
+AMKD_INLINE void store_halves(void* p, Ints values) {
+  const auto packed = packed_halves(values);
+  std::memcpy(p, &packed, sizeof(packed));
+}
+
+// ---- numbers of two bytes, in the low bits of 32 --------------------------------------------------------------------
+
+AMKD_INLINE Floats widened(Ints number, BFloat16) { return bits<Floats>(number << 16); }
+
+// The nearest one, ties to even.
+AMKD_INLINE Ints narrowed(Floats v, BFloat16) {
+  const Ints i = bits<Ints>(v);
+  const Ints sum = i + 0x7fff + ((i >> 16) & 1);
+  const Ints rounded = bits<Ints>(bits<UnsignedInts>(sum) >> 16);
+  const Ints nan = v != v;
+  return nan ? (Ints{} + 0x7fc0) : rounded;
+}
+
+AMKD_INLINE Floats widened(Ints number, Half) {
+#if defined(__AVX512F__)
+  return bits<Floats>(_mm512_cvtph_ps(packed_halves(number)));
+#elif defined(__F16C__)
+  return bits<Floats>(_mm256_cvtph_ps(packed_halves(number)));
+#else
+  const Ints magnitude = (number & 0x7fff) << 13;
+  // Exponent and mantissa sit where fp32 has them, with a bias that is 112 too small; the product mends normal and
+  // subnormal numbers alike. Infinity and NaN take the exponent's top instead.
+  const Floats scaled = bits<Floats>(magnitude) * 0x1p112f;
+  const Ints special = (number & 0x7c00) == 0x7c00;
+  const Ints value = special ? (magnitude | 0x7f800000) : bits<Ints>(scaled);
+  return bits<Floats>(value | ((number & 0x8000) << 16));
 #endif
 }
 
-AMKD_INLINE void store(BFloat16* p, Floats v) {
-  const Ints i = bits<Ints>(v);
-  const Ints sum = i + 0x7fff + ((i >> 16) & 1);  // to nearest, ties to even
-  const Ints rounded = bits<Ints>(bits<UnsignedInts>(sum) >> 16);
-  const Ints nan = v != v;
-  store_halves(p, nan ? (Ints{} + 0x7fc0) : rounded);
-}
-
-AMKD_INLINE void store(Half* p, Floats v) {
+AMKD_INLINE Ints narrowed(Floats v, Half) {
 #if defined(__AVX512F__)
-  const __m256i h = _mm512_cvtps_ph(bits<__m512>(v), _MM_FROUND_TO_NEAREST_INT);
-  std::memcpy(p, &h, sizeof(h));
+  return bits<Ints>(_mm512_cvtepu16_epi32(_mm512_cvtps_ph(bits<__m512>(v), _MM_FROUND_TO_NEAREST_INT)));
 #elif defined(__F16C__)
-  const __m128i h = _mm256_cvtps_ph(bits<__m256>(v), _MM_FROUND_TO_NEAREST_INT);
-  std::memcpy(p, &h, sizeof(h));
+  return bits<Ints>(_mm256_cvtepu16_epi32(_mm256_cvtps_ph(bits<__m256>(v), _MM_FROUND_TO_NEAREST_INT)));
 #else
   const Ints i = bits<Ints>(v);
   const Ints sign = (i >> 16) & 0x8000;
@@ -156,7 +159,32 @@ AMKD_INLINE void store(Half* p, Floats v) {
   Ints h = magnitude < (113 << 23) ? subnormal : normal;
   h = overflow ? (Ints{} + 0x7c00) : h;
   h = magnitude > 0x7f800000 ? (Ints{} + 0x7e00) : h;
-  store_halves(p, h | sign);
+  return h | sign;
+#endif
+}
+
+AMKD_INLINE Floats load(const BFloat16* p) { return widened(load_halves(p), BFloat16{}); }
+AMKD_INLINE void store(BFloat16* p, Floats v) { store_halves(p, narrowed(v, BFloat16{})); }
+
+// The conversions read and write numbers of 16 bits side by side, which saves taking them apart and together.
+AMKD_INLINE Floats load(const Half* p) {
+#if defined(__AVX512F__)
+  return bits<Floats>(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
+#elif defined(__F16C__)
+  return bits<Floats>(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+#else
+  return widened(load_halves(p), Half{});
+#endif
+}
+AMKD_INLINE void store(Half* p, Floats v) {
+#if defined(__AVX512F__)
+  const __m256i h = _mm512_cvtps_ph(bits<__m512>(v), _MM_FROUND_TO_NEAREST_INT);
+  std::memcpy(p, &h, sizeof(h));
+#elif defined(__F16C__)
+  const __m128i h = _mm256_cvtps_ph(bits<__m256>(v), _MM_FROUND_TO_NEAREST_INT);
+  std::memcpy(p, &h, sizeof(h));
+#else
+  store_halves(p, narrowed(v, Half{}));
 #endif
 }
 

@@ -159,7 +159,7 @@ def size_of(value: float | Tensor | None, x: Tensor) -> float | Tensor | None: .
 
 def size_of(value: float | Tensor | None, x: Tensor) -> float | Tensor | None:
     """A checked radius or step size as the number, [B], or [1 or B, C, 1, …] with as many dimensions as ``x``."""
-    if not isinstance(value, Tensor) or value.dim() == 1:
+    if type(value) is float or not isinstance(value, Tensor) or value.dim() == 1:
         return value
     value = value.reshape(*[1] * (x.dim() - value.dim()), *value.shape)
     if value.shape[1] == 1:

@@ -135,6 +135,8 @@ def alike(x: Tensor, image: Tensor) -> bool:
 
 def split(value: float | Tensor | None, nothing: float, dtype: torch.dtype) -> tuple[Tensor | None, float]:
     """A tensor that replaces the number beside it, or None and the number."""
+    if type(value) is float:
+        return None, value
     if isinstance(value, Tensor):
         return (value if value.dtype == dtype else value.to(dtype)).contiguous(), nothing
     return None, nothing if value is None else float(value)

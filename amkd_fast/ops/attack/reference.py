@@ -131,7 +131,7 @@ def _nearer(x: Tensor, to: Tensor) -> Tensor:
 
 def has_channels(size: float | Tensor | None) -> TypeGuard[Tensor]:
     """Whether a radius or step size is given by channel."""
-    return isinstance(size, Tensor) and size.dim() > 1
+    return type(size) is not float and isinstance(size, Tensor) and size.dim() > 1
 
 
 def shares(eta: Tensor) -> Tensor:
