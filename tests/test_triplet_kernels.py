@@ -116,7 +116,7 @@ def test_nearest_among_the_anchors_themselves(device, distance, k, kind):
     rows = draw(n, d)
     if kind == "tied":
         rows = rows.round()
-        rows[200:] = rows[:237]
+        rows[200:] = rows[:237].clone()
     elif kind == "clusters":
         rows = draw(9, d, seed=3).repeat(n // 9 + 1, 1)[:n] + 1e-3 * rows
     rows, labels = rows.to(device), (torch.arange(n) % 7).to(device)
