@@ -165,15 +165,22 @@ AMKD_INLINE Partial with(const Maxima<T>& maxima) {
 template <class T, Divergence kDivergence, bool kLabels>
 using RowSums = Sums<Vector<T>, kDivergence, kLabels, false>;
 
-template <class T, Divergence kDivergence, bool kLabels>
+// kAhead: the block behind is fetched meanwhile, as memory would else rest while exponentials are computed.
+template <class T, Divergence kDivergence, bool kLabels, bool kAhead = false>
 AMKD_INLINE RowSums<T, kDivergence, kLabels> sums_of(const Problem& p, const Row<T>& row, int64_t begin, int64_t end,
                                                      const Partial& found) {
   using V = Vector<T>;
   const V teacher_shift = splat<V>(found.teacher_at_top);
   RowSums<T, kDivergence, kLabels> sums{splat<V>(shift_of(found.student_max)), teacher_shift, teacher_shift,
                                         splat<V>(p.per_t * kLog2E)};
-  for_each_vector<T, Overlap::kExclude>(row.student, row.teacher, begin, end,
-                                        [&](V s, V t, int64_t, int64_t) { sums.add(s, t); });
+  for_each_vector<T, Overlap::kExclude>(row.student, row.teacher, begin, end, [&](V s, V t, int64_t i, int64_t) {
+    if constexpr (kAhead) {
+      constexpr int kSecondCache = 2;
+      __builtin_prefetch(row.student + i + kBlock, 0, kSecondCache);
+      __builtin_prefetch(row.teacher + i + kBlock, 0, kSecondCache);
+    }
+    sums.add(s, t);
+  });
   return sums;
 }
 
@@ -195,7 +202,7 @@ AMKD_INLINE void mend_nearly_one(const Problem& p, const Row<T>& row, int64_t be
 template <class T, Divergence kDivergence, bool kLabels>
 Partial sweep_block(const Problem& p, const Row<T>& row, int64_t begin, int64_t end) {
   Partial out = with(maxima_of(row, begin, end));
-  put<T, kDivergence, kLabels>(sums_of<T, kDivergence, kLabels>(p, row, begin, end, out), out);
+  put<T, kDivergence, kLabels>(sums_of<T, kDivergence, kLabels, true>(p, row, begin, end, out), out);
   mend_nearly_one<T, kDivergence>(p, row, begin, end, out);
   return out;
 }
