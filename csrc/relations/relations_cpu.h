@@ -17,7 +17,7 @@ constexpr double kCoincide = 1e-300;
 // What is known of the pairs of one side's rows: matrices [count, stride], symmetric, 0 from `count` on.
 struct Side {
   const double* rows;  // [count, width], 0 in the columns that were added
-  int64_t width;       // a multiple of kMostColumns
+  int64_t width;       // a multiple of kMostLanes
   double* squared;     // distances
   double* inverse;     // 1 / √(2 squared), 0 where rows coincide: the product of two of them normalises a cosine
 };
