@@ -8,9 +8,8 @@ import warnings
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
-from amkd_fast import checks, philox, ranks
+from amkd_fast import backends, checks, philox, ranks
 from amkd_fast.methods.base import Batch, Losses, Method, StepContext, required
 from amkd_fast.methods.outputs import with_features
 from amkd_fast.methods.stages import shapes
@@ -219,8 +218,9 @@ class _Known(torch.autograd.Function):
         return value.clone()
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad_value: Tensor) -> tuple[Tensor, None, None]:
+        if backends.differentiates():
+            raise RuntimeError("CRD: has no second derivatives, its memories have changed (create_graph=True)")
         return grad_value * ctx.saved_tensors[0], None, None
 
 
