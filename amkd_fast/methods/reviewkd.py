@@ -137,11 +137,12 @@ class Fusion(nn.Module):
 
     def __init__(self, channels: int, width: int, out: int, fuses: bool) -> None:
         super().__init__()
-        self.enter = nn.Sequential(nn.Conv2d(channels, width, 1, bias=False), nn.BatchNorm2d(width))
-        self.leave = nn.Sequential(nn.Conv2d(width, out, 3, padding=1, bias=False), nn.BatchNorm2d(out))
-        self.attention = nn.Sequential(nn.Conv2d(2 * width, 2, 1), nn.Sigmoid()) if fuses else None
-        for layer in (self.enter[0], self.leave[0]):
+        enter, leave = nn.Conv2d(channels, width, 1, bias=False), nn.Conv2d(width, out, 3, padding=1, bias=False)
+        for layer in (enter, leave):
             nn.init.kaiming_uniform_(layer.weight, a=1.0)
+        self.enter = nn.Sequential(enter, nn.BatchNorm2d(width))
+        self.leave = nn.Sequential(leave, nn.BatchNorm2d(out))
+        self.attention = nn.Sequential(nn.Conv2d(2 * width, 2, 1), nn.Sigmoid()) if fuses else None
 
     def forward(self, level: Tensor, behind: Tensor | None, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         x = self.enter(level)
