@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from amkd_fast.distill.adapters import MDistillerMethod
 from amkd_fast.distill.networks import Spec, build
 from amkd_fast.methods import AT, CRD, SP, Batch, FitNet, ReviewKD, Rising, StepContext
 from amkd_fast.methods.reviewkd import hierarchical_context_loss
@@ -329,6 +331,20 @@ def test_a_student_learns(case, make, lr):
         optimizer.step()
         values.append(losses.total.item())
     assert values[-1] < values[1]  # the first step meets memories of noise
+
+
+@pytest.mark.parametrize("make", [SP, FitNet, crd], ids=["sp", "fitnet", "crd"])
+def test_as_a_distiller_of_mdistiller(case, make):
+    batch, teacher, student = case
+    distiller = MDistillerMethod(student, teacher, prepared(make(), case) if make is crd else make(), epochs=60).train()
+    expected = copy.deepcopy(student)(batch.images)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # FitNet is not prepared
+        logits, losses = distiller(image=batch.images, target=batch.labels, index=batch.index, epoch=1)
+    torch.testing.assert_close(logits, expected)
+    assert losses["loss"].requires_grad
+    assert student.training
+    assert not teacher.training
 
 
 def test_layers_that_come_late_are_told_of(case):

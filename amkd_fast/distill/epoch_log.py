@@ -95,11 +95,11 @@ def _finite(module: torch.nn.Module) -> bool:
     return bool(torch.stack([value.isfinite().all() for value in values]).all())
 
 
-def columns(rows: Iterable[dict[str, Any]]) -> tuple[str, ...]:
-    """:data:`COLUMNS`, and the parts of a method that is not ours behind the other parts."""
-    others = tuple(dict.fromkeys(name for row in rows for name in row if name not in COLUMNS))
-    place = COLUMNS.index(COUNTS[0])
-    return (*COLUMNS[:place], *others, *COLUMNS[place:])
+def columns(rows: Iterable[dict[str, Any]], known: tuple[str, ...] = COLUMNS) -> tuple[str, ...]:
+    """``known``, and behind the parts in it those of methods that are not ours."""
+    others = tuple(dict.fromkeys(name for row in rows for name in row if name not in known))
+    place = known.index(COUNTS[0])
+    return (*known[:place], *others, *known[place:])
 
 
 def table(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> str:
