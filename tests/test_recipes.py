@@ -12,7 +12,7 @@ pytest.importorskip("lightning", reason="the extra `train` is not installed")
 import torch
 from folders import noise
 
-from amkd_fast.distill import build, options, published, recipes
+from amkd_fast.distill import build, networks, options, published, recipes
 from amkd_fast.distill.cli import main
 from amkd_fast.distill.data.cifar import ARCHIVES
 from amkd_fast.distill.errors import UserError
@@ -174,6 +174,8 @@ def test_the_published_table_is_whole():
     pairs = [tuple(pair) for block in found["blocks"] for pair in block]
     assert len(set(pairs)) == len(pairs) == 13
     assert {row["source"] for row in found["rows"]} == found["sources"].keys()
+    for name in {name for pair in pairs for name in pair}:
+        networks.check(name, "cifar100.yaml")
     by = {row["method"]: dict(zip(pairs, row["accuracy"], strict=True)) for row in found["rows"]}
     for place, role in enumerate(("teacher", "student")):  # a network has one accuracy
         known = {}
