@@ -100,9 +100,9 @@ def test_digits_are_the_defaults():
     for kind in (TrainSettings, CompareSettings):
         found, default = options.resolve(kind, None, {"recipe": "digits"}).as_dict(), kind().as_dict()
         changed = {name: value for name, value in found.items() if value != default[name]}
-        waiting = {"augment": "none", "teacher_images": 1000, "student_images": 200, "recipe": "digits"}
+        waiting = {"augment": "none", "teacher_images": 1000, "student_images": 200, "mean": "data", "std": "data"}
         networks = {f"{role}_network": kind().network(role) for role in ("teacher", "student")}
-        assert changed == {**waiting, **networks}
+        assert changed == {**waiting, **networks, "recipe": "digits"}
 
 
 def test_words_go_before_the_file_and_the_file_before_the_recipe(tmp_path):
@@ -193,19 +193,27 @@ def test_results_stand_below_the_published_rows(tmp_path):
     result(tmp_path / "b", [("kd", 2, 73.0)], kind="train", **wrn, epochs=220)
     result(tmp_path / "c", [("kd", 0, 60.0)], recipe="bss-cifar10", kind="train")
     result(tmp_path / "d", [("kd", 0, 73.3)], kind="train")
+    result(tmp_path / "e", [("student", 0, 70.0)], kind="train", student_network="vgg8", teacher=None)
+    result(tmp_path / "f", [("dkd", 0, 74.0)], kind="train", student_network="vgg8")
+    about = {"format": 2, "network": {"name": "vgg13", "channels": 3, "classes": 100}}
+    torch.save({"amkd_fast": about, "state_dict": {}}, tmp_path / "f" / "teacher.ckpt")  # not what the settings name
     text = published.table("cifar100", [str(tmp_path)])
     kd = text.splitlines().index(line(text, "KD")[0])
-    assert text.splitlines()[kd + 1].split() == ["here", "73.30", "(1)", "74.00", "(3)*"]
+    assert text.splitlines()[kd + 1].split() == ["here", "73.30", "(1)", "74.50", "(2)"]
     assert [found.split() for found in line(text, "dkd, here") + line(text, "amkd, here")] == [
         ["amkd,", "here", "75.50", "(1)"]
     ]
     assert "  here" in text.splitlines()[text.splitlines().index(line(text, "DKD")[0]) + 1]
     assert "diverged" in text
     flat = " ".join(text.split())
-    assert f"* {tmp_path / 'b'}: not as recipe {TABLE} is: epochs 220." in flat
-    assert f"Left out, not by --recipe {TABLE}: {tmp_path / 'c'}." in flat
+    assert f"* {tmp_path / 'b'}: not as recipe {TABLE} is (epochs 220), counted where nothing else is." in flat
+    assert f"Left out, not by --recipe {TABLE} or of other networks: {tmp_path / 'c'}." in flat
     assert "Not measured here: rkd of wrn-40-2 → wrn-16-2." in flat
     assert "Not measured here: student, rkd, dkd of resnet32x4 → resnet8x4." in flat
+    assert f"* {tmp_path / 'f'}: not as recipe {TABLE} is (dkd_other_weight 8.0), counted" in flat
+    assert "74.00 (1)*" in text
+    assert "Not measured here: kd, rkd of vgg13 → vgg8." in flat
+    assert "Not measured here: kd, rkd, dkd of resnet50 → vgg8." in flat
     marked = published.table("cifar100", [str(tmp_path / "a")], markdown=True)
     assert "| KD | 70.66 | 70.67 | 73.08 | 73.33 | 74.92 | 73.54 | 72.98 |\n" in marked
     assert "| here |  |  |  |  | 74.50 (2) |  |  |\n" in marked

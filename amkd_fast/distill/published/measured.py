@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from amkd_fast.distill import recipes, schemas
+from amkd_fast.distill import checkpoint, recipes, schemas
 from amkd_fast.distill.errors import UserError
 from amkd_fast.distill.files import read_json
 from amkd_fast.distill.result_folder import MARKER
@@ -38,6 +38,11 @@ class Measured(NamedTuple):
     accuracy: float | None
     otherwise: dict[str, Any]
 
+    def is_of(self, pair: Pair) -> bool:
+        """Whether it is of these networks; a teacher or a student alone is of every pair that has it."""
+        places = {"teacher": (0,), "student": (1,)}.get(self.method, (0, 1))
+        return all(self.pair[place] == pair[place] for place in places)
+
 
 def results(folders: Iterable[str]) -> list[Path]:
     """The result folders among these, and those that lie in one of them.
@@ -65,8 +70,8 @@ def runs(folder: Path, recipe: str) -> list[Measured]:
     if result.kind not in KINDS or result.settings.get("recipe") != recipe:
         return []
     settings = schemas.settings(KINDS[result.kind], result.settings, str(path))
-    pair = settings.network("teacher"), settings.network("student")
-    otherwise = _otherwise(settings)
+    pair = _teacher(folder, settings), settings.network("student")
+    otherwise = _otherwise(settings, pair)
     taught = [run for run in result.trained() if run.method != "student"]
     found = [Measured(str(folder), pair, run.method, run.last, otherwise) for run in result.trained()]
     if taught and result.teacher_accuracy is not None:
@@ -74,11 +79,17 @@ def runs(folder: Path, recipe: str) -> list[Measured]:
     return found
 
 
-def _otherwise(settings: Settings) -> dict[str, Any]:
-    stated = {
-        "recipe": settings.recipe,
-        **{f"{role}_network": settings.network(role) for role in ("teacher", "student")},
-    }
+def _teacher(folder: Path, settings: Settings) -> str:
+    """The network of teacher.ckpt: one that was given need not be what the settings say."""
+    path = folder / "teacher.ckpt"
+    if not path.is_file():  # a student alone
+        return settings.network("teacher")
+    return checkpoint.read(path)[checkpoint.KEY]["network"]["name"]
+
+
+def _otherwise(settings: Settings, pair: Pair) -> dict[str, Any]:
+    """What is not as the recipe has it for these networks."""
+    stated = {"recipe": settings.recipe, "teacher_network": pair[0], "student_network": pair[1]}
     kind = type(settings)
     expected = kind(**recipes.below(kind, stated)).as_dict()
     return {name: value for name, value in settings.as_dict().items() if name not in FREE and value != expected[name]}

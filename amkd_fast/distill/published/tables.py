@@ -40,10 +40,11 @@ def table(name: str, folders: list[str], *, markdown: bool = False) -> str:
     pairs = list(chain.from_iterable(blocks))
     places = measured.results(folders) if folders else _usual()
     runs = {place: measured.runs(place, published["recipe"]) for place in places}
-    known = [run for found in runs.values() for run in found if run.pair in pairs]
+    known = [run for found in runs.values() for run in found if any(run.is_of(pair) for pair in pairs)]
     draw = _markdown if markdown else _columns
     text = "\n".join(draw(block, _rows(published["rows"], pairs, block, known)) for block in blocks)
-    return text + _notes(published, pairs, known, [str(place) for place, found in runs.items() if not found], markdown)
+    left_out = [str(place) for place, found in runs.items() if not any(run in known for run in found)]
+    return text + _notes(published, pairs, known, left_out, markdown)
 
 
 def _usual() -> list[Path]:
@@ -57,20 +58,23 @@ def _rows(
     rows = []
     places = [pairs.index(pair) for pair in block]
     found = {row["method"]: row for row in published}
-    others = sorted({run.method for run in known if run.pair in block} - found.keys())
+    others = sorted({run.method for run in known if any(run.is_of(pair) for pair in block)} - found.keys())
     for method in (*found, *others):
         if method in found:
             numbers = [found[method]["accuracy"][place] for place in places]
             rows.append((found[method]["title"], ["–" if number is None else f"{number:.2f}" for number in numbers]))
-        cells = [_cell([run for run in known if run.pair == pair and run.method == method]) for pair in block]
+        cells = [_cell([run for run in known if run.is_of(pair) and run.method == method]) for pair in block]
         if any(cells):
             rows.append(("  here" if method in found else f"{method}, here", cells))
     return rows
 
 
 def _cell(runs: list[Measured]) -> str:
-    """Mean and number of the runs, with a star where one was not as the recipe is."""
+    """Mean and number of the runs; with a star of those that are not as the recipe is, where there are no others."""
+    runs = [run for run in runs if not run.otherwise] or runs
     numbers = [run.accuracy for run in runs if run.accuracy is not None]
+    if any(run.method == "teacher" for run in runs):  # one may have taught in several results
+        numbers = sorted(set(numbers))
     if not numbers:
         return "diverged" if runs else ""
     return f"{fmean(numbers):.2f} ({len(numbers)})" + ("*" if any(run.otherwise for run in runs) else "")
@@ -111,13 +115,18 @@ def _notes(
             said = ", ".join(f"{setting} {value}" for setting, value in run.otherwise.items())
             starred.setdefault(said, []).append(run.folder)
     for said, folders in starred.items():
-        notes.append(f"* {', '.join(dict.fromkeys(folders))}: not as recipe {recipe} is: {said}.")
+        notes.append(
+            f"* {', '.join(dict.fromkeys(folders))}: not as recipe {recipe} is ({said}), counted where nothing else is."
+        )
     if left_out:
-        notes.append(f"Left out, not by --recipe {recipe}: {', '.join(left_out)}.")
+        notes.append(f"Left out, not by --recipe {recipe} or of other networks: {', '.join(left_out)}.")
     ours = [row["method"] for row in published["rows"] if row["method"] in METHODS]
+    foreign = [row["title"] for row in published["rows"] if row["method"] not in (*METHODS, "teacher")]
+    if foreign:
+        notes.append(f"No method of this package: {', '.join(foreign)}.")
     missing: dict[str, list[str]] = {}
     for pair in pairs:
-        lacking = [method for method in ours if not any(run.pair == pair and run.method == method for run in known)]
+        lacking = [method for method in ours if not any(run.is_of(pair) and run.method == method for run in known)]
         if lacking:
             missing.setdefault(", ".join(lacking), []).append(" → ".join(pair))
     for methods, arrows in missing.items():
