@@ -103,8 +103,13 @@ def test_one_cycle_of_few_steps(steps):
 @pytest.mark.parametrize(
     ("settings", "line"),
     [
-        ({"schedule": "step"}, "--lr-milestones : must be whole numbers that rise, from 1, below --epochs 60"),
-        ({"schedule": "step", "lr_milestones": "5,5"}, "--lr-milestones 5,5: must be"),
+        ({"schedule": "step"}, "--schedule step: needs --lr-milestones, as 150,180,210"),
+        ({"lr_milestones": "30"}, "--lr-milestones 30: are for --schedule step, not cosine"),
+        ({"teacher_lr_milestones": "30"}, "--teacher-lr-milestones 30: are for --teacher-schedule step, not cosine"),
+        (
+            {"schedule": "step", "lr_milestones": "5,5"},
+            "--lr-milestones 5,5: must be whole numbers that rise, from 1, below --epochs 60",
+        ),
         ({"schedule": "step", "lr_milestones": "0,5"}, "--lr-milestones 0,5: must be"),
         ({"schedule": "step", "lr_milestones": "5,x"}, "--lr-milestones 5,x: must be"),
         ({"schedule": "step", "lr_milestones": "60"}, "--lr-milestones 60: must be"),
@@ -112,7 +117,7 @@ def test_one_cycle_of_few_steps(steps):
             {"schedule": "step", "lr_milestones": "45"},
             "--teacher-lr-milestones 45: must be .* below --teacher-epochs 40",
         ),
-        ({"teacher_schedule": "step"}, "--teacher-lr-milestones : must be"),
+        ({"teacher_schedule": "step"}, "--teacher-schedule step: needs --teacher-lr-milestones"),
         ({"warmup_epochs": 60}, "--warmup-epochs 60: must be below --epochs 60"),
         ({"warmup_epochs": 40}, "--teacher-warmup-epochs 40: must be below --teacher-epochs 40"),
         ({"warmup_epochs": 2, "schedule": "one-cycle"}, "--warmup-epochs 2: --schedule one-cycle begins with a rise"),
@@ -130,6 +135,7 @@ def test_a_teacher_that_is_not_trained_here_needs_no_schedule(monkeypatch):
     monkeypatch.setattr("amkd_fast.distill.checkpoint.read", lambda path: None)
     late = {"schedule": "step", "lr_milestones": "45"}
     build.check(TrainSettings(teacher="a file", **late), torch.device("cpu"))
+    build.check(TrainSettings(teacher_schedule="cosine", **late), torch.device("cpu"))
     build.check(TrainSettings(method="student", **late), torch.device("cpu"))
 
 

@@ -129,6 +129,15 @@ def test_cases_of_the_table():
     assert of("resnet56-b", "resnet20-b", dkd_other_weight=3.0) == (0.05, 0.05, 3.0)
 
 
+def test_another_schedule_than_the_recipes():
+    for name in ("cifar100-240", "bss-cifar10", "tiny-imagenet"):
+        found = options.resolve(TrainSettings, None, {"recipe": name, "schedule": "cosine"})
+        assert (found.lr_milestones, found.teacher_lr_milestones) == ("", None)
+        build.check(found, torch.device("cpu"))
+    found = options.resolve(TrainSettings, None, {"recipe": "bss-cifar10"})
+    assert (found.lr_milestones, found.of_teacher().lr_milestones) == ("39,59", "160,240")
+
+
 def test_a_wrong_value_in_a_recipe_is_named(monkeypatch):
     monkeypatch.setattr(recipes, "text", lambda name: "settings: {epochs: 0}\n")
     with pytest.raises(UserError, match="--recipe mine: epochs=0: must be at least 1"):

@@ -78,14 +78,21 @@ def check(settings: Settings, of: str = "") -> None:
         raise UserError(f"--{of}warmup-epochs {warm}: --{of}schedule one-cycle begins with a rise of its own")
     if warm >= epochs:
         raise UserError(f"--{of}warmup-epochs {warm}: must be below --{of}epochs {epochs}")
+    given = short(settings.lr_milestones)[1:-1]
     if settings.schedule != "step":
+        if settings.lr_milestones and not (
+            of and settings.teacher_lr_milestones is None
+        ):  # a teacher has inherited them
+            raise UserError(f"--{of}lr-milestones {given}: are for --{of}schedule step, not {settings.schedule}")
         return
+    if not given:
+        raise UserError(f"--{of}schedule step: needs --{of}lr-milestones, as 150,180,210")
     try:
         well = milestones(settings.lr_milestones)[-1] < epochs
     except ValueError:
         well = False
     if not well:
         raise UserError(
-            f"--{of}lr-milestones {short(settings.lr_milestones)[1:-1]}: must be whole numbers that rise, from 1, "
+            f"--{of}lr-milestones {given}: must be whole numbers that rise, from 1, "
             f"below --{of}epochs {epochs}, with commas between"
         )

@@ -6,6 +6,7 @@ A file holds ``about``, ``source`` and ``deviations`` for its reader, ``settings
 
 from __future__ import annotations
 
+from dataclasses import fields
 from importlib.resources import files
 from typing import Any
 
@@ -60,9 +61,10 @@ def below(kind: type[Settings], stated: dict[str, Any]) -> dict[str, Any]:
         return stated
     recipe = load(name)
     values = {**recipe["settings"], **recipe.get("train" if kind is TrainSettings else "compare", {})}
+    default = {field.name: field.default for field in fields(kind)}
     for case in recipe.get("cases", ()):
-        found = {**values, **stated}
-        if all(found.get(setting) in wanted for setting, wanted in case["when"].items()):
+        found = {**default, **values, **stated}
+        if all(found[setting] in wanted for setting, wanted in case["when"].items()):
             values |= case["settings"]
     checked = schemas.check(schemas.of_settings(kind), values, f"--recipe {name}")
     return {**{setting: getattr(checked, setting) for setting in values}, **stated}
