@@ -9,10 +9,11 @@ from torch import nn
 
 from amkd_fast import CrossBatchMemory
 from amkd_fast.attacks import BoundaryAttack, frozen
-from amkd_fast.distill import checkpoint, external_method, networks
+from amkd_fast.distill import checkpoint, external_method, lr_schedule, networks, normalisation, optimizers
 from amkd_fast.distill.data import Data
 from amkd_fast.distill.distributed import torchrun_variables
 from amkd_fast.distill.errors import UserError, allocating, short
+from amkd_fast.distill.networks.normalised import Normalisation, normalisation_of
 from amkd_fast.distill.settings import METHODS, NEIGHBOURS, USUAL, CompareSettings, Settings, TrainSettings, is_external
 from amkd_fast.methods import (
     AMKD,
@@ -41,6 +42,7 @@ from amkd_fast.methods import (
 )
 from amkd_fast.typing import PresetName
 
+_PIXELS = (0.0, 1.0)
 _ZOO_WAIT, _ZOO_UNTIL = 10, 0.8  # of the published schedule; its start is the settings'
 
 
@@ -64,9 +66,10 @@ def method(name: str, settings: Settings, data: Data, width: int | None = None, 
     Args:
         name: One of :data:`amkd_fast.distill.settings.METHODS`, or ``module:Class``.
         settings: Scales, schedules and choices.
-        data: Its classes and pixel bounds.
+        data: Its classes and channels.
         width: D of the student's features; needed for a memory of features alone.
-        options: ``distributed`` and, for methods that attack, ``fixed_shape``.
+        options: ``distributed`` and, for methods that attack, ``fixed_shape`` and the teacher's ``normalisation``
+            (default: that of the networks trained here).
     """
     if is_external(name):
         distributed = options.get("distributed", False)
@@ -91,7 +94,7 @@ def _method(name: str, settings: Settings, data: Data, width: int | None, **opti
         **place,
     }
     if name == "kd":
-        return KD(**shared)
+        return KD(**{**shared, **_kd(settings)})
     if name == "tald":
         return TALD(**shared, **_particles(settings, data))
     if name in NEIGHBOURS:
@@ -99,7 +102,7 @@ def _method(name: str, settings: Settings, data: Data, width: int | None, **opti
     preset = settings.amkd_preset if name == "amkd" else name.removeprefix("bss-")
     shared |= {
         "preset": preset,
-        "attack": attack_options(settings, data),
+        "attack": attack_options(settings, options.get("normalisation") or normalisation.of_student(settings, data)),
         "limit": settings.boundary_samples,
         "boundary_weight": boundary_weight(name, settings),
         "boundary_scale_by_t2": settings.boundary_t2,
@@ -134,8 +137,8 @@ def _neighbour(name: str, settings: Settings, data: Data, place: _Place) -> Meth
         )
     if name == "jda-ccd":
         return CCD(
-            mean=data.mean,
-            std=data.std,
+            mean=[0.0] * data.channels,
+            std=1.0,
             probability=settings.jda_probability,
             temperature=settings.ccd_temperature,
             ce_weight=settings.ccd_ce_weight,
@@ -178,11 +181,21 @@ def _staged(name: str, settings: Settings, place: _Place) -> Method:
     return ReviewKD(review_weight=weight, **stages, **place)
 
 
+def _kd(settings: Settings) -> dict[str, Any]:
+    """Keywords that are KD's alone."""
+    own: dict[str, Any] = {"ce_weight": settings.kd_ce_weight}
+    if settings.kd_temperature is not None:
+        own["temperature"] = settings.kd_temperature
+    if settings.kd_kl_weight is not None:
+        own |= {"kl_weight": settings.kd_kl_weight, "scale_by_t2": True}
+    return own
+
+
 def _particles(settings: Settings, data: Data) -> dict[str, Any]:
-    """Keywords of TALD; a radius in pixels is brought to the images' normalisation."""
-    lower, upper = data.bounds() if settings.bounds == "pixel" else (None, None)
+    """Keywords of TALD."""
+    lower, upper = _PIXELS if settings.bounds == "pixel" else (None, None)
     return {
-        "eps": settings.radius(settings.tald_eps) / data.std,
+        "eps": settings.radius(settings.tald_eps),
         "particles": settings.tald_particles,
         "steps": settings.tald_steps,
         "particle_weight": settings.tald_weight,
@@ -201,26 +214,29 @@ def boundary_weight(name: str, settings: Settings) -> Schedule:
     return Falling(settings.boundary_weight, settings.boundary_until)
 
 
-def attack_options(settings: Settings, data: Data) -> dict[str, Any]:
-    """Keywords of the attack inside the bounds that the settings ask for."""
-    lower, upper = data.bounds() if settings.bounds == "pixel" else (None, None)
-    return {"steps": settings.attack_steps, "lower": lower, "upper": upper}
+def attack_options(settings: Settings, attacked: Normalisation) -> dict[str, Any]:
+    """Keywords of an attack on pixels, inside the bounds that the settings ask for.
+
+    The preset's own step and bounds are meant in the units that the ``attacked`` network normalises to.
+    """
+    lower, upper = _PIXELS if settings.bounds == "pixel" else (None, None)
+    return {"steps": settings.attack_steps, "lower": lower, "upper": upper, "normalisation": attacked}
 
 
-def boundary_attack(
-    settings: Settings, data: Data, network: nn.Module, preset: PresetName, **options: Any
-) -> BoundaryAttack:
-    """The attack of a preset as the settings want it."""
+def boundary_attack(settings: Settings, network: nn.Module, preset: PresetName, **options: Any) -> BoundaryAttack:
+    """The attack of a preset on the network's pixels as the settings want it."""
     view = frozen(network, fold_batchnorm=settings.fold)
-    return BoundaryAttack(view, preset=preset, **{**attack_options(settings, data), **options})
+    return BoundaryAttack(view, preset=preset, **{**attack_options(settings, normalisation_of(network)), **options})
 
 
 def check(settings: Settings, device: Any) -> None:
     """Raise :class:`UserError` for settings that do not go together, or not here, before any work is done."""
     if isinstance(settings, (TrainSettings, CompareSettings)) and settings.teacher is not None:
         checkpoint.read(settings.teacher)
+    normalisation.check(settings)
     for role in ("teacher", "student"):
         networks.check(settings.network(role), f"--{role}-network")
+    _check_training(settings)
     if settings.channels_last and device.type == "cpu":
         _check_channels_last(settings)
     names: Sequence[str] = ()
@@ -254,6 +270,15 @@ def check(settings: Settings, device: Any) -> None:
             raise UserError(f"--whole-step: is for the methods {', '.join(USUAL)}, not for {name}")
     if settings.whole_step:
         _check_whole_step(settings, device)
+
+
+def _check_training(settings: Settings) -> None:
+    """Optimiser and learning rate, of the teacher too where it is trained here."""
+    optimizers.check(settings)
+    lr_schedule.check(settings)
+    alone = isinstance(settings, TrainSettings) and settings.method == "student"
+    if not (alone or (isinstance(settings, (TrainSettings, CompareSettings)) and settings.teacher is not None)):
+        lr_schedule.check(settings.of_teacher(), "teacher-")
 
 
 def _check_channels_last(settings: Settings) -> None:
