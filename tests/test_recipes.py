@@ -217,12 +217,12 @@ def test_results_stand_below_the_published_rows(tmp_path):
     flat = " ".join(text.split())
     assert f"* {tmp_path / 'b'}: not as recipe {TABLE} is (epochs 220), counted where nothing else is." in flat
     assert f"Left out, not by --recipe {TABLE} or of other networks: {tmp_path / 'c'}." in flat
-    assert "Not measured here: rkd of wrn-40-2 → wrn-16-2." in flat
-    assert "Not measured here: student, rkd, dkd of resnet32x4 → resnet8x4." in flat
+    assert "Not measured here: fitnet, at, sp, rkd, crd, reviewkd of wrn-40-2 → wrn-16-2." in flat
+    assert "Not measured here: student, fitnet, at, sp, rkd, crd, reviewkd, dkd of resnet32x4 → resnet8x4." in flat
     assert f"* {tmp_path / 'f'}: not as recipe {TABLE} is (dkd_other_weight 8.0), counted" in flat
     assert "74.00 (1)*" in text
-    assert "Not measured here: kd, rkd of vgg13 → vgg8." in flat
-    assert "Not measured here: kd, rkd, dkd of resnet50 → vgg8." in flat
+    assert "Not measured here: kd, fitnet, at, sp, rkd, crd, reviewkd of vgg13 → vgg8." in flat
+    assert "Not measured here: kd, fitnet, at, sp, rkd, crd, reviewkd, dkd of resnet50 → vgg8." in flat
     marked = published.table("cifar100", [str(tmp_path / "a")], markdown=True)
     assert "| KD | 70.66 | 70.67 | 73.08 | 73.33 | 74.92 | 73.54 | 72.98 |\n" in marked
     assert "| here |  |  |  |  | 74.50 (2) |  |  |\n" in marked
