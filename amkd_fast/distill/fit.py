@@ -17,9 +17,10 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.strategies import DDPStrategy
-from torch import nn
+from torch import Tensor, nn
 
 from amkd_fast.distill import checkpoint as checkpoint_files
+from amkd_fast.distill.best_weights import BestWeights
 from amkd_fast.distill.checkpoint import read_training
 from amkd_fast.distill.data import Batches, Data, InOrder, Split
 from amkd_fast.distill.distributed import World
@@ -47,6 +48,7 @@ class Run(NamedTuple):
     rows: list[dict[str, float]]
     qualities: dict[str, float | None] | None = None  # by name, where they were measured
     diverged: dict[str, Any] | None = None  # "epoch", from 1, and "what": then the rows are of the epochs before
+    best_weights: dict[str, Tensor] | None = None  # the network's after its best epoch, where they were asked for
 
     @property
     def last(self) -> float | None:
@@ -57,6 +59,12 @@ class Run(NamedTuple):
     def best(self) -> float | None:
         """Highest test accuracy of all epochs, per cent: chosen on the test set, so optimistic. None as ``last``."""
         return None if self.diverged else max(row["accuracy"] for row in self.rows)
+
+    @property
+    def best_epoch(self) -> int | None:
+        """The first epoch with that accuracy, from 0."""
+        accuracies = [row["accuracy"] for row in self.rows]
+        return None if self.diverged else accuracies.index(max(accuracies))
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -94,6 +102,7 @@ def fit(
     seed: int,
     about: dict[str, Any],
     folder: Path | None = None,
+    best_weights: bool = False,
     progress: bool = False,
     resume: bool = False,
     world: World = ALONE,
@@ -112,6 +121,7 @@ def fit(
         seed: Of batch order, augmentation and attack draws.
         about: Plain values for the checkpoint.
         folder: Where log.csv, last.ckpt and best.ckpt go; None: nothing is written.
+        best_weights: Return also the weights of the best epoch.
         progress: Show a progress bar.
         resume: Go on from ``folder/last.ckpt``, where there is one.
         world: The processes that train together, each on its share of every batch.
@@ -124,6 +134,9 @@ def fit(
         folder.mkdir(exist_ok=True)
     log = EpochLog(None if folder is None or not world.first else folder / "log.csv")
     callbacks: list[pl.Callback] = [OwnSignals(), log]  # before the checkpoints, which are of good epochs alone
+    best = BestWeights() if best_weights else None
+    if best is not None:
+        callbacks.append(best)
     if folder is not None:
         keep = partial(ModelCheckpoint, folder, enable_version_counter=False, save_on_train_epoch_end=True)
         callbacks.append(keep("best", monitor="accuracy", mode="max"))
@@ -186,7 +199,7 @@ def fit(
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"--resume: {resume_from} does not fit this training ({reason})") from error
     network.eval()
-    return Run(network.to(train.labels.device), log.rows)
+    return Run(network.to(train.labels.device), log.rows, best_weights=best and best.weights)
 
 
 @contextmanager

@@ -184,6 +184,7 @@ class CompareSettings(Settings):
     )
     seeds: int = option(3, "number of seeds", least=1, most=10_000)
     teacher: str | None = option(None, "checkpoint of a teacher; default: train one")
+    keep_students: bool = option(True, "keep every run's best and last student")
 
     def names(self) -> tuple[str, ...]:
         """The methods, one by one."""

@@ -7,11 +7,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from amkd_fast.distill import build, report, training_runs
+from torch import nn
+
+from amkd_fast.distill import build, metrics, report, training_runs
 from amkd_fast.distill import data as datasets
+from amkd_fast.distill.checkpoint import load_network
+from amkd_fast.distill.data import Data
 from amkd_fast.distill.distributed import World, process_group
 from amkd_fast.distill.errors import Diverged, UserError
 from amkd_fast.distill.files import write_atomic
+from amkd_fast.distill.fit import Run
+from amkd_fast.distill.report.card import NAME as CARD
+from amkd_fast.distill.report.card import card
+from amkd_fast.distill.report.experiment import experiment
 from amkd_fast.distill.result_folder import MARKER, result_folder
 from amkd_fast.distill.settings import TrainSettings
 from amkd_fast.distill.teacher import Teacher
@@ -32,7 +40,8 @@ def train(
     Args:
         settings: Of a fresh run.
         given: The settings that the user stated; a resumed run must not contradict them.
-        output: Result folder: teacher.ckpt, last.ckpt, best.ckpt, log.csv, config.yaml, run.json, results.json.
+        output: Result folder: teacher.ckpt, last.ckpt, best.ckpt, card.md, log.csv, config.yaml, run.json,
+            results.json.
         overwrite: Replace an earlier result once this one is complete.
         resume: Go on with the run in ``output``.
         device: Where to train.
@@ -78,10 +87,32 @@ def train(
             "epochs": run.rows,
         }
         if world.first:
+            result |= _findings(folder, run, None if teacher is None else teacher.network, data, settings)
+            measured = {f"{name}.ckpt": result["qualities"][name] for name in ("best", "last")}
+            if accuracy is not None:
+                measured["teacher"] = {"accuracy": accuracy}
+            write_atomic(folder / CARD, card(settings.method, settings.seed, measured, result, settings))
             write_atomic(folder / MARKER, report.to_json(result))
     if world.first:
         print(f"{settings.method}: last epoch {run.last:.1f} %, best {run.best:.1f} % (chosen on the test set)")
-        print(f"Results: {output}/last.ckpt, best.ckpt, log.csv, config.yaml, results.json")
+        print(f"Results: {output}/last.ckpt, best.ckpt, card.md, log.csv, config.yaml, results.json")
+
+
+def _findings(folder: Path, run: Run, teacher: nn.Module | None, data: Data, settings: TrainSettings) -> dict[str, Any]:
+    """What the checkpoints are worth by themselves, and what the experiment was made with."""
+    student, found = None, {}
+    for name in ("last", "best"):
+        if name == "best" and run.best_epoch == len(run.rows) - 1:
+            found[name] = found["last"]  # the same network
+            continue
+        student, _, _ = load_network(folder / f"{name}.ckpt", settings.network("student"), "--student-network")
+        found[name] = metrics.measure(student.to(data.test.labels.device), None, data, settings)
+    assert student is not None, "the last one is always measured"
+    described = {"student": student} if teacher is None else {"student": student, "teacher": teacher}
+    return {
+        **experiment(described, data, settings),
+        "qualities": {**found, "protocol": metrics.protocol(data, settings)},
+    }
 
 
 @contextlib.contextmanager
