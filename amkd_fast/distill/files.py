@@ -33,6 +33,28 @@ def write_atomic(path: Path | str, content: bytes | memoryview | str) -> None:
             os.unlink(temporary)
 
 
+def check_free(file: str, option: str, overwrite: bool) -> None:
+    """Find out before the work whether its result can be kept.
+
+    Args:
+        file: Where it is to go.
+        option: What named it; it begins the message.
+        overwrite: A file that is there may be replaced.
+
+    Raises:
+        UserError: It cannot be written there.
+    """
+    path = Path(file)
+    if path.is_dir():
+        raise UserError(f"{option} {path}: is a folder, not a file")
+    if path.exists() and not overwrite:
+        raise UserError(f"{option} {path}: exists; choose another file or give --overwrite")
+    if not path.parent.is_dir():
+        raise UserError(f"{option} {path}: there is no folder {path.parent}")
+    if not os.access(path.parent, os.W_OK):
+        raise UserError(f"{option} {path}: the folder {path.parent} cannot be written to")
+
+
 def read_json(path: Path, option: str) -> Any:
     """The content of a JSON file of ours."""
     try:

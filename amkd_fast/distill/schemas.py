@@ -65,6 +65,12 @@ class Evaluable(About):
     settings: dict[str, Any]
 
 
+class Named(Evaluable):
+    """What it must say so that its network's answers have names."""
+
+    classes: list[str]
+
+
 class FitLoop(Stored):
     """Lightning's place in a training."""
 
