@@ -1,4 +1,7 @@
-"""The command line ``amkd-distill train|compare|evaluate|predict|export``; :mod:`.exit_codes` makes exit codes of what can happen."""
+"""The command line ``amkd-distill train|compare|evaluate|predict|export``.
+
+:mod:`.exit_codes` makes exit codes of what can happen.
+"""
 
 from __future__ import annotations
 

@@ -8,13 +8,24 @@ from typing import Any
 
 from torch import nn
 
-from amkd_fast.distill import build, exit_codes, kept_students, metrics, networks, pool, report, training_runs
+from amkd_fast.distill import (
+    build,
+    exit_codes,
+    kept_students,
+    metrics,
+    networks,
+    normalisation,
+    pool,
+    report,
+    training_runs,
+)
 from amkd_fast.distill import data as datasets
 from amkd_fast.distill.attack_examples import AttackExamples, attack_examples
 from amkd_fast.distill.checkpoint import load_network
 from amkd_fast.distill.data import Data
 from amkd_fast.distill.files import finite, write_atomic
 from amkd_fast.distill.networks import Spec
+from amkd_fast.distill.networks.normalised import Normalised
 from amkd_fast.distill.report import panels, plots, samples, screen, summary, tables
 from amkd_fast.distill.report.card import NAME as CARD
 from amkd_fast.distill.report.card import card
@@ -104,10 +115,11 @@ def compare(
     return exit_codes.DIVERGED if all(run.diverged for run in runs.values()) else exit_codes.OK
 
 
-def _student(data: Data, settings: CompareSettings) -> nn.Module:
+def _student(data: Data, settings: CompareSettings) -> Normalised:
     """A student as it begins, for what does not depend on its weights."""
     spec = Spec(settings.network("student"), data.channels, len(data.classes))
-    return networks.build(spec, 0).to(data.test.labels.device)
+    network = Normalised(networks.build(spec, 0), *normalisation.of_student(settings, data))
+    return network.to(data.test.labels.device)
 
 
 def _findings(runs: Runs, teacher: nn.Module, data: Data, settings: Settings) -> dict[str, Any]:

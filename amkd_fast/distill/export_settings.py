@@ -34,7 +34,7 @@ class ExportSettings:
         """Those of the options that the user gave.
 
         Raises:
-            UserError: An option would have no effect, or the output cannot be written or is called after another format.
+            UserError: An option would have no effect, or the output cannot be written, or not by that name.
         """
         settings = cls(**values)
         if "opset" in values and settings.format != "onnx":

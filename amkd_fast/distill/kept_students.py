@@ -9,6 +9,7 @@ from amkd_fast.distill.checkpoint import save_network
 from amkd_fast.distill.data import Data
 from amkd_fast.distill.fit import Run
 from amkd_fast.distill.networks import Spec
+from amkd_fast.distill.networks.normalised import Normalised
 from amkd_fast.distill.settings import Settings
 
 FOLDER = "students"  # of a result
@@ -31,7 +32,7 @@ def keep(students: Path, method: str, seed: int, run: Run, data: Data, settings:
         settings: Of the comparison.
     """
     network = run.network
-    assert network is not None, "fit returns it"
+    assert isinstance(network, Normalised), "training_runs builds it"
     assert run.best_weights is not None, "fit was asked for them"
     folder = folder_of(students, method, seed)
     folder.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ from amkd_fast.distill.errors import UserError
 from amkd_fast.distill.networks.normalised import Normalised
 from amkd_fast.distill.settings import Settings
 
-SIDES = {"digits": 8, "tiny-imagenet": 64}  # of images of which the settings do not tell; else 32
+SIDES = {"tiny-imagenet": 64}  # of images of which the settings do not tell; else 32
 
 
 class Student(Normalised):
@@ -58,9 +58,13 @@ def load(path: str | Path, network: str = "", option: str = "--network") -> Stud
     classes = about["classes"]
     if len(classes) != spec.classes:
         raise UserError(f"{name}: has {len(classes)} names for its network's {spec.classes} classes")
-    shape = (spec.channels, *[settings.image_size or SIDES.get(settings.data, 32)] * 2)
-    assert isinstance(module, Normalised), "load_network wraps it"
+    side = 8 if settings.data == "digits" else settings.image_size or SIDES.get(settings.data, 32)
     student = Student(
-        module.network, *module.normalisation, classes=classes, shape=shape, name=spec.name, settings=settings
+        module.network,
+        *module.normalisation,
+        classes=classes,
+        shape=(spec.channels, side, side),
+        name=spec.name,
+        settings=settings,
     )
     return student.eval()

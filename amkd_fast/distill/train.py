@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from amkd_fast.distill import build, metrics, report, training_runs
 from amkd_fast.distill import data as datasets
 from amkd_fast.distill.checkpoint import load_network
@@ -17,6 +15,7 @@ from amkd_fast.distill.distributed import World, process_group
 from amkd_fast.distill.errors import Diverged, UserError
 from amkd_fast.distill.files import write_atomic
 from amkd_fast.distill.fit import Run
+from amkd_fast.distill.networks.normalised import Normalised
 from amkd_fast.distill.report.card import NAME as CARD
 from amkd_fast.distill.report.card import card
 from amkd_fast.distill.report.experiment import experiment
@@ -63,6 +62,7 @@ def train(
         data = datasets.load(settings).to(device)
         training_runs.prepare([settings.method], data, settings, world.size > 1)
         teacher: Teacher | None = None
+        network: Normalised | None = None  # the teacher's
         accuracy: float | None = None
         common: dict[str, Any] = {"progress": progress, "resume": resume, "world": world}
         if settings.method != "student":
@@ -75,7 +75,7 @@ def train(
             )
         except Diverged as error:
             raise training_runs.told(settings.method, error, folder, settings.epochs) from error
-        result = {
+        result: dict[str, Any] = {
             "kind": "train",
             "environment": {**report.environment(), "device": str(device), "processes": world.size},
             "method": settings.method,
@@ -87,7 +87,7 @@ def train(
             "epochs": run.rows,
         }
         if world.first:
-            result |= _findings(folder, run, None if teacher is None else teacher.network, data, settings)
+            result |= _findings(folder, run, network, data, settings)
             measured = {f"{name}.ckpt": result["qualities"][name] for name in ("best", "last")}
             if accuracy is not None:
                 measured["teacher"] = {"accuracy": accuracy}
@@ -98,9 +98,12 @@ def train(
         print(f"Results: {output}/last.ckpt, best.ckpt, card.md, log.csv, config.yaml, results.json")
 
 
-def _findings(folder: Path, run: Run, teacher: nn.Module | None, data: Data, settings: TrainSettings) -> dict[str, Any]:
+def _findings(
+    folder: Path, run: Run, teacher: Normalised | None, data: Data, settings: TrainSettings
+) -> dict[str, Any]:
     """What the checkpoints are worth by themselves, and what the experiment was made with."""
-    student, found = None, {}
+    student: Normalised | None = None
+    found: dict[str, dict[str, float | None]] = {}
     for name in ("last", "best"):
         if name == "best" and run.best_epoch == len(run.rows) - 1:
             found[name] = found["last"]  # the same network

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
-
 from amkd_fast.distill import cost
 from amkd_fast.distill.data import Data
+from amkd_fast.distill.networks.normalised import Normalised
 from amkd_fast.distill.settings import RunSettings
 
 
-def experiment(networks: dict[str, nn.Module], data: Data, settings: RunSettings) -> dict[str, Any]:
+def experiment(networks: dict[str, Normalised], data: Data, settings: RunSettings) -> dict[str, Any]:
     """``data``, ``images`` and ``networks`` of a result.
 
     Args:
@@ -30,7 +29,7 @@ def experiment(networks: dict[str, nn.Module], data: Data, settings: RunSettings
             "dropped": [data.classes[label] for label in data.dropped],
             "shape": list(data.test.pixels.shape[1:]),
         },
-        "normalisation": {"mean": list(data.mean), "std": [data.std]},
+        "normalisation": networks["student"].normalisation.as_dict(),
         "images": {part: len(getattr(data, part)) for part in ("teacher", "student", "test")},
         "networks": {**described, "teacher_source": source if "teacher" in networks else None},
     }
