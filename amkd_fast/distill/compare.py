@@ -108,7 +108,11 @@ def _subject(teacher: nn.Module, data: Data, settings: CompareSettings) -> dict[
             "dropped": [data.classes[label] for label in data.dropped],
             "shape": list(data.test.pixels.shape[1:]),
         },
-        "images": {part: len(getattr(data, part)) for part in ("teacher", "student", "test")},
+        "images": {
+            **{part: len(getattr(data, part)) for part in ("teacher", "student", "test")},
+            "validation": 0 if data.validation is None else len(data.validation),
+        },
+        "chosen_on": data.chosen_on,
         "networks": {**described, "teacher_source": source},
     }
 

@@ -25,7 +25,7 @@ from amkd_fast.distill.data import Batches, Data, InOrder, Split
 from amkd_fast.distill.distributed import World
 from amkd_fast.distill.epoch_log import EpochLog
 from amkd_fast.distill.errors import UserError, exhausted
-from amkd_fast.distill.lightning_module import Distillation
+from amkd_fast.distill.lightning_module import CHOOSES, Distillation
 from amkd_fast.distill.networks import Spec
 from amkd_fast.distill.settings import Precision, Settings
 from amkd_fast.distill.teacher import Teacher
@@ -55,8 +55,13 @@ class Run(NamedTuple):
 
     @property
     def best(self) -> float | None:
-        """Highest test accuracy of all epochs, per cent: chosen on the test set, so optimistic. None as ``last``."""
-        return None if self.diverged else max(row["accuracy"] for row in self.rows)
+        """Test accuracy of best.ckpt, per cent; optimistic where the test set has chosen it. None as ``last``."""
+        return None if self.diverged else best_epoch(self.rows)["accuracy"]
+
+
+def best_epoch(rows: list[dict[str, float]]) -> dict[str, float]:
+    """The first row with the highest accuracy on the validation images or, without these, on the test images."""
+    return max(rows, key=lambda row: row.get(CHOOSES, row["accuracy"]))
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -106,7 +111,7 @@ def fit(
         method: Turns batches into losses.
         teacher: Asked by the method.
         train: What it learns from.
-        data: Test set and augmentation.
+        data: Test and validation set, and augmentation.
         settings: Optimiser settings and batch size.
         epochs: Number of epochs.
         seed: Of batch order, augmentation and attack draws.
@@ -126,7 +131,8 @@ def fit(
     callbacks: list[pl.Callback] = [OwnSignals(), log]  # before the checkpoints, which are of good epochs alone
     if folder is not None:
         keep = partial(ModelCheckpoint, folder, enable_version_counter=False, save_on_train_epoch_end=True)
-        callbacks.append(keep("best", monitor="accuracy", mode="max"))
+        monitor = "accuracy" if data.validation is None else CHOOSES
+        callbacks.append(keep("best", monitor=monitor, mode="max"))
         # Of its own, as `save_last` skips epochs that are not the best so far. After "best", whose state it holds.
         callbacks.append(keep("last"))
     if progress and world.first:
@@ -175,9 +181,9 @@ def fit(
             deterministic="warn" if gpu else False,
             default_root_dir=folder,
         )
-        test = InOrder(data.test, rank=world.rank, world=world.size)
+        held_out = [InOrder(split, rank=world.rank, world=world.size) for split in data.tested_on]
         try:
-            trainer.fit(module, batches, test, ckpt_path=resume_from, weights_only=True)
+            trainer.fit(module, batches, held_out, ckpt_path=resume_from, weights_only=True)
         except SystemExit as stop:  # Lightning's answer to Ctrl-C
             raise KeyboardInterrupt from stop
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:

@@ -62,6 +62,15 @@ class Settings:
     data: str = option(
         "digits", "digits, cifar10, cifar100, tiny-imagenet, or a folder with train/<class>/ and test/", group="data"
     )
+    val_fraction: float | None = option(
+        None,
+        "share of the training images that chooses best.ckpt; 0: the test set chooses; default: val/ beside test/",
+        least=0.0,
+        most=0.9,
+    )
+    test_fraction: float | None = option(
+        None, "share of a folder's training images that is its test set, where it has none", above=0.0, most=0.9
+    )
     data_root: str = option("data", "folder in which the named sets lie")
     image_size: int | None = option(
         None, "side to which pictures are brought; default: 32, tiny-imagenet 64", least=8, most=1 << 14

@@ -12,6 +12,7 @@ from amkd_fast.distill import data as datasets
 from amkd_fast.distill.distributed import World, process_group
 from amkd_fast.distill.errors import Diverged, UserError
 from amkd_fast.distill.files import write_atomic
+from amkd_fast.distill.fit import best_epoch
 from amkd_fast.distill.result_folder import MARKER, result_folder
 from amkd_fast.distill.settings import TrainSettings
 from amkd_fast.distill.teacher import Teacher
@@ -75,12 +76,14 @@ def train(
             "teacher_accuracy": accuracy,
             "last": run.last,
             "best": run.best,
+            "best_epoch": best_epoch(run.rows)["epoch"],
+            "chosen_on": data.chosen_on,
             "epochs": run.rows,
         }
         if world.first:
             write_atomic(folder / MARKER, report.to_json(result))
     if world.first:
-        print(f"{settings.method}: last epoch {run.last:.1f} %, best {run.best:.1f} % (chosen on the test set)")
+        print(f"{settings.method}: last epoch {run.last:.1f} %, best {run.best:.1f} % (chosen on {data.chosen_on})")
         print(f"Results: {output}/last.ckpt, best.ckpt, log.csv, config.yaml, results.json")
 
 

@@ -33,6 +33,7 @@ class Data:
         teacher: Training set of the teacher.
         student: Some or all of it, training set of the student.
         test: Test set of both.
+        validation: What best.ckpt is chosen on; None: on the test set.
         classes: Names, in the order of the labels.
         mean: Of the teacher's images, one a channel, in [0, 1] pixel units.
         std: One for all channels, so that a radius in pixels is one number.
@@ -50,10 +51,21 @@ class Data:
     augment: str
     level: float
     dropped: tuple[int, ...] = ()
+    validation: Split | None = None
 
     @property
     def channels(self) -> int:
         return self.test.pixels.shape[1]
+
+    @property
+    def tested_on(self) -> tuple[Split, ...]:
+        """The test set and, where there is one, the validation set."""
+        return (self.test,) if self.validation is None else (self.test, self.validation)
+
+    @property
+    def chosen_on(self) -> str:
+        """The images by whose accuracy best.ckpt is chosen, in words."""
+        return "the test set" if self.validation is None else f"{len(self.validation)} validation images"
 
     def bounds(self) -> tuple[Tensor, Tensor]:
         """The pixel range [0, 1] in normalised units, per channel: lower [C], upper [C]."""
@@ -64,7 +76,8 @@ class Data:
         """The same data resident on ``device``; a student that learns from all of the teacher's shares its memory."""
         teacher, test = self.teacher.to(device), self.test.to(device)
         student = teacher if self.student is self.teacher else self.student.to(device)
-        return replace(self, teacher=teacher, student=student, test=test)
+        validation = None if self.validation is None else self.validation.to(device)
+        return replace(self, teacher=teacher, student=student, test=test, validation=validation)
 
     def pixels(self, images: Tensor) -> Tensor:
         """Normalised images [..., C, H, W] back to [0, 1]."""
@@ -82,9 +95,9 @@ def load(settings: Settings) -> Data:
 
     Args:
         settings: ``data`` is ``digits``, ``cifar10``, ``cifar100``, ``tiny-imagenet`` (these three unpacked under
-            ``data_root``; nothing is downloaded) or a folder with ``train/<class>/`` and ``test/<class>/`` or
-            ``val/<class>/``. ``classes`` keeps some classes; ``teacher_images`` and ``student_images``,
-            ``student_shots`` or ``student_fraction`` keep some images of each.
+            ``data_root``; nothing is downloaded) or a folder (see :func:`.folder.read`). ``val_fraction`` of the
+            training images are the validation set. ``classes`` keeps some classes; ``teacher_images`` and
+            ``student_images``, ``student_shots`` or ``student_fraction`` keep some images of each.
 
     Returns:
         Resident data on the CPU, normalised by mean and standard deviation of the teacher's images.
@@ -100,6 +113,13 @@ def load(settings: Settings) -> Data:
 def _load(settings: Settings) -> Data:
     source: Source = READERS.get(settings.data, folder.read)(settings)
     _check(source, settings.data)
+    if settings.test_fraction is not None and settings.data in READERS:
+        raise UserError(f"--test-fraction {settings.test_fraction:g}: {settings.data} has a test set already")
+    if settings.val_fraction:
+        rest, out = subsets.held_out(
+            source.train.labels, settings.val_fraction, source.classes, settings.data_seed, "--val-fraction"
+        )
+        source = source._replace(train=source.train.take(rest), validation=source.train.take(out))
     wish = settings.teacher_images or 0
     teacher = subsets.stratified(source.train, wish, len(source.classes), settings.data_seed, "--teacher-images")
     student = subsets.of_student(teacher, source.classes, settings)
@@ -118,12 +138,15 @@ def _load(settings: Settings) -> Data:
         augment=augment if settings.augment == "auto" else settings.augment,
         level=source.level,
         dropped=dropped,
+        validation=source.validation,
     )
     return data.normalised(mean, std)
 
 
 def _check(source: Source, name: str) -> None:
-    for part, split in (("training", source.train), ("test", source.test)):
+    for part, split in (("training", source.train), ("test", source.test), ("validation", source.validation)):
+        if split is None:
+            continue
         counts = torch.bincount(split.labels, minlength=len(source.classes))
         empty = [name for name, count in zip(source.classes, counts.tolist(), strict=True) if count == 0]
         if empty:

@@ -56,3 +56,4 @@ class Source(NamedTuple):
     test: Split
     classes: tuple[str, ...]
     level: float  # pixel value in [0, 1] of one uint8 level
+    validation: Split | None = None
