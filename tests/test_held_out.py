@@ -20,6 +20,7 @@ from amkd_fast.distill.data import subsets
 from amkd_fast.distill.epoch_log import EpochLog
 from amkd_fast.distill.errors import UserError
 from amkd_fast.distill.fit import Run
+from amkd_fast.distill.report import panels, plots, samples
 from amkd_fast.distill.resume import stored
 from amkd_fast.distill.settings import Settings, TrainSettings
 
@@ -173,18 +174,39 @@ def test_a_resumed_run_chooses_the_same(tmp_path, monkeypatch):
     assert best == [results[0]["best_epoch"]] * 2
 
 
-def test_compare_chooses_on_validation(tmp_path, capsys):
-    words = "--methods student --seeds 1 --epochs 2 --teacher-epochs 2 --val-fraction 0.1 --quality-images 10"
-    assert main(["compare", *words.split(), "--output", str(tmp_path / "out")]) == 0
+@pytest.fixture
+def without_pictures(monkeypatch):
+    """A comparison without its plots, which take most of the time of a small one."""
+    for module, names in (
+        (plots, "accuracy loss_curves gaps"),
+        (panels, "qualities differences"),
+        (samples, "samples"),
+    ):
+        for name in names.split():
+            monkeypatch.setattr(module, name, lambda *_: b"")
+
+
+@pytest.mark.usefixtures("without_pictures")
+def test_compare_chooses_on_validation_and_names_the_worst_classes(tmp_path, capsys):
+    words = "--methods student --seeds 2 --epochs 2 --teacher-epochs 1 --val-fraction 0.1 --quality-images 4"
+    assert main(["compare", *words.split(), "--jobs", "1", "--output", str(tmp_path / "out")]) == 0
     result = json.loads((tmp_path / "out" / "results.json").read_text())
     assert result["images"] == {"teacher": 900, "student": 200, "test": 797, "validation": 100}
-    rows = result["runs"][0]["epochs"]
-    assert result["runs"][0]["best"] == max(rows, key=lambda row: row["validation"])["accuracy"]
+    for run in result["runs"]:
+        assert run["best"] == max(run["epochs"], key=lambda row: row["validation"])["accuracy"]
+        counts = datasets.load(Settings(val_fraction=0.1)).test.labels.bincount().double()
+        assert float((torch.tensor(run["classes"]).double() * counts).sum() / 797) == pytest.approx(
+            run["last"], abs=1e-4
+        )
     assert "* chosen on 100 validation images" in capsys.readouterr().out
     page = (tmp_path / "out" / "report.html").read_text()
     assert "* Chosen on 100 validation images. All" in page
     assert "100 for the validation" in page
     assert "optimistic" not in page
+    means = torch.tensor([run["classes"] for run in result["runs"]]).double().mean(0)
+    order = sorted(range(10), key=lambda label: float(means[label]))
+    worst = ", ".join(f"{label} {means[label]:.1f} %" for label in order[:3])
+    assert f'<td class="text">{worst}</td>' in page
 
 
 def test_a_run_of_an_earlier_version_goes_on_choosing_on_the_test_set(tmp_path):

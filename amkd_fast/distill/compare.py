@@ -135,6 +135,7 @@ def _findings(runs: Runs, teacher: nn.Module, data: Data, settings: Settings) ->
                 "last": run.last,
                 "best": run.best,
                 "qualities": run.qualities,
+                "classes": run.classes,
                 "diverged": run.diverged,
                 "epochs": run.rows,
             }

@@ -47,6 +47,7 @@ class Run(NamedTuple):
     rows: list[dict[str, float]]
     qualities: dict[str, float | None] | None = None  # by name, where they were measured
     diverged: dict[str, Any] | None = None  # "epoch", from 1, and "what": then the rows are of the epochs before
+    classes: list[float] | None = None  # test accuracy of each after the last epoch, per cent
 
     @property
     def last(self) -> float | None:
@@ -140,7 +141,15 @@ def fit(
     gpu = train.labels.device.type == "cuda"
     if settings.batch_size < world.size:
         raise UserError(f"--batch-size {settings.batch_size}: must be at least {world.size}, an image for each process")
-    batches = Batches(train, settings.batch_size, seed, data.augment, rank=world.rank, world=world.size)
+    batches = Batches(
+        train,
+        settings.batch_size,
+        seed,
+        data.augment,
+        rank=world.rank,
+        world=world.size,
+        balance=settings.balance == "sampling",
+    )
     module = Distillation(
         network,
         spec,

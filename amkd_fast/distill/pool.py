@@ -49,11 +49,11 @@ class Finished:
         found = schemas.check(schemas.FinishedRun, read_json(path, "--resume"), f"--resume: {path}")
         if not found.diverged and not (found.rows and all("accuracy" in row for row in found.rows)):
             raise UserError(f"--resume: {path}: rows have no accuracy")
-        return Run(None, found.rows, found.qualities, found.diverged)
+        return Run(None, found.rows, found.qualities, found.diverged, found.classes)
 
     def keep(self, task: Task, run: Run, seconds: float) -> None:
         """Put a run into its file and say what came out."""
-        found = {"rows": run.rows, "qualities": run.qualities, "diverged": run.diverged}
+        found = {"rows": run.rows, "qualities": run.qualities, "diverged": run.diverged, "classes": run.classes}
         write_atomic(self._path(task), json.dumps(found))
         method, seed = task
         if run.diverged:
@@ -181,4 +181,5 @@ def _one(task: Task, settings: Settings, data: Data, teacher: Teacher, progress:
         return Run(None, error.rows, None, diverged), time.perf_counter() - start
     assert run.network is not None, "fit returns it"
     found = metrics.measure(run.network, teacher.network, data, settings)
-    return run._replace(network=None, qualities=found), time.perf_counter() - start
+    classes = metrics.class_accuracies(run.network, data)
+    return run._replace(network=None, qualities=found, classes=classes), time.perf_counter() - start

@@ -18,6 +18,8 @@ METHODS = (*USUAL, *NEIGHBOURS)
 ALL = "all"  # of METHODS, as a word
 
 Augment = Literal["auto", "none", "crop", "crop+flip"]
+Balance = Literal["none", "sampling", "loss"]
+Resize = Literal["squash", "crop"]
 Bounds = Literal["pixel", "preset"]
 BoundarySchedule = Literal["auto", "falling", "zoo", "constant"]
 Precision = Literal["64", "32", "bf16", "fp16"]
@@ -75,6 +77,9 @@ class Settings:
     image_size: int | None = option(
         None, "side to which pictures are brought; default: 32, tiny-imagenet 64", least=8, most=1 << 14
     )
+    resize: Resize = option(
+        "squash", "how a picture becomes square: its sides squashed, or the centre cropped out of it"
+    )
     grayscale: bool = option(False, "read pictures in grey")
     classes: str = option("", "keep these classes alone: names with commas between, or numbers like 0-4")
     data_seed: int = option(0, "which images go where", least=0, most=SEED)
@@ -83,6 +88,9 @@ class Settings:
     student_fraction: float | None = option(None, "instead: share of the teacher's images", above=0.0)
     student_shots: int | None = option(None, "instead: images of each class", least=1)
     drop_labels: str = option("", "labels of which the student gets no image; written as --classes")
+    balance: Balance = option(
+        "none", "classes of unequal size: sampling shows all equally often, loss weighs the labels' (method student)"
+    )
     augment: Augment = option("auto", "of training images; auto: none for digits, else crop+flip")
 
     teacher_network: str = option(

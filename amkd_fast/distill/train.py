@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from amkd_fast.distill import build, report, training_runs
+from amkd_fast.distill import build, metrics, report, training_runs
 from amkd_fast.distill import data as datasets
 from amkd_fast.distill.distributed import World, process_group
 from amkd_fast.distill.errors import Diverged, UserError
@@ -67,6 +67,8 @@ def train(
             )
         except Diverged as error:
             raise training_runs.told(settings.method, error, folder, settings.epochs) from error
+        assert run.network is not None, "fit returns it"
+        accuracies = metrics.class_accuracies(run.network, data)
         result = {
             "kind": "train",
             "environment": {**report.environment(), "device": str(device), "processes": world.size},
@@ -78,6 +80,7 @@ def train(
             "best": run.best,
             "best_epoch": best_epoch(run.rows)["epoch"],
             "chosen_on": data.chosen_on,
+            "classes": dict(zip(data.classes, accuracies, strict=True)),
             "epochs": run.rows,
         }
         if world.first:

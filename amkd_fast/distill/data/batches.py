@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from amkd_fast import checks, philox
+from amkd_fast.distill.data.sampling import balanced, shuffled
 from amkd_fast.distill.data.split import Split
 from amkd_fast.methods.base import Batch
 from amkd_fast.ops.images import crop_flip
@@ -39,6 +40,8 @@ class Batches:
             ``crop+flip`` also mirrors every other one; ``none``.
         rank: Which share.
         world: How many shares.
+        balance: Show all classes equally often (:func:`.sampling.balanced`). An image that comes again in an epoch is
+            augmented in another way, unless the same batch has it twice.
 
     Raises:
         ValueError: ``augment`` is another one, ``rank`` is not below ``world``, or a batch has fewer images than there
@@ -46,12 +49,20 @@ class Batches:
     """
 
     def __init__(
-        self, split: Split, batch_size: int, seed: int, augment: str, *, rank: int = 0, world: int = 1
+        self,
+        split: Split,
+        batch_size: int,
+        seed: int,
+        augment: str,
+        *,
+        rank: int = 0,
+        world: int = 1,
+        balance: bool = False,
     ) -> None:
         checks.choice("augment", augment, AUGMENTS)
         _check_share(batch_size, rank, world)
         self.split, self.batch_size, self.seed, self.augment = split, batch_size, seed, augment
-        self.rank, self.world = rank, world
+        self.rank, self.world, self.balance = rank, world, balance
         self.epoch = 0
         self.sampler = self
 
@@ -67,9 +78,9 @@ class Batches:
         if self.augment != "none":
             pad = max(1, split.pixels.shape[2] // 8)
         draws = torch.Generator().manual_seed(self.seed * 100_003 + self.epoch)
-        order = torch.randperm(len(split), generator=draws).to(split.pixels.device)
+        order = balanced(split.labels.cpu(), draws) if self.balance else shuffled(len(split), draws)
         key = _key(self.seed, self.epoch)
-        for rows in order.split(self.batch_size):
+        for number, rows in enumerate(order.to(split.pixels.device).split(self.batch_size)):
             index = rows[_share(len(rows), self.rank, self.world)]
             images = crop_flip(
                 split.pixels,
@@ -78,7 +89,7 @@ class Batches:
                 shift=split.shift,
                 pad=pad,
                 flip=self.augment == "crop+flip",
-                seed=key,
+                seed=_key(key, number) if self.balance else key,
             )
             yield Batch(images, split.labels[index], index)
 
@@ -122,6 +133,6 @@ def _check_share(batch_size: int, rank: int, world: int) -> None:
 
 
 def _key(seed: int, epoch: int) -> int:
-    """63 random bits of ``seed`` and ``epoch``: they fit an operator's int64."""
+    """63 random bits of two numbers: they fit an operator's int64."""
     high, low, _, _ = philox.words(seed, torch.tensor(epoch), stream=_STREAM)
     return (int(high) << 32 | int(low)) >> 1

@@ -49,13 +49,12 @@ def read(settings: Settings) -> Source:
     if len(names) < 2:
         raise UserError(f"--data {root}: one class only; at least two are needed")
     classes = tuple(names[number] for number in subsets.choose(tuple(names), settings.classes))
-    size = SIZE if settings.image_size is None else settings.image_size
     files = {part: listed([found(place / name) for name in classes]) for part, place in parts.items()}
     if settings.test_fraction is not None:
         seed, option = settings.data_seed, "--test-fraction"
         rest, out = subsets.held_out(files["train"].labels, settings.test_fraction, classes, seed, option)
         files |= {"train": files["train"].take(rest), "test": files["train"].take(out)}
-    splits = {part: pixels(some, size, settings.grayscale) for part, some in files.items()}
+    splits = {part: pixels(some, settings, SIZE) for part, some in files.items()}
     return Source(splits["train"], splits["test"], classes, LEVEL, splits.get("validation"))
 
 
@@ -112,7 +111,7 @@ def found(folder: Path) -> list[Path]:
     """
     paths = _walk(folder, ())
     if not paths:
-        raise UserError(f"--data: {folder} holds no .png or .jpg (nor .jpeg, .bmp, .webp or .ppm)")
+        raise UserError(f"--data: {folder} holds no .png or .jpg (nor .jpeg, .bmp, .webp, .ppm or .tif)")
     return paths
 
 
@@ -133,9 +132,10 @@ def listed(classes: list[list[Path]]) -> Files:
     return Files([path for paths in classes for path in paths], labels)
 
 
-def pixels(files: Files, size: int, grayscale: bool) -> Split:
-    """The pictures, read."""
-    return Split(pictures.read(files.paths, size, grayscale), files.labels)
+def pixels(files: Files, settings: Settings, usual: int) -> Split:
+    """The pictures, read as the settings wish; ``usual`` is their size unless these give one."""
+    size = usual if settings.image_size is None else settings.image_size
+    return Split(pictures.read(files.paths, size, settings.grayscale, settings.resize), files.labels)
 
 
 def _walk(folder: Path, around: tuple[tuple[int, int], ...]) -> list[Path]:

@@ -31,8 +31,7 @@ def read(settings: Settings) -> Source:
     train = [folder.found(root / "train" / name / "images") for name in classes]
     labelled = _annotations(root / "val" / "val_annotations.txt", everything)
     test = [[root / "val" / "images" / file for file in labelled[name]] for name in classes]
-    size = SIZE if settings.image_size is None else settings.image_size
-    learnt, held_out = (folder.pixels(folder.listed(part), size, settings.grayscale) for part in (train, test))
+    learnt, held_out = (folder.pixels(folder.listed(part), settings, SIZE) for part in (train, test))
     return Source(learnt, held_out, classes, folder.LEVEL)
 
 
