@@ -6,7 +6,7 @@ import io
 import os
 import stat
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -22,6 +22,7 @@ MOST_BYTES = 64 * 2**20
 MOST_PIXELS = 64_000_000
 EIGHT_BITS = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")  # modes that PIL converts to levels
 TASK = 16  # pictures that a thread reads before it takes the next ones
+AHEAD = 512 * 2**20  # bytes that may wait for whoever takes them
 PLACED = 64 * 2**20  # bytes put in their place at once: torch's own threads, once awake, take the readers' time
 
 
@@ -48,31 +49,46 @@ def read(paths: Sequence[str | os.PathLike[str]], size: int, grayscale: bool, re
             floating-point, or larger than 64 MiB or 64 megapixels. The latter is found in its header, before anything
             is decoded.
     """
+    channels, done = 1 if grayscale else 3, 0
+    pixels = torch.empty(len(paths), channels, size, size, dtype=torch.uint8)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")  # odd metadata; a bomb is refused by our own, lower limit
+        for part in blocks(paths, size, grayscale, resize):
+            pixels[done : done + len(part)] = part
+            done += len(part)
+    return pixels
+
+
+def blocks(
+    paths: Sequence[str | os.PathLike[str]], size: int, grayscale: bool, resize: Resize = "squash"
+) -> Iterator[Tensor]:
+    """The same, some pictures at a time; PIL's warnings come through.
+
+    Yields:
+        uint8 [n, C, size, size], not contiguous.
+    """
     from PIL import Image, TiffImagePlugin, WebPImagePlugin  # noqa: F401 - registers what preinit leaves out
 
     Image.preinit()
     mode, channels = ("L", 1) if grayscale else ("RGB", 3)
-    pixels = torch.empty(len(paths), channels, size, size, dtype=torch.uint8)
-    done = 0
 
     def some(start: int) -> bytes:
         return b"".join(_picture(path, size, mode, resize) for path in paths[start : start + TASK])
 
-    def place(flat: bytearray) -> int:
-        part = torch.frombuffer(flat, dtype=torch.uint8).view(-1, size, size, channels)
-        pixels[done : done + len(part)] = part.permute(0, 3, 1, 2)
-        return done + len(part)
+    def placed(flat: bytearray) -> Tensor:
+        return torch.frombuffer(flat, dtype=torch.uint8).view(-1, size, size, channels).permute(0, 3, 1, 2)
 
-    with warnings.catch_warnings(), ThreadPoolExecutor(_threads()) as pool:
-        warnings.filterwarnings("ignore", module=r"PIL\.")  # odd metadata; a bomb is refused by our own, lower limit
-        waiting = bytearray()
-        for flat in pool.map(some, range(0, len(paths), TASK)):
-            waiting += flat
-            if len(waiting) >= PLACED:
-                done, waiting = place(waiting), bytearray()
-        if waiting:
-            place(waiting)
-    return pixels
+    ahead = max(1, AHEAD // (TASK * size * size * channels)) * TASK
+    with ThreadPoolExecutor(_threads()) as pool:
+        for first in range(0, len(paths), ahead):
+            waiting = bytearray()
+            for flat in pool.map(some, range(first, min(first + ahead, len(paths)), TASK)):
+                waiting += flat
+                if len(waiting) >= PLACED:
+                    yield placed(waiting)
+                    waiting = bytearray()
+            if waiting:
+                yield placed(waiting)
 
 
 def _threads() -> int:
@@ -91,16 +107,17 @@ def _picture(path: str | os.PathLike[str], size: int, mode: str, resize: Resize)
                 raise ValueError(f"{width} x {height} are more than {MOST_PIXELS // 1_000_000} megapixels")
             return _fitted(picture, size, mode, resize).tobytes()
     except UnidentifiedImageError:
-        raise _refusal(path, f"no {', '.join(FORMATS[:-1])} or {FORMATS[-1]} picture") from None
+        raise refusal(path, f"no {', '.join(FORMATS[:-1])} or {FORMATS[-1]} picture") from None
     except Image.DecompressionBombError:
-        raise _refusal(path, f"more than {MOST_PIXELS // 1_000_000} megapixels") from None
+        raise refusal(path, f"more than {MOST_PIXELS // 1_000_000} megapixels") from None
     except OSError as error:
-        raise _refusal(path, error.strerror or error) from error
+        raise refusal(path, error.strerror or error) from error
     except Exception as error:  # a decoder that stumbles over a broken file raises whatever it stumbled into
-        raise _refusal(path, error) from error
+        raise refusal(path, error) from error
 
 
-def _refusal(path: str | os.PathLike[str], reason: object) -> UserError:
+def refusal(path: str | os.PathLike[str], reason: object) -> UserError:
+    """What says that a picture cannot be read, and why."""
     return UserError(f"--data: cannot read the picture {path}: {' '.join(str(reason).split())}")
 
 
