@@ -33,12 +33,12 @@ def draws(seed):
 def uneven():
     """23 images of class 0, 2 of class 1, none of class 2, 6 of class 3."""
     labels = torch.tensor([0] * 23 + [1] * 2 + [3] * 6)
-    return Split(torch.from_numpy(noise(31)).permute(0, 3, 1, 2).contiguous(), labels).normalised(1.0, (0.0,) * 3, 1.0)
+    return Split(torch.from_numpy(noise(31)).permute(0, 3, 1, 2).contiguous(), labels)
 
 
 def test_every_class_is_shown_as_often(uneven):
     labels = uneven.labels
-    for seed in range(20):
+    for seed in range(8):
         rows = balanced(labels, draws(seed))
         assert len(rows) == 31
         assert sorted(labels[rows].bincount().tolist()) == [0, 10, 10, 11]
@@ -46,12 +46,12 @@ def test_every_class_is_shown_as_often(uneven):
         for label in (0, 1, 3):
             assert int(counts[labels == label].max() - counts[labels == label].min()) <= 1  # none twice before all once
         assert torch.equal(rows, balanced(labels, draws(seed)))
-    more = [balanced(labels, draws(seed)) for seed in range(100)]
-    assert torch.stack([rows.bincount(minlength=31) for rows in more]).sum(0).min() > 25  # none is left out for long
+    more = [balanced(labels, draws(seed)) for seed in range(40)]
+    assert torch.stack([rows.bincount(minlength=31) for rows in more]).sum(0).min() >= 8  # none is left out for long
     longer = {int(labels[rows].bincount().argmax()) for rows in more}
     assert longer == {0, 1, 3}  # the odd image goes to another class each time
     first = torch.stack([labels[rows[:10]] for rows in more]).flatten().bincount()
-    assert first[[0, 1, 3]].min() > 270  # of 1000 / 3: shuffled, too
+    assert first[[0, 1, 3]].min() > 90  # of 400 / 3: shuffled, too
 
 
 def test_of_equal_classes_every_image_once():

@@ -14,7 +14,9 @@ pytest.importorskip("sklearn", reason="the extra `train` is not installed")
 
 from folders import picture_folder
 
+from amkd_fast.distill import attack_examples
 from amkd_fast.distill import data as datasets
+from amkd_fast.distill.checkpoint import load_network
 from amkd_fast.distill.cli import main
 from amkd_fast.distill.data import subsets
 from amkd_fast.distill.epoch_log import EpochLog
@@ -23,6 +25,7 @@ from amkd_fast.distill.fit import Run
 from amkd_fast.distill.report import panels, plots, samples
 from amkd_fast.distill.resume import stored
 from amkd_fast.distill.settings import Settings, TrainSettings
+from amkd_fast.distill.teacher import accuracy
 
 
 def load(root, **settings):
@@ -123,6 +126,16 @@ def test_a_fraction_of_a_named_set():
     assert torch.bincount(data.validation.labels).min() >= 9
 
 
+def test_validation_images_are_as_the_others(everything):
+    for data in (
+        load(everything),
+        datasets.load(Settings(val_fraction=0.1)),
+    ):
+        for split in data.tested_on:
+            assert split.level == data.teacher.level == data.level
+            assert 0.9 < split.images.max() <= 1.0
+
+
 def test_the_best_is_the_test_accuracy_of_the_epoch_that_validation_chooses():
     rows = [{"accuracy": a, "validation": v} for a, v in ((90.0, 70.0), (80.0, 85.0), (95.0, 85.0), (99.0, 60.0))]
     assert Run(None, rows).best == 80.0
@@ -149,6 +162,9 @@ def test_training_chooses_on_validation_and_reports_on_test(tmp_path, capsys):
     logged = list(csv.DictReader((tmp_path / "out" / "log.csv").open()))
     assert [float(row["validation"]) for row in logged] == [row["validation"] for row in rows]
     assert all(row["validation"] == pytest.approx(round(row["validation"]), abs=1e-4) for row in rows)  # of 100 images
+    network = load_network(tmp_path / "out" / "last.ckpt")[0]
+    found = accuracy(network, datasets.load(Settings(val_fraction=0.1)).validation)
+    assert found == pytest.approx(rows[-1]["validation"])
     assert main(["evaluate", str(tmp_path / "out" / "last.ckpt")]) == 0
     assert f"{result['last']:.2f} % on 797 clean test images" in capsys.readouterr().out
 
@@ -175,7 +191,7 @@ def test_a_resumed_run_chooses_the_same(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def without_pictures(monkeypatch):
+def small_comparison(monkeypatch):
     """A comparison without its plots, which take most of the time of a small one."""
     for module, names in (
         (plots, "accuracy loss_curves gaps"),
@@ -184,9 +200,10 @@ def without_pictures(monkeypatch):
     ):
         for name in names.split():
             monkeypatch.setattr(module, name, lambda *_: b"")
+    monkeypatch.setattr(attack_examples, "IMAGES", 4)
 
 
-@pytest.mark.usefixtures("without_pictures")
+@pytest.mark.usefixtures("small_comparison")
 def test_compare_chooses_on_validation_and_names_the_worst_classes(tmp_path, capsys):
     words = "--methods student --seeds 2 --epochs 2 --teacher-epochs 1 --val-fraction 0.1 --quality-images 4"
     assert main(["compare", *words.split(), "--jobs", "1", "--output", str(tmp_path / "out")]) == 0

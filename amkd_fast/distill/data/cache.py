@@ -57,7 +57,7 @@ def read(folder: str | Path, paths: Sequence[Path], size: int, grayscale: bool, 
     digest = hashlib.sha256()
     with replacing(path) as file:
         for block in pictures.blocks(paths, size, grayscale, resize):
-            content = memoryview(block.contiguous().numpy()).cast("B")
+            content = block.contiguous().numpy().data.cast("B")
             digest.update(content)
             file.write(content)
         file.write(digest.digest())
@@ -74,7 +74,7 @@ def _mapped(path: Path, shape: tuple[int, ...]) -> Tensor | None:
         return None
     content = torch.from_file(str(path), shared=False, size=count + DIGEST, dtype=torch.uint8)
     pixels, digest = content[:count], content[count:]
-    if hashlib.sha256(memoryview(pixels.numpy())).digest() != bytes(digest.tolist()):
+    if hashlib.sha256(pixels.numpy().data).digest() != bytes(digest.tolist()):
         return None
     return pixels.view(shape)
 
