@@ -59,7 +59,7 @@ def compare(
             print(f"{output} is complete: there is nothing left to do")
             return exit_codes.OK
         build.check(settings, device)
-        data = datasets.load(settings).to(device)
+        data = datasets.load(settings, device).to(device)
         training_runs.prepare(settings.names(), data, settings)
         network, accuracy = training_runs.obtain_teacher(settings, data, folder, progress=progress, resume=resume)
         names, seeds = settings.names(), settings.seeds

@@ -166,7 +166,7 @@ def _train(task: Task) -> tuple[Run, float]:
 def _subject(settings: Settings, teacher: Path, device: Any, threads: int) -> tuple[Settings, Data, Teacher]:
     """What all runs of a process share."""
     torch.set_num_threads(threads)
-    data = datasets.load(settings).to(device)
+    data = datasets.load(settings, device).to(device)
     network, _ = training_runs.load_teacher(teacher, data, settings)
     return settings, data, Teacher(network, data, settings.precision)
 

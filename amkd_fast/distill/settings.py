@@ -82,6 +82,10 @@ class Settings:
     )
     grayscale: bool = option(False, "read pictures in grey")
     classes: str = option("", "keep these classes alone: names with commas between, or numbers like 0-4")
+    cache: str | None = option(None, "folder that keeps decoded pictures for the next time; default: none is kept")
+    resident: float | None = option(
+        None, "GiB of pixels that stay in memory, the rest is streamed; default: half of what is free", least=0.0
+    )
     data_seed: int = option(0, "which images go where", least=0, most=SEED)
     teacher_images: int | None = option(None, "the teacher's; 0: all; default: 1000 of digits, else all", least=0)
     student_images: int | None = option(None, "0: all the teacher's; default: 200 of digits, else all", least=0)

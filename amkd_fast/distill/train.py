@@ -52,7 +52,7 @@ def train(
                 print(f"{output} is complete: there is nothing left to do")
             return
         build.check(settings, device)
-        data = datasets.load(settings).to(device)
+        data = datasets.load(settings, device).to(device)
         training_runs.prepare([settings.method], data, settings, world.size > 1)
         teacher: Teacher | None = None
         accuracy: float | None = None

@@ -1,4 +1,4 @@
-"""Labelled images, whole sets resident as uint8: digits, CIFAR, Tiny ImageNet, or a folder of pictures."""
+"""Labelled images as uint8, resident or streamed: digits, CIFAR, Tiny ImageNet, or a folder of pictures."""
 
 from __future__ import annotations
 
@@ -8,21 +8,17 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from amkd_fast.distill.data import cifar, digits, folder, subsets, tiny_imagenet
+from amkd_fast.distill.data import cifar, digits, folder, memory, subsets, tiny_imagenet
 from amkd_fast.distill.data.batches import Batches, InOrder, Labelled
 from amkd_fast.distill.data.split import Source, Split
 from amkd_fast.distill.errors import UserError, allocating
 from amkd_fast.distill.settings import Settings
 from amkd_fast.methods.base import Batch
 
-__all__ = ["READERS", "Batch", "Batches", "Data", "InOrder", "Labelled", "Split", "load"]
+__all__ = ["Batch", "Batches", "Data", "InOrder", "Labelled", "Split", "load"]
 
-READERS = {
-    "digits": digits.read,
-    "cifar10": cifar.read,
-    "cifar100": cifar.read,
-    "tiny-imagenet": tiny_imagenet.read,
-}  # anything else is a folder
+RESIDENT = {"digits": digits.read, "cifar10": cifar.read, "cifar100": cifar.read}
+PICTURES = {"tiny-imagenet": tiny_imagenet.read}  # as anything else, a folder
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,37 +66,43 @@ class Data:
         return "the test set" if self.validation is None else f"{len(self.validation)} validation images"
 
     def to(self, device: torch.device | str) -> Data:
-        """The same data resident on ``device``; a student that learns from all of the teacher's shares its memory."""
+        """The same data on ``device``; a student that learns from all of the teacher's shares its memory."""
         teacher, test = self.teacher.to(device), self.test.to(device)
         student = teacher if self.student is self.teacher else self.student.to(device)
         validation = None if self.validation is None else self.validation.to(device)
         return replace(self, teacher=teacher, student=student, test=test, validation=validation)
 
 
-def load(settings: Settings) -> Data:
+def load(settings: Settings, device: torch.device | str = "cpu") -> Data:
     """Read the data that ``settings.data`` names.
 
     Args:
         settings: ``data`` is ``digits``, ``cifar10``, ``cifar100``, ``tiny-imagenet`` (these three unpacked under
             ``data_root``; nothing is downloaded) or a folder (see :func:`.folder.read`). ``val_fraction`` of the
             training images are the validation set. ``classes`` keeps some classes; ``teacher_images`` and
-            ``student_images``, ``student_shots`` or ``student_fraction`` keep some images of each.
+            ``student_images``, ``student_shots`` or ``student_fraction`` keep some images of each. What exceeds
+            ``resident`` GiB of pictures is streamed.
+        device: Where the data will lie, if all goes well.
 
     Returns:
-        Resident data on the CPU.
+        Data on the CPU.
 
     Raises:
         UserError: The data is missing, empty, unreadable, or the classes or images wished for are not there.
     """
     what = f"--data {settings.data}" + (f" --image-size {settings.image_size}" if settings.image_size else "")
     with allocating(what):
-        return _load(settings)
+        return _load(settings, memory.limit(settings.resident, torch.device(device)))
 
 
-def _load(settings: Settings) -> Data:
-    source: Source = READERS.get(settings.data, folder.read)(settings)
+def _load(settings: Settings, room: float) -> Data:
+    source: Source
+    if settings.data in RESIDENT:
+        source = RESIDENT[settings.data](settings)
+    else:
+        source = PICTURES.get(settings.data, folder.read)(settings, room)
     _check(source, settings.data)
-    if settings.test_fraction is not None and settings.data in READERS:
+    if settings.test_fraction is not None and settings.data in (*RESIDENT, *PICTURES):
         raise UserError(f"--test-fraction {settings.test_fraction:g}: {settings.data} has a test set already")
     train, test = (replace(split, level=source.level) for split in (source.train, source.test))
     validation = source.validation and replace(source.validation, level=source.level)
@@ -113,7 +115,7 @@ def _load(settings: Settings) -> Data:
     teacher = subsets.stratified(train, wish, len(source.classes), settings.data_seed, "--teacher-images")
     student = subsets.of_student(teacher, source.classes, settings)
     student, dropped = subsets.without(student, source.classes, settings.drop_labels)
-    mean, std, stds = _statistics(teacher.pixels, source.level)
+    mean, std, stds = _statistics(teacher)
     if std == 0.0:
         raise UserError(f"--data {settings.data}: all training images are of one colour")
     augment = "none" if settings.data == "digits" else "crop+flip"
@@ -142,9 +144,13 @@ def _check(source: Source, name: str) -> None:
             raise UserError(f"--data {name}: no {part} images of {', '.join(empty[:5])}")
 
 
-def _statistics(pixels: Tensor, level: float) -> tuple[tuple[float, ...], float, tuple[float, ...]]:
+def _statistics(split: Split) -> tuple[tuple[float, ...], float, tuple[float, ...]]:
     """Means per channel, standard deviation over all and per channel, from histograms: exact, no float copy of all."""
-    counts = torch.stack([torch.bincount(pixels[:, c].flatten(), minlength=256) for c in range(pixels.shape[1])])
+    channels, level = range(split.pixels.shape[1]), split.level
+    counts = torch.zeros(len(channels), 256, dtype=torch.int64)
+    for part in [split] if isinstance(split.pixels, Tensor) else map(split.take, torch.arange(len(split)).split(4096)):
+        pixels = part.levels
+        counts += torch.stack([torch.bincount(pixels[:, c].flatten(), minlength=256) for c in channels])
     values = torch.arange(256)
     sums, squares = ((counts * values**power).sum(1).tolist() for power in (1, 2))  # [C], Python's integers
     each = int(counts[0].sum())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,8 +11,9 @@ from torch import Tensor
 from amkd_fast import checks, philox
 from amkd_fast.distill.data.sampling import balanced, shuffled
 from amkd_fast.distill.data.split import Split
+from amkd_fast.distill.data.streamed import Streamed, ahead
 from amkd_fast.methods.base import Batch
-from amkd_fast.ops.images import crop_flip
+from amkd_fast.ops.images import crop_flip, reference
 
 AUGMENTS = ("none", "crop", "crop+flip")
 _STREAM = 0x6570  # of the draws that turn seed and epoch into the key of an epoch's augmentation
@@ -33,7 +34,7 @@ class Batches:
     one be empty. Lightning calls ``sampler.set_epoch`` before each epoch, after a resume too.
 
     Args:
-        split: What to learn from, on its device.
+        split: What to learn from, on its device. A streamed set gives the same batches, bit by bit, as a resident one.
         batch_size: Images of all ranks together.
         seed: Of order and augmentation.
         augment: ``crop`` shifts each image by up to an eighth of its height and fills the border with level 0 (black);
@@ -80,17 +81,16 @@ class Batches:
         draws = torch.Generator().manual_seed(self.seed * 100_003 + self.epoch)
         order = balanced(split.labels.cpu(), draws) if self.balance else shuffled(len(split), draws)
         key, no_shift = _key(self.seed, self.epoch), torch.zeros(split.pixels.shape[1], device=split.pixels.device)
-        for number, rows in enumerate(order.to(split.pixels.device).split(self.batch_size)):
-            index = rows[_share(len(rows), self.rank, self.world)]
-            images = crop_flip(
-                split.pixels,
-                index,
-                scale=split.level,
-                shift=no_shift,
-                pad=pad,
-                flip=self.augment == "crop+flip",
-                seed=_key(key, number) if self.balance else key,
-            )
+        pixels, parts = split.pixels, order.to(split.pixels.device).split(self.batch_size)
+        shares = [rows[_share(len(rows), self.rank, self.world)] for rows in parts]
+        decoded = ahead(pixels[index] for index in shares) if isinstance(pixels, Streamed) else iter(())
+        options: Any = {"scale": split.level, "shift": no_shift, "pad": pad, "flip": self.augment == "crop+flip"}
+        for number, index in enumerate(shares):
+            seed = _key(key, number) if self.balance else key
+            if isinstance(pixels, Streamed):
+                images = reference.crop_flip(next(decoded), None, **options, seed=seed, rows=index).contiguous()
+            else:
+                images = crop_flip(pixels, index, **options, seed=seed)
             yield Batch(images, split.labels[index], index)
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from amkd_fast.distill.data import pictures, subsets
+from amkd_fast.distill.data import cache, pictures, subsets
 from amkd_fast.distill.data.split import Source, Split
+from amkd_fast.distill.data.streamed import Streamed
 from amkd_fast.distill.errors import UserError
 from amkd_fast.distill.settings import Settings
 
@@ -20,8 +23,10 @@ DEEPEST = 32  # folders within a class
 VALIDATION = ("val", "validation", "valid")
 
 
-def read(settings: Settings) -> Source:
+def read(settings: Settings, room: float = math.inf) -> Source:
     """The pictures of the folder ``settings.data``; classes are its folders' names, sorted.
+
+    They are decoded now if they take no more than ``room`` bytes, else whenever they are asked for.
 
     Where there are both ``test/`` and ``val/`` (or ``validation/``, ``valid/``), the latter is the validation set,
     unless ``settings.val_fraction`` is 0; where there is one of them, it is the test set. Without ``test/``,
@@ -54,7 +59,7 @@ def read(settings: Settings) -> Source:
         seed, option = settings.data_seed, "--test-fraction"
         rest, out = subsets.held_out(files["train"].labels, settings.test_fraction, classes, seed, option)
         files |= {"train": files["train"].take(rest), "test": files["train"].take(out)}
-    splits = {part: pixels(some, settings, SIZE) for part, some in files.items()}
+    splits = pixels(files, settings, SIZE, room)
     return Source(splits["train"], splits["test"], classes, LEVEL, splits.get("validation"))
 
 
@@ -132,10 +137,42 @@ def listed(classes: list[list[Path]]) -> Files:
     return Files([path for paths in classes for path in paths], labels)
 
 
-def pixels(files: Files, settings: Settings, usual: int) -> Split:
-    """The pictures, read as the settings wish; ``usual`` is their size unless these give one."""
+def pixels(parts: dict[str, Files], settings: Settings, usual: int, room: float) -> dict[str, Split]:
+    """The pictures of every part, as the settings wish.
+
+    Args:
+        parts: By name.
+        settings: ``image_size``, ``grayscale``, ``resize``, ``cache``.
+        usual: Their size unless the settings give one.
+        room: Bytes that all of them may take; the largest parts are streamed until the others fit.
+    """
     size = usual if settings.image_size is None else settings.image_size
-    return Split(pictures.read(files.paths, size, settings.grayscale, settings.resize), files.labels)
+    image = (1 if settings.grayscale else 3, size, size)
+    sizes = {name: len(files.paths) * math.prod(image) for name, files in parts.items()}
+    resident: set[str] = set()
+    for name in sorted(sizes, key=sizes.__getitem__):
+        if sizes[name] <= room:
+            resident, room = resident | {name}, room - sizes[name]
+    splits = {}
+    for name, (paths, labels) in parts.items():
+        if settings.cache is not None:
+            found = cache.read(settings.cache, paths, size, settings.grayscale, settings.resize)
+            levels = found if name in resident else Streamed(found.__getitem__, torch.arange(len(paths)), image)
+        elif name in resident:
+            levels = pictures.read(paths, size, settings.grayscale, settings.resize)
+        else:
+            levels = Streamed(_decoder(paths, settings, size), torch.arange(len(paths)), image)
+        splits[name] = Split(levels, labels)
+    return splits
+
+
+def _decoder(paths: list[Path], settings: Settings, size: int) -> Callable[[Tensor], Tensor]:
+    def decode(rows: Tensor) -> Tensor:
+        chosen = [paths[row] for row in rows.tolist()]
+        empty = torch.empty(0, 1 if settings.grayscale else 3, size, size, dtype=torch.uint8)
+        return torch.cat([empty, *pictures.blocks(chosen, size, settings.grayscale, settings.resize)])
+
+    return decode
 
 
 def _walk(folder: Path, around: tuple[tuple[int, int], ...]) -> list[Path]:

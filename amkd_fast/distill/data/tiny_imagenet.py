@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from amkd_fast.distill.data import folder, subsets
@@ -13,7 +14,7 @@ NAME = "tiny-imagenet-200"
 SIZE = 64  # unless the settings say otherwise
 
 
-def read(settings: Settings) -> Source:
+def read(settings: Settings, room: float = math.inf) -> Source:
     """Its training pictures, and its validation pictures as the test set (its own test set has no labels).
 
     Raises:
@@ -31,8 +32,8 @@ def read(settings: Settings) -> Source:
     train = [folder.found(root / "train" / name / "images") for name in classes]
     labelled = _annotations(root / "val" / "val_annotations.txt", everything)
     test = [[root / "val" / "images" / file for file in labelled[name]] for name in classes]
-    learnt, held_out = (folder.pixels(folder.listed(part), settings, SIZE) for part in (train, test))
-    return Source(learnt, held_out, classes, folder.LEVEL)
+    splits = folder.pixels({"train": folder.listed(train), "test": folder.listed(test)}, settings, SIZE, room)
+    return Source(splits["train"], splits["test"], classes, folder.LEVEL)
 
 
 def _annotations(path: Path, classes: tuple[str, ...]) -> dict[str, list[str]]:
