@@ -189,7 +189,7 @@ def test_a_bad_picture_is_named_when_it_is_met(tmp_path):
     with pytest.raises(UserError, match=r"cannot read the picture .*train/dog/1\.png"):
         batches(data)
     with pytest.raises(UserError, match=r"cannot read the picture .*train/dog/1\.png"):
-        load(root, resident=0.0)  # mean and std look at all of them
+        load(root, resident=0.0).mean  # noqa: B018 - looks at all of them
 
 
 def test_training_on_a_stream_is_training(root, tmp_path):
@@ -203,6 +203,20 @@ def test_training_on_a_stream_is_training(root, tmp_path):
             del row["ms_per_step"]
     assert results[0]["epochs"] == results[1]["epochs"]
     assert results[0]["classes"] == results[1]["classes"]
+
+
+def test_an_evaluation_decodes_the_test_images_alone(root, tmp_path, monkeypatch):
+    seen = counted(monkeypatch)
+    whole = load(root)
+    assert len(seen) == 54
+    data = datasets.load(Settings(data=str(root), image_size=12), test_alone=True)
+    assert len(seen) == 54 + 18
+    assert torch.equal(data.test.pixels, whole.test.pixels)
+    assert (data.mean, data.std, data.stds) == (whole.mean, whole.std, whole.stds)  # where they are asked for
+    assert len(seen) == 54 + 18 + 18
+    assert data.stds == whole.stds
+    datasets.load(Settings(data=str(root), image_size=12, cache=str(tmp_path)), test_alone=True)
+    assert len(seen) == 54 + 18 + 18 + 18
 
 
 # --- how much stays

@@ -42,7 +42,7 @@ def images_for(
         )
     if settings.cache is not None and not Path(settings.cache).is_dir():  # the checkpoint is from elsewhere
         settings = replace(settings, cache=None)
-    data = datasets.load(settings, device)
+    data = datasets.load(settings, device, test_alone=True)
     check_network(f"checkpoint {options.checkpoint}", spec, data)
     return settings, replace(data, test=data.test.take(evenly(len(data.test), options.limit)))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,7 +9,9 @@ from torch import Tensor
 
 from amkd_fast.distill.data import cifar, digits, folder, memory, subsets, tiny_imagenet
 from amkd_fast.distill.data.batches import Batches, InOrder, Labelled
+from amkd_fast.distill.data.memory import Room
 from amkd_fast.distill.data.split import Source, Split
+from amkd_fast.distill.data.statistics import Statistics
 from amkd_fast.distill.errors import UserError, allocating
 from amkd_fast.distill.settings import Settings
 from amkd_fast.methods.base import Batch
@@ -31,9 +32,7 @@ class Data:
         test: Test set of both.
         validation: What best.ckpt is chosen on; None: on the test set.
         classes: Names, in the order of the labels.
-        mean: Of the teacher's images, one a channel, in [0, 1] pixel units; no image is normalised here.
-        std: Their standard deviation, one number over all channels.
-        stds: Likewise, one a channel.
+        statistics: Of the teacher's images; no image is normalised here.
         augment: ``none``, ``crop`` or ``crop+flip``.
         level: Pixel value of one uint8 level: 1/16 for digits, whose levels are 0 to 16, else 1/255.
         dropped: Labels of which the student gets no image.
@@ -43,9 +42,7 @@ class Data:
     student: Split
     test: Split
     classes: tuple[str, ...]
-    mean: tuple[float, ...]
-    std: float
-    stds: tuple[float, ...]
+    statistics: Statistics
     augment: str
     level: float
     dropped: tuple[int, ...] = ()
@@ -54,6 +51,21 @@ class Data:
     @property
     def channels(self) -> int:
         return self.test.pixels.shape[1]
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """Of the teacher's images, one a channel, in [0, 1] pixel units."""
+        return self.statistics.moments.mean
+
+    @property
+    def std(self) -> float:
+        """Their standard deviation, one number over all channels."""
+        return self.statistics.moments.std
+
+    @property
+    def stds(self) -> tuple[float, ...]:
+        """Likewise, one a channel."""
+        return self.statistics.moments.stds
 
     @property
     def tested_on(self) -> tuple[Split, ...]:
@@ -73,7 +85,7 @@ class Data:
         return replace(self, teacher=teacher, student=student, test=test, validation=validation)
 
 
-def load(settings: Settings, device: torch.device | str = "cpu") -> Data:
+def load(settings: Settings, device: torch.device | str = "cpu", *, test_alone: bool = False) -> Data:
     """Read the data that ``settings.data`` names.
 
     Args:
@@ -82,7 +94,8 @@ def load(settings: Settings, device: torch.device | str = "cpu") -> Data:
             training images are the validation set. ``classes`` keeps some classes; ``teacher_images`` and
             ``student_images``, ``student_shots`` or ``student_fraction`` keep some images of each. What exceeds
             ``resident`` GiB of pictures is streamed.
-        device: Where the data will lie, if all goes well.
+        device: Where the data will lie.
+        test_alone: Only the test images are wanted: other pictures are streamed, and so decoded by who asks for them.
 
     Returns:
         Data on the CPU.
@@ -92,10 +105,10 @@ def load(settings: Settings, device: torch.device | str = "cpu") -> Data:
     """
     what = f"--data {settings.data}" + (f" --image-size {settings.image_size}" if settings.image_size else "")
     with allocating(what):
-        return _load(settings, memory.limit(settings.resident, torch.device(device)))
+        return _load(settings, Room(memory.limit(settings.resident, torch.device(device)), test_alone))
 
 
-def _load(settings: Settings, room: float) -> Data:
+def _load(settings: Settings, room: Room) -> Data:
     source: Source
     if settings.data in RESIDENT:
         source = RESIDENT[settings.data](settings)
@@ -115,18 +128,16 @@ def _load(settings: Settings, room: float) -> Data:
     teacher = subsets.stratified(train, wish, len(source.classes), settings.data_seed, "--teacher-images")
     student = subsets.of_student(teacher, source.classes, settings)
     student, dropped = subsets.without(student, source.classes, settings.drop_labels)
-    mean, std, stds = _statistics(teacher)
-    if std == 0.0:
-        raise UserError(f"--data {settings.data}: all training images are of one colour")
+    statistics = Statistics(teacher, settings.data)
+    if isinstance(teacher.pixels, Tensor):
+        _ = statistics.moments  # refuses images of one colour now
     augment = "none" if settings.data == "digits" else "crop+flip"
     return Data(
         teacher=teacher,
         student=student,
         test=test,
         classes=source.classes,
-        mean=mean,
-        std=std,
-        stds=stds,
+        statistics=statistics,
         augment=augment if settings.augment == "auto" else settings.augment,
         level=source.level,
         dropped=dropped,
@@ -142,21 +153,3 @@ def _check(source: Source, name: str) -> None:
         empty = [name for name, count in zip(source.classes, counts.tolist(), strict=True) if count == 0]
         if empty:
             raise UserError(f"--data {name}: no {part} images of {', '.join(empty[:5])}")
-
-
-def _statistics(split: Split) -> tuple[tuple[float, ...], float, tuple[float, ...]]:
-    """Means per channel, standard deviation over all and per channel, from histograms: exact, no float copy of all."""
-    channels, level = range(split.pixels.shape[1]), split.level
-    counts = torch.zeros(len(channels), 256, dtype=torch.int64)
-    for part in [split] if isinstance(split.pixels, Tensor) else map(split.take, torch.arange(len(split)).split(4096)):
-        pixels = part.levels
-        counts += torch.stack([torch.bincount(pixels[:, c].flatten(), minlength=256) for c in channels])
-    values = torch.arange(256)
-    sums, squares = ((counts * values**power).sum(1).tolist() for power in (1, 2))  # [C], Python's integers
-    each = int(counts[0].sum())
-
-    def spread(count: int, total: int, square: int) -> float:
-        return level * math.sqrt((square * count - total * total) / (count * max(count - 1, 1)))
-
-    stds = tuple(spread(each, *of_channel) for of_channel in zip(sums, squares, strict=True))
-    return tuple(level * value / each for value in sums), spread(each * len(sums), sum(sums), sum(squares)), stds

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from amkd_fast.distill.data import cache, pictures, subsets
+from amkd_fast.distill.data.memory import Room
 from amkd_fast.distill.data.split import Source, Split
 from amkd_fast.distill.data.streamed import Streamed
 from amkd_fast.distill.errors import UserError
@@ -23,10 +24,10 @@ DEEPEST = 32  # folders within a class
 VALIDATION = ("val", "validation", "valid")
 
 
-def read(settings: Settings, room: float = math.inf) -> Source:
+def read(settings: Settings, room: Room) -> Source:
     """The pictures of the folder ``settings.data``; classes are its folders' names, sorted.
 
-    They are decoded now if they take no more than ``room`` bytes, else whenever they are asked for.
+    They are decoded now as far as there is ``room``, else whenever they are asked for.
 
     Where there are both ``test/`` and ``val/`` (or ``validation/``, ``valid/``), the latter is the validation set,
     unless ``settings.val_fraction`` is 0; where there is one of them, it is the test set. Without ``test/``,
@@ -137,26 +138,24 @@ def listed(classes: list[list[Path]]) -> Files:
     return Files([path for paths in classes for path in paths], labels)
 
 
-def pixels(parts: dict[str, Files], settings: Settings, usual: int, room: float) -> dict[str, Split]:
+def pixels(parts: dict[str, Files], settings: Settings, usual: int, room: Room) -> dict[str, Split]:
     """The pictures of every part, as the settings wish.
 
     Args:
         parts: By name.
         settings: ``image_size``, ``grayscale``, ``resize``, ``cache``.
         usual: Their size unless the settings give one.
-        room: Bytes that all of them may take; the largest parts are streamed until the others fit.
+        room: What is beyond it is streamed.
     """
     size = usual if settings.image_size is None else settings.image_size
     image = (1 if settings.grayscale else 3, size, size)
-    sizes = {name: len(files.paths) * math.prod(image) for name, files in parts.items()}
-    resident: set[str] = set()
-    for name in sorted(sizes, key=sizes.__getitem__):
-        if sizes[name] <= room:
-            resident, room = resident | {name}, room - sizes[name]
+    resident = room.residents({name: len(files.paths) * math.prod(image) for name, files in parts.items()})
     splits = {}
     for name, (paths, labels) in parts.items():
-        if settings.cache is not None:
-            found = cache.read(settings.cache, paths, size, settings.grayscale, settings.resize)
+        levels: Tensor | Streamed
+        kept = None if room.test_alone and name != "test" else settings.cache
+        if kept is not None:
+            found = cache.read(kept, paths, size, settings.grayscale, settings.resize)
             levels = found if name in resident else Streamed(found.__getitem__, torch.arange(len(paths)), image)
         elif name in resident:
             levels = pictures.read(paths, size, settings.grayscale, settings.resize)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -14,6 +16,22 @@ _GROUPS = (  # what a container may have, and has: of version 2, of version 1
     (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
     (Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"), Path("/sys/fs/cgroup/memory/memory.usage_in_bytes")),
 )
+
+
+class Room(NamedTuple):
+    """What of a set may stay in memory."""
+
+    bytes: float = math.inf
+    test_alone: bool = False  # and nothing else
+
+    def residents(self, sizes: dict[str, int]) -> set[str]:
+        """The parts, of these bytes by name, that stay: the smallest ones, as long as they fit."""
+        found, left = set(), self.bytes
+        for name in sorted(sizes, key=sizes.__getitem__):
+            if sizes[name] <= left and (name == "test" or not self.test_alone):
+                found.add(name)
+                left -= sizes[name]
+        return found
 
 
 def limit(resident: float | None, device: torch.device) -> float:
@@ -36,7 +54,7 @@ def limit(resident: float | None, device: torch.device) -> float:
 
 def _free() -> float:
     """Bytes that this process can still have."""
-    free = float("inf")
+    free = math.inf
     for line in _text(_MEMINFO).splitlines():
         if line.startswith("MemAvailable:"):
             free = 1024.0 * int(line.split()[1])

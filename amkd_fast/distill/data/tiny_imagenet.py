@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 from amkd_fast.distill.data import folder, subsets
+from amkd_fast.distill.data.memory import Room
 from amkd_fast.distill.data.split import Source
 from amkd_fast.distill.errors import UserError
 from amkd_fast.distill.settings import Settings
@@ -14,7 +14,7 @@ NAME = "tiny-imagenet-200"
 SIZE = 64  # unless the settings say otherwise
 
 
-def read(settings: Settings, room: float = math.inf) -> Source:
+def read(settings: Settings, room: Room) -> Source:
     """Its training pictures, and its validation pictures as the test set (its own test set has no labels).
 
     Raises:
