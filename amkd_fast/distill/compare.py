@@ -24,6 +24,7 @@ from amkd_fast.distill.attack_examples import AttackExamples, attack_examples
 from amkd_fast.distill.checkpoint import load_network
 from amkd_fast.distill.data import Data
 from amkd_fast.distill.files import finite, write_atomic
+from amkd_fast.distill.fit import best_epoch
 from amkd_fast.distill.networks import Spec
 from amkd_fast.distill.networks.normalised import Normalised
 from amkd_fast.distill.report import panels, plots, samples, screen, summary, tables
@@ -74,7 +75,7 @@ def compare(
             print(f"{output} is complete: there is nothing left to do")
             return exit_codes.OK
         build.check(settings, device)
-        data = datasets.load(settings).to(device)
+        data = datasets.load(settings, device).to(device)
         training_runs.prepare(settings.names(), data, settings)
         network, accuracy = training_runs.obtain_teacher(settings, data, folder, progress=progress, resume=resume)
         names, seeds = settings.names(), settings.seeds
@@ -140,6 +141,7 @@ def _findings(runs: Runs, teacher: nn.Module, data: Data, settings: Settings) ->
                 "last": run.last,
                 "best": run.best,
                 "qualities": run.qualities,
+                "classes": run.classes,
                 "diverged": run.diverged,
                 "epochs": run.rows,
             }
@@ -185,7 +187,7 @@ def _write_cards(students: Path, runs: Runs, result: dict[str, Any], data: Data,
         seed = max(kept, key=lambda seed: kept[seed].best or 0.0)
         folder, run = kept_students.folder_of(students, method, seed), kept[seed]
         last = best = run.qualities or {}
-        if run.best_epoch != len(run.rows) - 1:
+        if best_epoch(run.rows) is not run.rows[-1]:
             student, _, _ = load_network(folder / "best.ckpt", settings.network("student"), "--student-network")
             best = metrics.measure(student.to(data.test.labels.device), None, data, settings)
         measured = {"best.ckpt": best, "last.ckpt": last, "teacher": result["qualities"]["teacher"]}

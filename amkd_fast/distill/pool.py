@@ -49,11 +49,11 @@ class Finished:
         found = schemas.check(schemas.FinishedRun, read_json(path, "--resume"), f"--resume: {path}")
         if not found.diverged and not (found.rows and all("accuracy" in row for row in found.rows)):
             raise UserError(f"--resume: {path}: rows have no accuracy")
-        return Run(None, found.rows, found.qualities, found.diverged)
+        return Run(None, found.rows, found.qualities, found.diverged, found.classes)
 
     def keep(self, task: Task, run: Run, seconds: float) -> None:
         """Put a run into its file and say what came out."""
-        found = {"rows": run.rows, "qualities": run.qualities, "diverged": run.diverged}
+        found = {"rows": run.rows, "qualities": run.qualities, "diverged": run.diverged, "classes": run.classes}
         write_atomic(self._path(task), json.dumps(found))
         method, seed = task
         if run.diverged:
@@ -182,7 +182,7 @@ def _train(task: Task) -> tuple[Run, float]:
 def _subject(settings: Settings, teacher: Path, device: Any, threads: int) -> tuple[Settings, Data, Teacher]:
     """What all runs of a process share."""
     torch.set_num_threads(threads)
-    data = datasets.load(settings).to(device)
+    data = datasets.load(settings, device).to(device)
     network, _ = training_runs.load_teacher(teacher, data, settings)
     return settings, data, Teacher(network, data, settings.precision)
 
@@ -200,6 +200,8 @@ def _one(
         return Run(None, error.rows, None, diverged), time.perf_counter() - start
     assert run.network is not None, "fit returns it"
     found = metrics.measure(run.network, teacher.network, data, settings)
+    classes = metrics.class_accuracies(run.network, data)
     if students is not None:
         kept_students.keep(students, *task, run, data, settings)
-    return run._replace(network=None, best_weights=None, qualities=found), time.perf_counter() - start
+    run = run._replace(network=None, best_weights=None, qualities=found, classes=classes)
+    return run, time.perf_counter() - start

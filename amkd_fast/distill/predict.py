@@ -97,7 +97,7 @@ def read(paths: Sequence[Path], network: Student) -> tuple[Tensor, dict[Path, st
 
 def _pixels(paths: Sequence[Path], network: Student) -> Tensor:
     channels, size, _ = network.shape
-    return pictures.read(paths, size, grayscale=channels == 1)
+    return pictures.read(paths, size, channels == 1, network.settings.resize)
 
 
 def _pictures(path: Path) -> list[Path]:

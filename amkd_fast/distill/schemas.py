@@ -151,6 +151,7 @@ class FinishedRun(Stored):
 
     rows: list[dict[str, int | float]]
     qualities: dict[str, float | None] | None
+    classes: list[float] | None = None  # missing in those of earlier versions
     diverged: dict[str, Any] | None = None
 
 

@@ -14,7 +14,7 @@ from amkd_fast.distill.data import Data
 from amkd_fast.distill.distributed import World, process_group
 from amkd_fast.distill.errors import Diverged, UserError
 from amkd_fast.distill.files import write_atomic
-from amkd_fast.distill.fit import Run
+from amkd_fast.distill.fit import Run, best_epoch
 from amkd_fast.distill.networks.normalised import Normalised
 from amkd_fast.distill.report.card import NAME as CARD
 from amkd_fast.distill.report.card import card
@@ -59,7 +59,7 @@ def train(
                 print(f"{output} is complete: there is nothing left to do")
             return
         build.check(settings, device)
-        data = datasets.load(settings).to(device)
+        data = datasets.load(settings, device).to(device)
         training_runs.prepare([settings.method], data, settings, world.size > 1)
         teacher: Teacher | None = None
         network: Normalised | None = None  # the teacher's
@@ -75,6 +75,8 @@ def train(
             )
         except Diverged as error:
             raise training_runs.told(settings.method, error, folder, settings.epochs) from error
+        assert run.network is not None, "fit returns it"
+        accuracies = metrics.class_accuracies(run.network, data)
         result: dict[str, Any] = {
             "kind": "train",
             "environment": {**report.environment(), "device": str(device), "processes": world.size},
@@ -84,6 +86,9 @@ def train(
             "teacher_accuracy": accuracy,
             "last": run.last,
             "best": run.best,
+            "best_epoch": best_epoch(run.rows)["epoch"],
+            "chosen_on": data.chosen_on,
+            "classes": dict(zip(data.classes, accuracies, strict=True)),
             "epochs": run.rows,
         }
         if world.first:
@@ -94,7 +99,7 @@ def train(
             write_atomic(folder / CARD, card(settings.method, settings.seed, measured, result, settings))
             write_atomic(folder / MARKER, report.to_json(result))
     if world.first:
-        print(f"{settings.method}: last epoch {run.last:.1f} %, best {run.best:.1f} % (chosen on the test set)")
+        print(f"{settings.method}: last epoch {run.last:.1f} %, best {run.best:.1f} % (chosen on {data.chosen_on})")
         print(f"Results: {output}/last.ckpt, best.ckpt, card.md, log.csv, config.yaml, results.json")
 
 
@@ -105,7 +110,7 @@ def _findings(
     student: Normalised | None = None
     found: dict[str, dict[str, float | None]] = {}
     for name in ("last", "best"):
-        if name == "best" and run.best_epoch == len(run.rows) - 1:
+        if name == "best" and best_epoch(run.rows) is run.rows[-1]:
             found[name] = found["last"]  # the same network
             continue
         student, _, _ = load_network(folder / f"{name}.ckpt", settings.network("student"), "--student-network")

@@ -30,7 +30,8 @@ def card(
         method: What the student learnt by.
         seed: Of the run.
         measured: Columns of the table of what is reached: qualities by name of the file, or ``"teacher"``.
-        result: ``data``, ``normalisation``, ``images``, ``networks``, ``environment``, and the ``qualities``' protocol.
+        result: ``data``, ``normalisation``, ``images``, ``chosen_on``, ``networks``, ``environment``, and the protocol
+            of the ``qualities``.
         settings: Of the run; those that differ from their defaults are told.
     """
     student = result["networks"]["student"]["name"]
@@ -67,7 +68,9 @@ def _loading(student: str, result: dict[str, Any]) -> str:
 
 
 def _reached(measured: dict[str, dict[str, float | None]], result: dict[str, Any]) -> list[str]:
-    protocol = result["qualities"]["protocol"]
+    protocol, chosen = result["qualities"]["protocol"], result["chosen_on"]
+    if not result["images"]["validation"]:
+        chosen += ", which makes its figures optimistic"
     told = {name: EVERY[name] for name in QUALITIES if any(name in found for found in measured.values())}
     rows = []
     for name, quality in told.items():
@@ -79,8 +82,8 @@ def _reached(measured: dict[str, dict[str, float | None]], result: dict[str, Any
         "\n".join(meanings),
         f"On {protocol['test_images']} test images; PGD ({protocol['pgd_norm']}, radius {protocol['pgd_eps']:.4g} in "
         f"pixels of [0, 1], {protocol['attack_steps']} steps) on {protocol['attacked_images']} of them. `best.ckpt` is "
-        "of the epoch with the highest accuracy on these test images, which makes its figures optimistic; `last.ckpt` "
-        "is of the last epoch. Of images of another kind these figures say nothing.",
+        f"of the epoch with the highest accuracy on {chosen}; `last.ckpt` is of the last epoch. Of images of another "
+        "kind these figures say nothing.",
     ]
 
 

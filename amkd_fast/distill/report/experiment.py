@@ -11,7 +11,7 @@ from amkd_fast.distill.settings import RunSettings
 
 
 def experiment(networks: dict[str, Normalised], data: Data, settings: RunSettings) -> dict[str, Any]:
-    """``data``, ``images`` and ``networks`` of a result.
+    """``data``, ``images``, ``chosen_on`` and ``networks`` of a result.
 
     Args:
         networks: By role, ``"student"`` and where there is one ``"teacher"``, on the data's device.
@@ -30,6 +30,10 @@ def experiment(networks: dict[str, Normalised], data: Data, settings: RunSetting
             "shape": list(data.test.pixels.shape[1:]),
         },
         "normalisation": networks["student"].normalisation.as_dict(),
-        "images": {part: len(getattr(data, part)) for part in ("teacher", "student", "test")},
+        "images": {
+            **{part: len(getattr(data, part)) for part in ("teacher", "student", "test")},
+            "validation": 0 if data.validation is None else len(data.validation),
+        },
+        "chosen_on": data.chosen_on,
         "networks": {**described, "teacher_source": source if "teacher" in networks else None},
     }
