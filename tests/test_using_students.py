@@ -126,7 +126,8 @@ def unpainted(monkeypatch):
 def test_a_killed_comparison_resumes_and_still_has_its_students(tmp_path, unpainted):
     """Every student classifies the test set as its run did, those of before the kill, too."""
     out, partial = tmp_path / "out", tmp_path / "out.partial"
-    words = ["compare", "--methods", "student,kd", "--seeds", "2", *TINY, "--jobs", "1", "--output", str(out)]
+    words = ["compare", "--methods", "student,kd", "--seeds", "2", *TINY, "--val-fraction", "0.2", "--jobs", "1"]
+    words += ["--output", str(out)]
     command = processes.start(words, tmp_path / "errors")
     until = time.perf_counter() + 120.0
     while not list(partial.glob("runs/*.json")) and time.perf_counter() < until:
@@ -150,6 +151,7 @@ def test_a_killed_comparison_resumes_and_still_has_its_students(tmp_path, unpain
     for method in ("student", "kd"):
         best = max((run for run in result["runs"] if run["method"] == method), key=lambda run: run["best"])
         (card,) = out.glob(f"students/{method}-*/card.md")
+        assert f"highest accuracy on {result['chosen_on']}; `last.ckpt`" in card.read_text()
         assert card.parent.name == f"{method}-{best['seed']}"
         assert f"| accuracy, % | {best['best']:.2f} | {best['last']:.2f} | {result['teacher_accuracy']:.2f} |" in (
             card.read_text()
