@@ -158,6 +158,7 @@ def fit(
         data.augment,
         rank=world.rank,
         world=world.size,
+        erase=data.erase,
         balance=settings.balance == "sampling",
     )
     module = Distillation(

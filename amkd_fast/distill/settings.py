@@ -96,6 +96,7 @@ class Settings:
         "none", "classes of unequal size: sampling shows all equally often, loss weighs the labels' (method student)"
     )
     augment: Augment = option("auto", "of training images; auto: none for digits, else crop+flip")
+    erase: float = option(0.0, "probability of a black rectangle in a training image", least=0.0, most=1.0)
 
     teacher_network: str = option(
         "auto",

@@ -34,6 +34,7 @@ class Data:
         classes: Names, in the order of the labels.
         statistics: Of the teacher's images; no image is normalised here.
         augment: ``none``, ``crop`` or ``crop+flip``.
+        erase: Probability of a black rectangle in a training image.
         level: Pixel value of one uint8 level: 1/16 for digits, whose levels are 0 to 16, else 1/255.
         dropped: Labels of which the student gets no image.
     """
@@ -47,6 +48,12 @@ class Data:
     level: float
     dropped: tuple[int, ...] = ()
     validation: Split | None = None
+    erase: float = 0.0
+
+    @property
+    def augmented(self) -> bool:
+        """Whether training images change from epoch to epoch."""
+        return self.augment != "none" or self.erase > 0.0
 
     @property
     def channels(self) -> int:
@@ -142,6 +149,7 @@ def _load(settings: Settings, room: Room) -> Data:
         level=source.level,
         dropped=dropped,
         validation=validation,
+        erase=settings.erase,
     )
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from amkd_fast import checks, philox
+from amkd_fast.distill.data.erasing import erase
 from amkd_fast.distill.data.sampling import balanced, shuffled
 from amkd_fast.distill.data.split import Split
 from amkd_fast.distill.data.streamed import Streamed, ahead
@@ -41,6 +42,7 @@ class Batches:
             ``crop+flip`` also mirrors every other one; ``none``.
         rank: Which share.
         world: How many shares.
+        erase: Probability of a black rectangle in an image (:func:`.erasing.erase`).
         balance: Show all classes equally often (:func:`.sampling.balanced`). An image that comes again in an epoch is
             augmented in another way, unless the same batch has it twice.
 
@@ -58,12 +60,13 @@ class Batches:
         *,
         rank: int = 0,
         world: int = 1,
+        erase: float = 0.0,
         balance: bool = False,
     ) -> None:
         checks.choice("augment", augment, AUGMENTS)
         _check_share(batch_size, rank, world)
         self.split, self.batch_size, self.seed, self.augment = split, batch_size, seed, augment
-        self.rank, self.world, self.balance = rank, world, balance
+        self.rank, self.world, self.erase, self.balance = rank, world, checks.unit("erase", erase), balance
         self.epoch = 0
         self.sampler = self
 
@@ -91,6 +94,8 @@ class Batches:
                 images = reference.crop_flip(next(decoded), None, **options, seed=seed, rows=index).contiguous()
             else:
                 images = crop_flip(pixels, index, **options, seed=seed)
+            if self.erase > 0.0:
+                images = erase(images, index, self.erase, seed)
             yield Batch(images, split.labels[index], index)
 
 
