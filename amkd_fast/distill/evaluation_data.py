@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
+
+import torch
 
 from amkd_fast.distill import data as datasets
 from amkd_fast.distill import schemas
@@ -15,7 +18,9 @@ from amkd_fast.distill.networks import Spec
 from amkd_fast.distill.settings import Settings
 
 
-def images_for(options: EvaluateSettings, spec: Spec, about: dict[str, Any]) -> tuple[Settings, Data]:
+def images_for(
+    options: EvaluateSettings, spec: Spec, about: dict[str, Any], device: torch.device | str = "cpu"
+) -> tuple[Settings, Data]:
     """The data of the options, ``limit`` of its test images.
 
     Raises:
@@ -32,8 +37,12 @@ def images_for(options: EvaluateSettings, spec: Spec, about: dict[str, Any]) -> 
             student_shots=None,
             classes="",
             image_size=None,
+            val_fraction=None,
+            test_fraction=None,
         )
-    data = datasets.load(settings)
+    if settings.cache is not None and not Path(settings.cache).is_dir():  # the checkpoint is from elsewhere
+        settings = replace(settings, cache=None)
+    data = datasets.load(settings, device, test_alone=True)
     check_network(f"checkpoint {options.checkpoint}", spec, data)
     return settings, replace(data, test=data.test.take(evenly(len(data.test), options.limit)))
 
