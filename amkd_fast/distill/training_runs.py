@@ -33,7 +33,8 @@ def train_teacher(data: Data, settings: Settings, **options: Any) -> tuple[Run, 
     network, spec = _built("teacher", TEACHER_SEED, data, settings)
     spread = options.get("world", ALONE).size > 1
     method = build.method("student", settings, data, distributed=spread, labels=data.teacher.labels)
-    options = {"epochs": settings.teacher_epochs, "seed": TEACHER_SEED, "about": {}, **options}
+    settings = settings.of_teacher()
+    options = {"epochs": settings.epochs, "seed": TEACHER_SEED, "about": {}, **options}
     return fit(network, spec, method, None, data.teacher, data, settings, **options), spec
 
 
