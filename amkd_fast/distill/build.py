@@ -9,7 +9,7 @@ from torch import nn
 
 from amkd_fast import CrossBatchMemory
 from amkd_fast.attacks import BoundaryAttack, frozen
-from amkd_fast.distill import checkpoint, networks
+from amkd_fast.distill import checkpoint, loggers, networks
 from amkd_fast.distill.data import Data
 from amkd_fast.distill.distributed import torchrun_variables
 from amkd_fast.distill.errors import UserError, allocating, short
@@ -179,6 +179,7 @@ def boundary_attack(
 
 def check(settings: Settings, device: Any) -> None:
     """Raise :class:`UserError` for settings that do not go together, or not here, before any work is done."""
+    loggers.check(settings.logger)
     if isinstance(settings, (TrainSettings, CompareSettings)) and settings.teacher is not None:
         checkpoint.read(settings.teacher)
     for role in ("teacher", "student"):

@@ -92,7 +92,7 @@ class Distillation(pl.LightningModule):
         self.accuracy.update(self.network(self._in_format(images)), labels)
 
     def on_validation_epoch_end(self) -> None:
-        self.log("accuracy", 100.0 * self.accuracy.compute(), prog_bar=True, rank_zero_only=True)
+        self.log("accuracy", 100.0 * self.accuracy.compute(), prog_bar=True, logger=False, rank_zero_only=True)
         self.accuracy.reset()
 
     def backward(self, loss: torch.Tensor, *args: Any, **options: Any) -> None:

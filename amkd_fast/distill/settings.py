@@ -146,6 +146,8 @@ class Settings:
     rkd_distance_weight: float = option(25.0, "of the distances", group="rkd", least=0.0)
     rkd_angle_weight: float = option(50.0, "of the angles", least=0.0)
 
+    logger: str = option("csv", "of epochs, with commas between: csv, tensorboard, wandb", group="while it runs")
+
     pgd_eps: float | None = option(
         None, "radius of PGD, in pixels; default: 0.1 for digits, else 8/255", group="report of compare", least=0.0
     )

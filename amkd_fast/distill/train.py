@@ -12,6 +12,7 @@ from amkd_fast.distill import data as datasets
 from amkd_fast.distill.distributed import World, process_group
 from amkd_fast.distill.errors import Diverged, UserError
 from amkd_fast.distill.files import write_atomic
+from amkd_fast.distill.progress import Progress
 from amkd_fast.distill.result_folder import MARKER, result_folder
 from amkd_fast.distill.settings import TrainSettings
 from amkd_fast.distill.teacher import Teacher
@@ -26,6 +27,8 @@ def train(
     resume: bool,
     device: Any,
     progress: bool,
+    log_every: float | None = None,
+    quiet: bool = False,
 ) -> None:
     """Train a student.
 
@@ -37,6 +40,8 @@ def train(
         resume: Go on with the run in ``output``.
         device: Where to train.
         progress: Show progress bars.
+        log_every: Seconds between lines of epochs; None: :data:`.progress.EVERY`, and none beside bars.
+        quiet: No lines.
 
     Raises:
         Diverged: The teacher's or the student's training did.
@@ -55,7 +60,11 @@ def train(
         training_runs.prepare([settings.method], data, settings, world.size > 1)
         teacher: Teacher | None = None
         accuracy: float | None = None
+        lines = Progress(log_every, quiet=quiet, bar=progress)
+        task = settings.method, settings.seed
+        lines.expect(training_runs.expected(settings, data, [task], folder))
         common: dict[str, Any] = {"progress": progress, "resume": resume, "world": world}
+        common |= {"tell": lines.epoch, "logs": folder}
         if settings.method != "student":
             network, accuracy = training_runs.obtain_teacher(settings, data, folder, **common)
             teacher = Teacher(network, data, settings.precision)
