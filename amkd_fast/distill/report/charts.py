@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from matplotlib.ticker import LogLocator, MaxNLocator
+from matplotlib.ticker import Locator, LogLocator, MaxNLocator
 
 from amkd_fast.distill.report.curves import Curve
 from amkd_fast.distill.report.statistics import FEWEST
@@ -152,7 +152,7 @@ def _place(value: float, low: float, high: float, logarithmic: bool) -> float:
 
 
 def _ticks(low: float, high: float, logarithmic: bool) -> list[float]:
-    locator = MaxNLocator(TICKS)
+    locator: Locator = MaxNLocator(TICKS)
     if logarithmic and high > 5.0 * low:
         locator = LogLocator(subs=(1.0, 2.0, 5.0) if high < 100.0 * low else (1.0,), numticks=8)
     return [float(value) for value in locator.tick_values(low, high) if low <= value <= high]

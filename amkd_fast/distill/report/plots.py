@@ -68,7 +68,7 @@ def loss_curves(runs: dict[tuple[str, int], Run]) -> Figure:
     figure = Figure(figsize=(4.5 * columns, 1.0 + 2.9 * lines), layout="constrained")
     panels = figure.subplots(lines, columns, sharex=True).flat
     window = window_of(_logs(runs))
-    handles = {}
+    handles: dict[str, Line2D] = {}
     for axes, part in zip(panels, shown, strict=False):
         handles |= _draw(axes, runs, part, window)
         axes.set_title(LOSSES[part])
