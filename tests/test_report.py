@@ -780,6 +780,7 @@ def test_page_of_a_comparison_that_runs():
     text = " ".join(" ".join(found.texts).split())
     assert "3 of 4 trainings are done ; about 5 min left" in text.replace("done; ", "done ; ")
     assert "So far:" in text
+    assert 'class="best"' not in source  # means over different seeds
     for word in str(finding.finding(whole)).split():  # of the one seed that both have finished
         assert word in text
 
@@ -806,6 +807,8 @@ def test_curves_and_charts_by_hand():
     assert line.bands == ["0,95.45 50,50 50,4.545 0,50"]
     assert found.mark == pytest.approx(50.0)
     assert [tick.text for tick in found.epochs] == ["1", "2", "3"]
+    (late,) = charts.chart("x", [curve], {"kd": "red"}, since=2).lines
+    assert late.points == ["0,50"]
     two = {"values": [1.0, None, 3.0], "mean": 2.0, "low": 0.0, "high": 4.0, "n": 2}
     (upright,) = charts.strips("x", {"kd": two}, ["red"], None).rows
     assert upright.ends is None  # two seeds

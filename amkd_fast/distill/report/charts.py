@@ -61,9 +61,14 @@ class Strips(NamedTuple):
 
 
 def chart(
-    title: str, found: list[Curve], tones: dict[str, str], logarithmic: bool = False, mark: float | None = None
+    title: str,
+    found: list[Curve],
+    tones: dict[str, str],
+    logarithmic: bool = False,
+    mark: float | None = None,
+    since: int = 1,
 ) -> Chart:
-    """Curves over the epochs, from 1.
+    """Curves over the epochs.
 
     Args:
         title: Above it.
@@ -71,7 +76,9 @@ def chart(
         tones: The methods' colours.
         logarithmic: The scale; only for positive values.
         mark: A value at which a horizontal line is drawn.
+        since: The first epoch that is shown, from 1.
     """
+    found = [Curve(curve.method, *(part[since - 1 :] for part in curve[1:])) for curve in found]
     everything = np.ma.concatenate([part for curve in found for part in (curve.low, curve.high)])
     values = [*everything.compressed(), *([] if mark is None else [mark])]
     logarithmic = logarithmic and min(values) > 0.0
@@ -94,13 +101,14 @@ def chart(
             around = [(n, curve.low[n]) for n in places] + [(n, curve.high[n]) for n in reversed(places)]
             bands.append(" ".join(f"{x(n):.4g},{y(value):.4g}" for n, value in around))
         lines.append(Line(curve.method, tones[curve.method], points, bands))
-    numbers = sorted({1, epochs, *(int(n) for n in MaxNLocator(TICKS, integer=True).tick_values(1, epochs))})
-    inner = [n for n in numbers if n == 1 or n == epochs or 0.1 * epochs < n < 0.9 * epochs]
+    last = since + epochs - 1
+    numbers = sorted({since, last, *(int(n) for n in MaxNLocator(TICKS, integer=True).tick_values(since, last))})
+    inner = [n for n in numbers if n in (since, last) or since + 0.1 * epochs < n < last - 0.1 * epochs]
     return Chart(
         title,
         lines,
         [Tick(y(value), _text(value)) for value in _ticks(low, high, logarithmic)],
-        [Tick(x(n - 1), str(n)) for n in inner if 1 <= n <= epochs],
+        [Tick(x(n - since), str(n)) for n in inner],
         None if mark is None else y(mark),
     )
 

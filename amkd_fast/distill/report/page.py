@@ -21,6 +21,7 @@ from amkd_fast.distill.report.tables import chance, worst
 from amkd_fast.distill.settings import ALL, METHODS
 
 TEMPLATE = "page.html.jinja"
+LONG = 12  # epochs whose last third has a chart of its own
 
 
 class Plot(NamedTuple):
@@ -81,7 +82,7 @@ def page(result: dict[str, Any], pictures: Mapping[str, bytes | list[bytes]], ru
         charts=_charts(result, measured),
         tones=_tones(shown),
         window=window_of(_logs(result)),
-        best=_best(methods, measured),
+        best=_best(methods, measured, told=running is None and len(methods) > 1),
         worst={
             name: worst(found["classes"], result["data"]["classes"])
             for name, found in result["methods"].items()
@@ -159,8 +160,12 @@ def _charts(result: dict[str, Any], measured: dict[str, Metric]) -> dict[str, An
         rows = {f"{t['method']} − {t['baseline']}": {**t, "values": list(t["differences"].values())} for t in tests}
         title = f"{metric.heading_of_differences} ({metric.better} is better)"
         differences.append(strips(title, rows, [tones[test["method"]] for test in tests], 0.0))
+    epochs = max((len(curve.mean) for curve in found), default=0)
+    late = 2 * epochs // 3 + 1
+    lasting = [curve for curve in found if len(curve.mean) > late]  # a run that has just begun is not among them
     return {
         "accuracy": chart("test accuracy, %", found, tones, mark=result["teacher_accuracy"]) if found else None,
+        "late": chart("the last third of the epochs", lasting, tones, since=late) if epochs >= LONG else None,
         "losses": [
             chart(LOSSES[part], curves(logs, part, window), tones, part in LOGARITHMIC) for part in losses(logs)
         ],
@@ -177,8 +182,8 @@ def _charts(result: dict[str, Any], measured: dict[str, Metric]) -> dict[str, An
     }
 
 
-def _best(methods: dict[str, dict[str, Any]], measured: dict[str, Metric]) -> dict[str, set[str]]:
-    """The methods that are best in each column of the results, as far as its digits tell; of one method none."""
+def _best(methods: dict[str, dict[str, Any]], measured: dict[str, Metric], told: bool) -> dict[str, set[str]]:
+    """The methods that are best in each column of the results, as far as its digits tell; none unless ``told``."""
     columns = {name: (metric, [of["qualities"][name] for of in methods.values()]) for name, metric in measured.items()}
     columns |= {kind: (METRICS["accuracy"], [of[kind] for of in methods.values()]) for kind in ("last", "best")}
     found = {}
@@ -189,7 +194,7 @@ def _best(methods: dict[str, dict[str, Any]], measured: dict[str, Metric]) -> di
             if of["mean"] is not None
         }
         end = (max if metric.better == "higher" else min)(shown.values(), default=None)
-        found[name] = {method for method, value in shown.items() if value == end} if len(methods) > 1 else set()
+        found[name] = {method for method, value in shown.items() if value == end} if told else set()
     return found
 
 
