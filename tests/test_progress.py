@@ -142,14 +142,20 @@ def test_others_are_told_of_every_epoch_and_end():
     assert seen == [{("kd", 1): 1}, {("kd", 1): 2}, {}]
 
 
-def test_what_another_process_tells_fits_into_a_pipe_at_once():
+def test_what_another_process_tells_fits_into_a_pipe_at_once(monkeypatch):
     here, there = multiprocessing.Pipe(duplex=False)
     assert list(receive(here)) == []
     everything = dict.fromkeys((*PARTS, *COUNTS), -1.2345678901234567e-123)
     long = epoch(999_999, "bss-near_boundary", 2**32 - 1, 10**6, **everything)
     size = []
     send(long, to=type("Spy", (), {"send_bytes": lambda self, message: size.append(len(message))})())
-    assert size[0] + 4 <= 512  # with the length that a Connection writes before it
+    assert size[0] + 4 <= progress.PIPE_BUF  # with the length that a Connection writes before it
+    monkeypatch.setattr(progress, "MOST", 200)
+    send(long, to=there)
+    (cut,) = receive(here)
+    assert list(cut.row) == ["epoch", "accuracy", "total", "ce", "kl", *PARTS[: len(cut.row) - 5]]
+    assert len(cut.row) < 8
+    monkeypatch.undo()
     send(long, to=there)
     send(epoch(2), to=there)
     first, second = receive(here)

@@ -909,3 +909,11 @@ def test_runs_are_copied_nowhere():
     before = copy.deepcopy(runs)
     result_of(runs)
     assert runs == before
+
+
+def test_losses_of_any_method_are_drawn():
+    runs = made_up(("kd", "amkd"), 1)
+    for row in runs["amkd", 0].rows:
+        row["mine"] = 0.5
+    assert curves.losses([(method, run.rows) for (method, _), run in runs.items()]) == ["ce", "kl", "boundary", "mine"]
+    assert "<h4>mine</h4>" in page.page(result_of(runs), {})

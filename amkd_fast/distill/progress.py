@@ -7,12 +7,16 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
+from select import PIPE_BUF
 from typing import Any, NamedTuple
 
 from amkd_fast.distill.forecast import Expected, Forecast, Task
+from amkd_fast.methods import COUNTS
 
 EVERY = 10.0  # seconds between lines, where nothing else is said
-MOST = 10  # losses in a message
+FIRST = ("total", "ce", "kl")  # of the losses in a row of the log
+NO_LOSSES = ("epoch", "lr", "accuracy", "validation", *COUNTS, "ms_per_step")
+MOST = PIPE_BUF - 4  # bytes of a message, before which a Connection writes their number
 
 
 class Epoch(NamedTuple):
@@ -96,9 +100,7 @@ def line(epoch: Epoch, left: float | None) -> str:
 
 def loss_parts(row: dict[str, float]) -> list[str]:
     """Names of the losses in a row of the log, the sum first."""
-    from amkd_fast.distill.epoch_log import PARTS
-
-    return [name for name in ("total", "ce", "kl", *PARTS) if name in row]
+    return sorted((name for name in row if name not in NO_LOSSES), key=lambda name: (*FIRST, name).index(name))
 
 
 def duration(seconds: float) -> str:
@@ -122,14 +124,18 @@ def duration(seconds: float) -> str:
 def send(epoch: Epoch, to: Connection) -> None:
     """Tell another process, from one of several that write to the same pipe.
 
-    A pipe takes up to 512 bytes at once on every system: what several processes write is not mixed up without a lock,
-    which one that is killed would take with it.
+    A pipe takes PIPE_BUF bytes at once (512 on every system): what several processes write is not mixed up without a
+    lock, which one that is killed would take with it. Losses that do not fit are left out.
     """
-    row = {name: _short(epoch.row[name]) for name in ("epoch", "accuracy", *loss_parts(epoch.row)[:MOST])}
+    names = ["epoch", "accuracy", *loss_parts(epoch.row)]
     speed, seconds = _short(epoch.images_per_second), _short(epoch.seconds)
-    message = json.dumps(epoch._replace(row=row, images_per_second=speed, seconds=seconds))
-    assert len(message) <= 500, message
-    to.send_bytes(message.encode())
+    while True:
+        row = {name: _short(epoch.row[name]) for name in names}
+        message = json.dumps(epoch._replace(row=row, images_per_second=speed, seconds=seconds)).encode()
+        if len(message) <= MOST:
+            break
+        names.pop()
+    to.send_bytes(message)
 
 
 def receive(connection: Connection) -> Iterator[Epoch]:

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from amkd_fast.distill.progress import loss_parts
+
 LOSSES = {
     "ce": "cross-entropy",
     "kl": "KL to the teacher",
@@ -56,9 +58,14 @@ def curves(logs: Iterable[Log], name: str, window: int = 1) -> list[Curve]:
 
 
 def losses(logs: Iterable[Log]) -> list[str]:
-    """Names of the parts of the loss that some log has."""
-    known = {part for _, rows in logs for row in rows for part in row}
-    return [part for part in LOSSES if part in known]
+    """Names of the parts of the loss that some log has: those of our methods, then others."""
+    found = dict.fromkeys(part for _, rows in logs for row in rows for part in loss_parts(row) if part != "total")
+    return [*(part for part in LOSSES if part in found), *(part for part in found if part not in LOSSES)]
+
+
+def title(part: str) -> str:
+    """Of a part's chart."""
+    return LOSSES.get(part, part)
 
 
 def window_of(logs: Iterable[Log]) -> int:

@@ -12,7 +12,7 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined, Template
 
 from amkd_fast.distill.metrics import EVERY, METRICS, Metric
 from amkd_fast.distill.report.charts import chart, strips
-from amkd_fast.distill.report.curves import ACCURACY, LOGARITHMIC, LOSSES, Log, curves, losses, window_of
+from amkd_fast.distill.report.curves import ACCURACY, LOGARITHMIC, Log, curves, losses, title, window_of
 from amkd_fast.distill.report.finding import finding
 from amkd_fast.distill.report.sizes import sizes
 from amkd_fast.distill.report.statistics import EQUAL, FEW, FEWEST, LEVEL
@@ -158,17 +158,15 @@ def _charts(result: dict[str, Any], measured: dict[str, Metric]) -> dict[str, An
     for quality, metric in measured.items():
         tests = [test for test in result["tests"] if test["quality"] == quality]
         rows = {f"{t['method']} − {t['baseline']}": {**t, "values": list(t["differences"].values())} for t in tests}
-        title = f"{metric.heading_of_differences} ({metric.better} is better)"
-        differences.append(strips(title, rows, [tones[test["method"]] for test in tests], 0.0))
+        heading = f"{metric.heading_of_differences} ({metric.better} is better)"
+        differences.append(strips(heading, rows, [tones[test["method"]] for test in tests], 0.0))
     epochs = max((len(curve.mean) for curve in found), default=0)
     late = 2 * epochs // 3 + 1
     lasting = [curve for curve in found if len(curve.mean) > late]  # a run that has just begun is not among them
     return {
         "accuracy": chart("test accuracy, %", found, tones, mark=result["teacher_accuracy"]) if found else None,
         "late": chart("the last third of the epochs", lasting, tones, since=late) if epochs >= LONG else None,
-        "losses": [
-            chart(LOSSES[part], curves(logs, part, window), tones, part in LOGARITHMIC) for part in losses(logs)
-        ],
+        "losses": [chart(title(part), curves(logs, part, window), tones, part in LOGARITHMIC) for part in losses(logs)],
         "qualities": [
             strips(
                 f"{metric.heading} ({metric.better} is better)",

@@ -11,7 +11,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from amkd_fast.distill.fit import Run
 from amkd_fast.distill.report import statistics
-from amkd_fast.distill.report.curves import ACCURACY, LOGARITHMIC, LOSSES, Log, curves, losses, window_of
+from amkd_fast.distill.report.curves import ACCURACY, LOGARITHMIC, LOSSES, Log, curves, losses, title, window_of
 from amkd_fast.distill.report.style import colours, picture, short
 
 FEWEST = 4  # panels; what a comparison without a neighbouring method has
@@ -62,7 +62,8 @@ def loss_curves(runs: dict[tuple[str, int], Run]) -> Figure:
     Every seed's losses are averaged over some epochs (:func:`.curves.window_of`).
     """
     known = losses(_logs(runs))
-    shown = [part for place, part in enumerate(LOSSES) if place < FEWEST or part in known]
+    shown = [*(part for place, part in enumerate(LOSSES) if place < FEWEST or part in known)]
+    shown += [part for part in known if part not in LOSSES]
     columns = 2 if len(shown) == FEWEST else 3
     lines = -(-len(shown) // columns)
     figure = Figure(figsize=(4.5 * columns, 1.0 + 2.9 * lines), layout="constrained")
@@ -71,7 +72,7 @@ def loss_curves(runs: dict[tuple[str, int], Run]) -> Figure:
     handles: dict[str, Line2D] = {}
     for axes, part in zip(panels, shown, strict=False):
         handles |= _draw(axes, runs, part, window)
-        axes.set_title(LOSSES[part])
+        axes.set_title(title(part))
         axes.grid(alpha=0.3)
         if part in LOGARITHMIC and any((line.get_ydata() > 0.0).any() for line in axes.lines):
             axes.set_yscale("log")
