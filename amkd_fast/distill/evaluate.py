@@ -42,7 +42,7 @@ def evaluate(options: EvaluateSettings, *, device: Any, progress: bool) -> None:
 
 def _evaluate(options: EvaluateSettings, device: Any, progress: bool) -> None:
     network, spec, about = load_network(options.checkpoint, options.network or "", about=Evaluable)
-    settings, data = images_for(options, spec, about)
+    settings, data = images_for(options, spec, about, device)
     data, network = data.to(device), network.to(device)
     if options.compare is not None:
         read(options.compare)

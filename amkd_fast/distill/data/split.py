@@ -1,4 +1,4 @@
-"""A labelled set that lies in memory as whole pictures of one byte a value."""
+"""A labelled set of whole pictures of one byte a value, in memory or to be decoded."""
 
 from __future__ import annotations
 
@@ -8,51 +8,50 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from amkd_fast.distill.data.streamed import Streamed
+
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """A labelled set; normalised are ``pixels * scale + shift``.
+    """A labelled set.
 
     Attributes:
-        pixels: uint8 [N, C, H, W], levels.
+        pixels: uint8 [N, C, H, W], levels; or what decodes them when they are asked for.
         labels: int64 [N].
-        scale: One for all channels, so that a radius in pixels is one number.
-        shift: One a channel; none as long as nothing is normalised.
+        level: Pixel value in [0, 1] of one level.
     """
 
-    pixels: Tensor
+    pixels: Tensor | Streamed
     labels: Tensor
-    scale: float = 1.0
-    shift: tuple[float, ...] = ()
+    level: float = 1.0
 
     def __len__(self) -> int:
         return len(self.labels)
 
     @property
+    def levels(self) -> Tensor:
+        """``pixels`` themselves; of a streamed set all of them, decoded anew at each call."""
+        return self.pixels if isinstance(self.pixels, Tensor) else self.pixels.levels()
+
+    @property
     def images(self) -> Tensor:
-        """All of it normalised: float32 [N, C, H, W], made anew at each call, four times the memory of ``pixels``."""
-        images = self.pixels.to(torch.float32).mul_(self.scale)
-        for channel, shift in enumerate(self.shift):
-            images[:, channel] += shift
-        return images
+        """All of it in [0, 1]: float32 [N, C, H, W], made anew at each call, four times the memory of ``pixels``."""
+        return self.levels.to(torch.float32).mul_(self.level)
 
     def to(self, device: torch.device | str) -> Split:
-        """The same set resident on ``device``."""
+        """The same set on ``device``."""
         return replace(self, pixels=self.pixels.to(device), labels=self.labels.to(device))
 
     def take(self, rows: Tensor | slice) -> Split:
         """The set of these rows, in their order: a copy, or a view where ``rows`` is a slice."""
         return replace(self, pixels=self.pixels[rows], labels=self.labels[rows])
 
-    def normalised(self, level: float, mean: tuple[float, ...], std: float) -> Split:
-        """The set with the scale and the shift that make its images ``(pixels * level - mean) / std``."""
-        return replace(self, scale=level / std, shift=tuple(-value / std for value in mean))
-
 
 class Source(NamedTuple):
-    """What a reader returns: sets that are not normalised yet."""
+    """What a reader returns: sets whose level is still 1."""
 
     train: Split
     test: Split
     classes: tuple[str, ...]
     level: float  # pixel value in [0, 1] of one uint8 level
+    validation: Split | None = None
