@@ -44,7 +44,7 @@ TINY = {
     "quality_images": 40,
 }
 WORDS = [word for name, value in TINY.items() for word in ("--" + name.replace("_", "-"), str(value))]
-PLOTS = ("accuracy", "qualities", "differences", "loss_curves", "gaps", "samples")
+PLOTS = ("accuracy", "accuracy_curves", "qualities", "differences", "loss_curves", "gaps", "samples")
 FILES = (
     "results.json",
     "run.json",
@@ -124,7 +124,8 @@ def test_same_seeds_same_numbers_in_one_process_or_two(teacher_file, tmp_path, c
     assert main([*words, "--teacher-epochs", "12", "--output", str(tmp_path / "again")]) == 0
     assert numbers(tmp_path / "again") == numbers(teacher_file.parent)
     printed = capsys.readouterr()
-    assert "bss-near_boundary" in printed.out
+    ends = [text.split("epoch 4/4")[0] for text in printed.out.splitlines() if "epoch 4/4" in text]
+    assert sorted(ends) == sorted(f"{f'seed {seed} {method}':25} " for method in USUAL for seed in range(2))
     assert printed.err == ""
 
 
@@ -144,10 +145,14 @@ def test_an_interrupted_comparison_runs_only_what_is_missing(teacher_file, tmp_p
     capsys.readouterr()
     assert main([*words, "--output", str(tmp_path / "broken")]) == 130
     assert one_line(capsys).endswith("interrupted (--resume goes on)")
+    growing = (tmp_path / "broken.partial" / "report.html").read_text()
+    assert '<meta http-equiv="refresh"' in growing
+    assert '<a href="../broken/report.html">' in growing
     assert main(["compare", "--resume", "--epochs", "9", "--output", str(tmp_path / "broken")]) == 2
     assert "--epochs 4" in one_line(capsys)
     assert main(["compare", "--resume", "--jobs", "1", "--output", str(tmp_path / "broken")]) == 0
     assert begun == ["student", "kd", "amkd", "amkd"]
+    assert "http-equiv" not in (tmp_path / "broken" / "report.html").read_text()
     assert numbers(tmp_path / "broken") == numbers(tmp_path / "straight")
     assert sorted(os.listdir(tmp_path / "broken")) == sorted(os.listdir(tmp_path / "straight"))
 

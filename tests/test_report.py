@@ -32,12 +32,16 @@ from amkd_fast.distill.fit import Run
 from amkd_fast.distill.metrics import METRICS, Metric
 from amkd_fast.distill.networks import Spec
 from amkd_fast.distill.report import (
+    charts,
+    curves,
+    finding,
     page,
     panels,
     plots,
     provenance,
     samples,
     screen,
+    sizes,
     statistics,
     style,
     summary,
@@ -108,6 +112,10 @@ def result_of(runs, **changed):
             "teacher": {"accuracy": 97.5, "ece": 1.25, "nll": 0.125, "pgd_accuracy": 44.5},
         },
         "tests": summary.paired_tests(runs),
+        "runs": [
+            {"method": method, "seed": seed, "last": run.last, "best": run.best, "diverged": None, "epochs": run.rows}
+            for (method, seed), run in runs.items()
+        ],
         "seconds": 12.0,
         **changed,
     }
@@ -141,7 +149,10 @@ def test_what_cannot_be_computed_is_none_and_says_why():
         assert equal["sd"] == pytest.approx(0.0, abs=1e-12)
         assert equal["low"] is equal["high"] is None
         assert equal["reason"].startswith("all values are equal")
-    assert statistics.describe([97.1, 97.1 + 1e-4])["low"] is not None  # small is not equal
+    assert statistics.describe([97.1, 97.1 + 1e-4, 97.1])["low"] is not None  # small is not equal
+    two = statistics.describe([97.0, 98.0])
+    assert (two["mean"], two["low"], two["high"]) == (97.5, None, None)
+    assert two["reason"] == "fewer than 3 seeds: no interval"
 
 
 def test_paired_test_by_hand_and_by_scipy():
@@ -162,7 +173,8 @@ def test_paired_test_by_hand_and_by_scipy():
 def test_pairs_need_both_seeds_and_a_spread():
     found = statistics.paired({0: 1.0, 1: None, 2: 5.0, 3: 2.0}, {0: 2.0, 1: 1.0, 2: 4.0, 7: 0.0})
     assert found["differences"] == {0: -1.0, 2: 1.0}
-    assert found["p"] == pytest.approx(1.0)
+    assert found["p"] is None
+    assert found["reason"] == "fewer than 3 seeds: no interval"
     assert statistics.paired({0: 1.0}, {0: 3.0}) == {
         "mean": -2.0,
         "sd": None,
@@ -195,9 +207,10 @@ def test_holm():
 
 
 def test_examples_in_the_docstrings():
-    found = doctest.testmod(statistics)
-    assert found.failed == 0
-    assert found.attempted > 3
+    for module in (statistics, curves, page, sizes):
+        found = doctest.testmod(module)
+        assert found.failed == 0
+        assert found.attempted > 0
 
 
 def test_which_pairs_are_compared():
@@ -473,6 +486,7 @@ def test_labels_of_the_plots_do_not_overlap(names, dropped):
         }
         if not dropped:  # nothing in these knows of dropped labels
             figures["accuracy"] = plots.accuracy.__wrapped__(result["methods"], 97.5)
+            figures["accuracy_curves"] = plots.accuracy_curves.__wrapped__(runs, 97.5)
             figures["loss_curves"] = plots.loss_curves.__wrapped__(runs)
         assert {name: overlaps(figure) for name, figure in figures.items()} == {name: [] for name in figures}
 
@@ -538,7 +552,7 @@ class Reader(HTMLParser):
             self.cells.append([])
         elif tag in ("td", "th"):
             self.cells[-1].append("")
-        elif tag == "small":
+        elif tag == "small" and "td" in self.open:
             self.cells[-1][-1] += "|"
 
     def handle_endtag(self, tag):
@@ -570,19 +584,26 @@ def test_page_is_well_formed_and_stands_alone():
     assert source.startswith("<!doctype html>")
     found = Reader(source)
     tags = [tag for tag, _ in found.tags]
-    assert {tag: tags.count(tag) for tag in ("html", "head", "title", "body", "h1")} == dict.fromkeys(
-        ("html", "head", "title", "body", "h1"), 1
+    assert {tag: tags.count(tag) for tag in ("html", "head", "body", "h1")} == dict.fromkeys(
+        ("html", "head", "body", "h1"), 1
     )
+    assert "<title>amkd-distill compare: digits, 5 seeds</title>" in source
     assert ("html", {"lang": "en"}) in found.tags
     assert not {"script", "link", "iframe", "object", "embed", "form", "base"} & set(tags)
+    assert "http-equiv" not in source
     images = [attributes for tag, attributes in found.tags if tag == "img"]
     assert len(images) == len(page.PLOTS)
     assert all(image["src"].startswith("data:image/png;base64,") and len(image["alt"]) > 20 for image in images)
     for tag, attributes in found.tags:
         assert tag == "img" or not {"src", "srcset", "background", "data"} & set(attributes)
-        assert "href" not in attributes
+        assert attributes.get("href", "#")[0] == "#"
         assert not [name for name in attributes if name.startswith("on")]
     assert not re.search(r"https?://|url\(|@import|javascript:", source)
+    places = [attributes["id"] for _, attributes in found.tags if "id" in attributes]
+    assert len(set(places)) == len(places)
+    targets = [attributes["href"][1:] for tag, attributes in found.tags if tag == "a"]
+    assert len(targets) > 8
+    assert set(targets) <= set(places)
     assert "prefers-color-scheme: dark" in source
     assert "max-width: 1100px" in source
 
@@ -637,6 +658,161 @@ def test_every_number_of_the_page_is_one_of_the_results():
             assert close(high, test["high"], quality.digits)
             for cell, p in zip(rest[1:], (test["p"], test["p_holm"]), strict=True):
                 assert (p < 0.001) if cell == "< 0.001" else close(cell, p, 3)
+
+
+def values_of(result, method, seed, value):
+    """Let a run have reached another accuracy."""
+    for run in result["runs"]:
+        if (run["method"], run["seed"]) == (method, seed):
+            run["last"] = value
+            result["methods"][method]["last"]["values"][seed] = value
+
+
+@pytest.mark.parametrize(
+    ("names", "seeds", "values", "said"),
+    [
+        # kd: 80, 81, 82; amkd each 5 more but for 0.1: the interval of the differences is off zero.
+        (("kd", "amkd"), 3, {"amkd": (85.0, 86.1, 87.0)}, r"amkd is best with 86.03 %, 5.03 points above kd: signif"),
+        (("kd", "amkd"), 3, {"amkd": (90.0, 81.0, 75.0)}, r"amkd leads with 82.00 %, 1.00 points above kd: not signif"),
+        (("kd", "amkd"), 3, {"amkd": (79.0, 81.0, 75.0)}, r"kd leads with 81.00 %, 2.67 points above amkd: not signif"),
+        (("kd", "amkd"), 3, {"amkd": (81.0, 82.0, 83.0)}, r"1.00 points above kd: the same with each of 3 seeds"),
+        (("kd", "amkd"), 2, {"amkd": (85.0, 86.0)}, r"amkd leads .* too few seeds \(2\) to tell that from chance"),
+        (("kd", "amkd"), 1, {"amkd": (85.0,)}, r"amkd leads .* too few seeds \(1\)"),
+        (("kd",), 3, {}, r"kd reaches 81.00 % after the last epoch \(3 seeds\)\.$"),
+        (("kd", "amkd"), 3, {"kd": (None,) * 3, "amkd": (None,) * 3}, r"^Every run diverged\.$"),
+        (
+            ("kd", "amkd", "x"),
+            3,
+            {"amkd": (85.0, 86.1, 87.0), "x": (86.0, 84.0, 87.0)},
+            r"^amkd is best .* Next is x, 0.37 points behind: not significant \(p = 0\.\d{3}, paired t-test over 3 ",
+        ),
+    ],
+)
+def test_finding(names, seeds, values, said):
+    result = result_of(made_up(names, seeds))
+    for method in names:
+        for seed in range(seeds):
+            values_of(result, method, seed, values.get(method, (80.0, 81.0, 82.0))[seed])
+    result["tests"] = []
+    assert re.search(said, str(finding.finding(result)))
+    del result["runs"]  # of results that were cut down to what is told of the methods
+    assert re.search(said, str(finding.finding(result)))
+
+
+def test_finding_has_the_corrected_p_of_the_table():
+    result = result_of(made_up(("kd", "amkd", "bss-paper")))
+    for seed in range(5):
+        values_of(result, "amkd", seed, 99.0 + 0.1 * seed)
+    (test,) = (t for t in result["tests"] if (t["quality"], t["method"], t["baseline"]) == ("accuracy", "amkd", "kd"))
+    test["p_holm"] = 0.0432
+    assert "amkd is best" in str(finding.finding(result))
+    assert "(p = 0.043, paired t-test over 5 seeds)" in str(finding.finding(result))
+    test["p_holm"] = 0.051
+    assert "amkd leads" in str(finding.finding(result))
+
+
+def test_best_cells_are_marked():
+    result = result_of(made_up(("kd", "amkd", "dkd"), 3))
+    for place, method in enumerate(("kd", "amkd", "dkd")):
+        result["methods"][method]["last"]["mean"] = 90.0 + place
+        result["methods"][method]["qualities"]["ece"]["mean"] = (1.0, 2.0, 1.001)[place]  # as good in two digits
+    source = page.page(result, {})
+    rows = source[source.index('id="results"') :].split("<tr>")[3:6]
+    marked = [re.findall(r'data-label="([^"]*)" class="best"', row) for row in rows]
+    assert ["last epoch, %" in of for of in marked] == [False, False, True]
+    assert ["ECE, %" in of for of in marked] == [True, False, True]
+    assert sum(map(len, marked)) >= 9
+    alone = page.page(result_of(made_up(("kd",), 3)), {})
+    assert 'class="best" title="the best' not in alone
+
+
+def test_sizes_beside_accuracy():
+    result = result_of(made_up(("kd", "amkd")))
+    found = make_page(result).tables["networks"]
+    assert [row[2] for row in found[1:]] == ["900", "900", "equal"]
+    result["networks"]["teacher"] |= {"parameters": 369_498, "multiply_adds": 55_100_000, "images_per_second": 1000.0}
+    result["networks"]["student"] |= {"parameters": 78_042, "multiply_adds": 12_800_000, "images_per_second": 4600.0}
+    header, teacher, student, both = make_page(result).tables["networks"]
+    assert [cell.rstrip(" ↑↓") for cell in header] == [
+        "network", "accuracy%", "parameters", "multiply-addsan image", "images a second"
+    ]  # fmt: skip
+    assert teacher[1:] == ["97.50", "369 k", "55.1 M", "1 k"]
+    assert student[2:] == ["78 k", "12.8 M", "4.6 k"]
+    assert both[2:] == ["1/4.73", "1/4.3", "4.6 × as many"]
+
+
+def test_worst_classes():
+    result = result_of(made_up(("kd", "amkd"), 1))
+    assert "classes" not in make_page(result).tables
+    result["methods"]["kd"]["classes"] = [90.0 - label for label in range(10)]
+    assert make_page(result).tables["classes"][1] == ["kd", "9 81.0 %, 8 82.0 %, 7 83.0 %"]
+
+
+def test_results_of_earlier_versions_still_have_a_page():
+    result = result_of(made_up(("kd", "amkd"), 2))
+    for test in result["tests"]:  # intervals and p of two seeds
+        test |= {"low": -9.0, "high": 9.0, "p": 0.5, "p_holm": 0.5, "reason": None}
+    for method in result["methods"].values():
+        del method["diverged"]
+        method["last"] |= {"low": 1.0, "high": 99.0, "reason": None}
+    for run in result["runs"]:
+        del run["diverged"]
+    found = make_page(result)
+    assert any("2 seeds: too few to test" in text for text in found.texts)
+    assert not any("±" in cell for row in found.tables["results"] for cell in row)
+
+
+def test_page_of_a_comparison_that_runs():
+    runs = made_up(("kd", "amkd"), 2)
+    done = {task: runs[task] for task in (("kd", 0), ("amkd", 0), ("kd", 1))}
+    result = result_of(done, settings={**Settings().as_dict(), "methods": "kd,amkd", "seeds": 2}, tests=[])
+    whole = result_of({task: runs[task] for task in (("kd", 0), ("amkd", 0))}, tests=[])
+    result["runs"].append(
+        {**result["runs"][0], "method": "amkd", "seed": 1, "last": None, "epochs": runs["amkd", 1].rows}
+    )
+    now = [{"name": "amkd, seed 1", "epoch": 3, "epochs": 60, "accuracy": 91.5}]
+    running = page.Running(3, 4, "5 min", "12:00:00", "../digits/report.html", 15, now)
+    source = page.page(result, {}, running)
+    found = Reader(source)
+    assert ("meta", {"http-equiv": "refresh", "content": "15"}) in found.tags
+    assert found.tables["now"][1][:3] == ["amkd, seed 1", "3/60", "91.50"]
+    text = " ".join(" ".join(found.texts).split())
+    assert "3 of 4 trainings are done ; about 5 min left" in text.replace("done; ", "done ; ")
+    assert "So far:" in text
+    assert 'class="best"' not in source  # means over different seeds
+    for word in str(finding.finding(whole)).split():  # of the one seed that both have finished
+        assert word in text
+
+
+def test_radii_are_told_in_levels():
+    settings = {**Settings().as_dict(), "pgd_eps": 8 / 255, "tald_eps": 0.1}
+    source = page.page(result_of(made_up(("kd",), 1), settings=settings), {})
+    assert "<td>8/255</td>" in source
+    assert "<td>0.1</td>" in source
+    assert page.radius(0.03) == "0.03"
+
+
+def test_curves_and_charts_by_hand():
+    logs = [("kd", [{"x": 1.0}, {"x": 3.0}, {"x": None}]), ("kd", [{"x": 3.0}, {"x": 5.0}]), ("amkd", [{}] * 3)]
+    (curve,) = curves.curves(logs, "x")
+    assert curve.mean.tolist() == [2.0, 4.0, None]
+    assert (curve.low.tolist()[:2], curve.high.tolist()[:2]) == ([1.0, 3.0], [3.0, 5.0])
+    assert curves.window_of([("kd", [{}] * count) for count in (10, 60)]) == 3
+    assert [curves.window_of([("kd", [{}] * count)]) for count in (1, 39, 40, 240)] == [1, 1, 3, 13]
+    found = charts.chart("x", [curve], {"kd": "red"}, mark=3.0)
+    (line,) = found.lines
+    # 1 to 5 and a twentieth of that beyond: 2 lies at (2 − 0.8)/4.4 from below.
+    assert line.points == ["0,72.73 50,27.27"]
+    assert line.bands == ["0,95.45 50,50 50,4.545 0,50"]
+    assert found.mark == pytest.approx(50.0)
+    assert [tick.text for tick in found.epochs] == ["1", "2", "3"]
+    (late,) = charts.chart("x", [curve], {"kd": "red"}, since=2).lines
+    assert late.points == ["0,50"]
+    two = {"values": [1.0, None, 3.0], "mean": 2.0, "low": 0.0, "high": 4.0, "n": 2}
+    (upright,) = charts.strips("x", {"kd": two}, ["red"], None).rows
+    assert upright.ends is None  # two seeds
+    assert upright.mean == 50.0
+    assert upright.dots == pytest.approx([4.545, 95.455])
 
 
 def test_accuracy_on_dropped_labels_is_told_where_labels_were_dropped():
@@ -718,7 +894,7 @@ def test_tables_on_the_screen_stay_narrow(names, seeds, capsys, monkeypatch):
             assert all(name in printed for name in names)
             assert "…" not in printed
     assert ("amkd − bss-near_boundary" in printed) == (len(names) > 2 and seeds > 1)
-    assert ("±" in printed.replace("± half", "")) == (seeds > 1)
+    assert ("±" in printed.replace("± half", "")) == (seeds > 2)
 
 
 def test_heading_of_a_quality():
@@ -732,3 +908,11 @@ def test_runs_are_copied_nowhere():
     before = copy.deepcopy(runs)
     result_of(runs)
     assert runs == before
+
+
+def test_losses_of_any_method_are_drawn():
+    runs = made_up(("kd", "amkd"), 1)
+    for row in runs["amkd", 0].rows:
+        row["mine"] = 0.5
+    assert curves.losses([(method, run.rows) for (method, _), run in runs.items()]) == ["ce", "kl", "boundary", "mine"]
+    assert "<h4>mine</h4>" in page.page(result_of(runs), {})

@@ -57,6 +57,7 @@ def test_two_processes_have_the_loss_curve_of_one(teacher, tmp_path, words, limi
     well, printed, errors = torchrun(["train", *words, "--output", str(tmp_path / "two")], tmp_path / "told")
     assert well, errors
     assert [text.count("last epoch") for text in printed] == [1, 0]
+    assert [text.count("images/s") > 0 for text in printed] == [True, False]  # lines of epochs
     one, two = log(tmp_path / "one"), log(tmp_path / "two")
     assert len(one) == len(two) > 0
     for mine, theirs in zip(one, two, strict=True):

@@ -9,7 +9,7 @@ from torch import nn
 
 from amkd_fast import CrossBatchMemory
 from amkd_fast.attacks import BoundaryAttack, frozen
-from amkd_fast.distill import checkpoint, external_method, lr_schedule, networks, normalisation, optimizers
+from amkd_fast.distill import checkpoint, external_method, loggers, lr_schedule, networks, normalisation, optimizers
 from amkd_fast.distill.data import Data
 from amkd_fast.distill.data.sampling import class_weights
 from amkd_fast.distill.distributed import torchrun_variables
@@ -234,6 +234,7 @@ def boundary_attack(settings: Settings, network: nn.Module, preset: PresetName, 
 
 def check(settings: Settings, device: Any) -> None:
     """Raise :class:`UserError` for settings that do not go together, or not here, before any work is done."""
+    loggers.check(settings.logger)
     if isinstance(settings, (TrainSettings, CompareSettings)) and settings.teacher is not None:
         checkpoint.read(settings.teacher)
     normalisation.check(settings)

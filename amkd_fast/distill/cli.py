@@ -16,6 +16,7 @@ from amkd_fast.distill.export_settings import FORMATS, OPSET, ExportSettings
 from amkd_fast.distill.options import add as add_settings
 from amkd_fast.distill.options import given, resolve
 from amkd_fast.distill.predict_settings import PredictSettings
+from amkd_fast.distill.progress import EVERY
 from amkd_fast.distill.settings import LARGEST, MOST, SEED, CompareSettings, RunSettings, TrainSettings
 from amkd_fast.version import __version__
 
@@ -95,6 +96,9 @@ def _run(options: argparse.Namespace) -> int:
     small = use is None and settings.data == "digits"
     torch.set_num_threads(options.threads or (1 if small else torch.get_num_threads()))
     progress = (sys.stderr is not None and sys.stderr.isatty()) if options.progress is None else options.progress
+    quiet = use is None and options.quiet
+    if quiet and (options.progress or options.log_every is not None):
+        raise UserError("--quiet: goes neither with --progress nor with --log-every")
     if isinstance(use, PredictSettings):
         from amkd_fast.distill.predict import predict
 
@@ -109,7 +113,7 @@ def _run(options: argparse.Namespace) -> int:
     build.check(settings, device)
     stated = settings.as_dict() if options.config else words
     common: dict[str, Any] = {"output": options.output, "overwrite": options.overwrite, "resume": options.resume}
-    common |= {"device": device, "progress": progress}
+    common |= {"device": device, "progress": progress and not quiet, "quiet": quiet, "log_every": options.log_every}
     if isinstance(settings, CompareSettings):
         from amkd_fast.distill.compare import compare
 
@@ -165,7 +169,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_recipes(commands)
     for command, kind in ((train, TrainSettings), (compare, CompareSettings)):
         _add_output(command)
-        add_settings(command, kind)
+        _add_lines(add_settings(command, kind)["while it runs"])
         machine = _add_machine(command)
         if command is compare:
             machine.add_argument(
@@ -198,6 +202,17 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--output", default=default, metavar="FOLDER", help=f"result folder (default: {default})")
     group.add_argument("--overwrite", action="store_true", help="replace an earlier result once this one is complete")
     group.add_argument("--resume", action="store_true", help="go on with what is unfinished in --output")
+
+
+def _add_lines(group: Any) -> None:
+    group.add_argument(
+        "--log-every",
+        type=_number(0.0),
+        metavar="SECONDS",
+        help="between lines of epochs at least; the last one of a training always has a line; 0: every epoch (default: "
+        f"{EVERY:g}; none where there is a bar)",
+    )
+    group.add_argument("--quiet", action="store_true", help="neither lines nor bars, only what comes out in the end")
 
 
 def _add_machine(parser: argparse.ArgumentParser) -> Any:

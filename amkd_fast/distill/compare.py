@@ -6,8 +6,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from amkd_fast.distill import (
     build,
     exit_codes,
@@ -27,15 +25,19 @@ from amkd_fast.distill.files import finite, write_atomic
 from amkd_fast.distill.fit import best_epoch
 from amkd_fast.distill.networks import Spec
 from amkd_fast.distill.networks.normalised import Normalised
+from amkd_fast.distill.progress import Progress
 from amkd_fast.distill.report import panels, plots, samples, screen, summary, tables
 from amkd_fast.distill.report.card import NAME as CARD
 from amkd_fast.distill.report.card import card
 from amkd_fast.distill.report.experiment import experiment
+from amkd_fast.distill.report.live import LivePage
 from amkd_fast.distill.report.page import page
 from amkd_fast.distill.report.summary import Runs
 from amkd_fast.distill.result_folder import MARKER, result_folder
 from amkd_fast.distill.settings import CompareSettings, Settings
 from amkd_fast.distill.teacher import Teacher
+
+REPORT = "report.html"
 
 
 def compare(
@@ -48,6 +50,8 @@ def compare(
     resume: bool,
     device: Any,
     progress: bool,
+    log_every: float | None = None,
+    quiet: bool = False,
 ) -> int:
     """Train all methods from the same teacher and initial students; print and write what came out.
 
@@ -60,6 +64,8 @@ def compare(
         resume: Go on with the unfinished comparison of ``output``: runs that are done are not run again.
         device: Where to train.
         progress: Show progress bars.
+        log_every: Seconds between lines of epochs; None: :data:`.progress.EVERY`, and none beside bars.
+        quiet: No lines, neither of epochs nor of runs that are done.
 
     Returns:
         The exit code: 3 where every run diverged.
@@ -77,32 +83,54 @@ def compare(
         build.check(settings, device)
         data = datasets.load(settings, device).to(device)
         training_runs.prepare(settings.names(), data, settings)
-        network, accuracy = training_runs.obtain_teacher(settings, data, folder, progress=progress, resume=resume)
         names, seeds = settings.names(), settings.seeds
-        finished = pool.Finished(folder / "runs")
+        lines = Progress(log_every, quiet=quiet, bar=progress)
+        finished = pool.Finished(folder / "runs", lines)
         students = folder / kept_students.FOLDER if settings.keep_students else None
         # Seed by seed, so that a drift of the machine's speed meets all methods alike.
         tasks = [(method, seed) for seed in range(seeds) for method in names]
         missing = [task for task in tasks if task not in finished]
-        if min(jobs, len(missing)) <= 1:
-            known = Teacher(network, data, settings.precision)
-            pool.run_here(missing, finished, settings, data, known, students, progress)
-        else:
-            jobs = min(jobs, len(missing))
-            pool.run_apart(missing, finished, settings, folder / "teacher.ckpt", students, device, jobs)
-        runs = {(method, seed): finished[method, seed] for method in names for seed in range(seeds)}
-        examples = attack_examples(network, data, settings)
-        result = {
+        jobs = max(1, min(jobs, len(missing)))
+        lines.expect(training_runs.expected(settings, data, missing, folder), jobs)
+        student = _student(data, settings)
+        setup = experiment({"student": student}, data, settings)
+        setup["networks"] |= {"teacher": {"name": settings.network("teacher")}, "teacher_source": "not there yet"}
+        about: dict[str, Any] = {
             "kind": "compare",
             "environment": {**report.environment(), "device": str(device)},
             "settings": settings.as_dict(),
             "jobs": jobs,
-            **experiment({"teacher": network, "student": _student(data, settings)}, data, settings),
-            "teacher_accuracy": accuracy,
-            **_findings(runs, network, data, settings),
-            "attack_gaps": examples.quartiles(),
-            "seconds": time.perf_counter() - begun,
+            **setup,
+            "teacher_accuracy": None,
         }
+        measured: dict[str, float | None] = {}  # of the teacher
+
+        def known(runs: Runs) -> dict[str, Any]:
+            return {**about, **_findings(runs, measured, data, settings), "seconds": time.perf_counter() - begun}
+
+        def done() -> Runs:
+            return {task: finished[task] for task in tasks if task in finished}
+
+        lines.changed = LivePage(folder / REPORT, f"../{Path(output).name}/{REPORT}", lines, done, known).update
+        options: dict[str, Any] = {"tell": lines.epoch, "logs": folder}
+        network, accuracy = training_runs.obtain_teacher(
+            settings, data, folder, progress=progress, resume=resume, **options
+        )
+        about |= {
+            **experiment({"teacher": network, "student": student}, data, settings),
+            "teacher_accuracy": accuracy,
+        }
+        measured |= metrics.measure(network, None, data, settings)
+        lines.end(("teacher", training_runs.TEACHER_SEED))
+        if jobs == 1:
+            teacher = Teacher(network, data, settings.precision)
+            pool.run_here(missing, finished, settings, data, teacher, students, progress=progress, **options)
+        else:
+            lines.bar = False  # theirs would be all over each other
+            pool.run_apart(missing, finished, settings, folder / "teacher.ckpt", students, device, jobs, **options)
+        runs = {(method, seed): finished[method, seed] for method in names for seed in range(seeds)}
+        examples = attack_examples(network, data, settings)
+        result = {**known(runs), "attack_gaps": examples.quartiles()}
         # From here on every number is one that the JSON can hold.
         result = finite(result)
         written = _write(folder, runs, result, examples, data)
@@ -123,7 +151,7 @@ def _student(data: Data, settings: CompareSettings) -> Normalised:
     return network.to(data.test.labels.device)
 
 
-def _findings(runs: Runs, teacher: nn.Module, data: Data, settings: Settings) -> dict[str, Any]:
+def _findings(runs: Runs, teacher: dict[str, float | None], data: Data, settings: Settings) -> dict[str, Any]:
     measured = {name: metrics.EVERY[name] for name in summary.measured(runs)}
     return {
         "methods": summary.summarise(runs),
@@ -131,7 +159,7 @@ def _findings(runs: Runs, teacher: nn.Module, data: Data, settings: Settings) ->
             "units": {name: metric.unit for name, metric in measured.items()},
             "better": {name: metric.better for name, metric in measured.items()},
             "protocol": metrics.protocol(data, settings),
-            "teacher": metrics.measure(teacher, None, data, settings),
+            "teacher": teacher,
         },
         "tests": summary.paired_tests(runs),
         "runs": [
@@ -155,6 +183,7 @@ def _write(folder: Path, runs: Runs, result: dict[str, Any], examples: AttackExa
     found, accuracy = result["methods"], result["teacher_accuracy"]
     pictures = {
         "accuracy": plots.accuracy(found, accuracy),
+        "accuracy_curves": plots.accuracy_curves(runs, accuracy),
         "qualities": panels.qualities(found, result["qualities"]["teacher"]),
         "differences": panels.differences(result["tests"]) if result["tests"] else b"",
         "loss_curves": plots.loss_curves(runs),
@@ -163,7 +192,7 @@ def _write(folder: Path, runs: Runs, result: dict[str, Any], examples: AttackExa
     }
     pictures = {name: content for name, content in pictures.items() if content}
     contents: dict[str, bytes | str] = {
-        "report.html": page(result, pictures),
+        REPORT: page(result, {**pictures, "samples": samples.halves(examples, data)}),
         "results.csv": tables.to_csv(runs),
         "summary.csv": tables.summary_csv(found),
         **{f"{name}.png": content for name, content in pictures.items()},

@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import Callback
 
 from amkd_fast.distill.errors import Diverged
 from amkd_fast.distill.files import write_atomic
+from amkd_fast.distill.progress import Epoch, Tell
 from amkd_fast.methods import COUNTS
 
 # Of our methods, beside "ce" and "kl".
@@ -31,10 +32,13 @@ class EpochLog(Callback):
 
     Args:
         path: CSV file rewritten (whole) after every epoch; None keeps the rows in memory only.
+        name: Of the method, for ``tell``.
+        seed: Likewise.
+        tell: Called after every epoch.
     """
 
-    def __init__(self, path: Path | None = None) -> None:
-        self.path = path
+    def __init__(self, path: Path | None = None, name: str = "", seed: int = 0, tell: Tell | None = None) -> None:
+        self.path, self.name, self.seed, self.tell = path, name, seed, tell
         self.rows: list[dict[str, float]] = []
         self.begun = False  # to train; what fails before is the checkpoint's fault
 
@@ -55,7 +59,7 @@ class EpochLog(Callback):
         )  # of the first step; at the end it is the next one's
         self.sums: dict[str, torch.Tensor] = {}
         self.counts: torch.Tensor | None = None
-        self.steps = 0
+        self.steps = self.images = 0
         self.start = self.end = time.perf_counter()
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
@@ -65,6 +69,7 @@ class EpochLog(Callback):
         if outputs["attack"] is not None:
             self.counts = outputs["attack"] if self.counts is None else self.counts + outputs["attack"]
         self.steps += 1
+        self.images += len(batch.labels) * trainer.world_size
         if trainer.is_last_batch and module.device.type == "cuda":
             torch.cuda.synchronize(module.device)
         self.end = time.perf_counter()  # before the validation starts
@@ -81,6 +86,9 @@ class EpochLog(Callback):
         self.rows.append(row)
         if self.path is not None:
             write_atomic(self.path, table(self.rows, columns(self.rows)))
+        if self.tell is not None:
+            speed, seconds = self.images / (self.end - self.start), time.perf_counter() - self.start
+            self.tell(Epoch(self.name, self.seed, trainer.max_epochs, row, speed, seconds))
 
     def _check(self, row: dict[str, float], module: Any) -> None:
         """Raise :class:`Diverged` before anything of this epoch is kept."""

@@ -27,8 +27,10 @@ from amkd_fast.distill.distributed import World
 from amkd_fast.distill.epoch_log import EpochLog
 from amkd_fast.distill.errors import UserError, exhausted
 from amkd_fast.distill.lightning_module import CHOOSES, Distillation
+from amkd_fast.distill.loggers import CSV, EpochLoggers
 from amkd_fast.distill.networks import Spec
 from amkd_fast.distill.networks.normalised import Normalised
+from amkd_fast.distill.progress import Tell
 from amkd_fast.distill.settings import Precision, Settings
 from amkd_fast.distill.teacher import Teacher
 from amkd_fast.methods import Method
@@ -124,6 +126,9 @@ def fit(
     progress: bool = False,
     resume: bool = False,
     world: World = ALONE,
+    name: str = "",
+    tell: Tell | None = None,
+    logs: Path | None = None,
 ) -> Run:
     """Train ``network`` in place.
 
@@ -143,6 +148,9 @@ def fit(
         progress: Show a progress bar.
         resume: Go on from ``folder/last.ckpt``, where there is one.
         world: The processes that train together, each on its share of every batch.
+        name: What ``tell`` and the loggers call the training: its method, or ``teacher``.
+        tell: Called after every epoch, in the first process.
+        logs: The folder for the files of loggers other than log.csv; None: there are none.
 
     Raises:
         Diverged: The loss or the weights of an epoch are not finite; the checkpoints are of the epochs before.
@@ -152,7 +160,9 @@ def fit(
         folder.mkdir(exist_ok=True)
     if isinstance(network, Normalised):
         about = {**about, **network.normalisation.as_dict()}
-    log = EpochLog(None if folder is None or not world.first else folder / "log.csv")
+    loggers = settings.logger.split(",")
+    path = folder / "log.csv" if folder is not None and world.first and CSV in loggers else None
+    log = EpochLog(path, name, seed, tell if world.first else None)
     callbacks: list[pl.Callback] = [OwnSignals(), log]  # before the checkpoints, which are of good epochs alone
     if settings.max_steps is not None:
         callbacks.append(MaxSteps(settings.max_steps))
@@ -165,6 +175,8 @@ def fit(
         callbacks.append(keep("best", monitor=monitor, mode="max"))
         # Of its own, as `save_last` skips epochs that are not the best so far. After "best", whose state it holds.
         callbacks.append(keep("last"))
+    if logs is not None and world.first and loggers != [CSV]:
+        callbacks.append(EpochLoggers(log, settings, logs, name if name == "teacher" else f"{name}-{seed}"))
     if progress and world.first:
         callbacks.append(RichProgressBar(leave=False))
     gpu = train.labels.device.type == "cuda"

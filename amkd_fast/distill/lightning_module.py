@@ -100,7 +100,7 @@ class Distillation(pl.LightningModule):
     def on_validation_epoch_end(self) -> None:
         for name, metric in (("accuracy", self.accuracy), (CHOOSES, self.validation)):
             if metric.update_called:
-                self.log(name, 100.0 * metric.compute(), prog_bar=True, rank_zero_only=True)
+                self.log(name, 100.0 * metric.compute(), prog_bar=True, logger=False, rank_zero_only=True)
                 metric.reset()
 
     def backward(self, loss: torch.Tensor, *args: Any, **options: Any) -> None:

@@ -21,15 +21,20 @@ _NAMES = {int: "whole number", float: "number", str: "text"}
 _FLOAT = re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
 
 
-def add(parser: argparse.ArgumentParser, kind: type[Settings]) -> None:
-    """Give the parser one option for every field, and ``--config``. What is not given stays absent."""
+def add(parser: argparse.ArgumentParser, kind: type[Settings]) -> dict[str, argparse._ArgumentGroup]:
+    """Give the parser one option for every field, and ``--config``. What is not given stays absent.
+
+    Returns:
+        The groups of options by their headings.
+    """
     hints, heading = get_type_hints(kind), ""
     groups: dict[str, list[Field]] = {}
     for field in fields(kind):
         heading = field.metadata["group"] or heading
         groups.setdefault(heading, []).append(field)
+    added = {}
     for heading in sorted(groups, key=lambda name: name != "run"):  # the run's own come first
-        group = parser.add_argument_group(heading)
+        group = added[heading] = parser.add_argument_group(heading)
         if heading == "run":
             group.add_argument("--config", metavar="FILE.yaml", help="settings; words of the command line go before")
         for field in groups[heading]:
@@ -43,6 +48,7 @@ def add(parser: argparse.ArgumentParser, kind: type[Settings]) -> None:
                 only = choices(hints[field.name])
                 words["metavar"] = "{" + ",".join(only) + "}" if only else "X"
             group.add_argument(_word(field.name), **words)
+    return added
 
 
 def resolve(kind: type[S], config: str | None, given: dict[str, Any]) -> S:

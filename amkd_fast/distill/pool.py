@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -26,19 +26,22 @@ from amkd_fast.distill.data import Data
 from amkd_fast.distill.errors import Diverged, UserError
 from amkd_fast.distill.files import read_json, write_atomic
 from amkd_fast.distill.fit import Run
+from amkd_fast.distill.forecast import Task
+from amkd_fast.distill.progress import Progress, Tell, receive, send
 from amkd_fast.distill.settings import Settings, file_name
 from amkd_fast.distill.teacher import Teacher
 
-Task = tuple[str, int]  # method, seed
+LATEST = 0.5  # seconds until an epoch of another process is heard of
 
 _about: tuple[Any, ...] = ()  # of a worker: what its runs share
+_told: dict[str, Any] = {}  # of a worker: who hears of its epochs, and where they are logged
 
 
 class Finished:
     """Runs that are done, each in a file of its own, so that an interrupted comparison does not run them again."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, progress: Progress) -> None:
+        self._folder, self._progress = folder, progress
         folder.mkdir(exist_ok=True)
 
     def __contains__(self, task: Task) -> bool:
@@ -60,7 +63,9 @@ class Finished:
             said = f"diverged in epoch {run.diverged['epoch']}: {run.diverged['what']}"
         else:
             said = f"last {run.last:5.1f} %  best {run.best:5.1f} %"
-        print(f"seed {seed} {method:18} {said}  {seconds:5.1f} s", flush=True)
+        if not self._progress.quiet:
+            print(f"seed {seed} {method:18} {said}  {seconds:5.1f} s", flush=True)
+        self._progress.end(task, seconds)
 
     def clear(self) -> None:
         """Delete the files, once everything that is in them has been written elsewhere."""
@@ -78,11 +83,14 @@ def run_here(
     data: Data,
     teacher: Teacher,
     students: Path | None,
-    progress: bool,
+    **options: Any,
 ) -> None:
-    """Train and measure one student after the other; keep it in ``students``, if that is a folder."""
+    """Train and measure one student after the other; keep it in ``students``, if that is a folder.
+
+    The options are those of :func:`.fit.fit`.
+    """
     for task in tasks:
-        finished.keep(task, *_one(task, settings, data, teacher, students, progress))
+        finished.keep(task, *_one(task, settings, data, teacher, students, **options))
 
 
 def run_apart(
@@ -93,6 +101,8 @@ def run_apart(
     students: Path | None,
     device: Any,
     jobs: int,
+    tell: Tell,
+    logs: Path,
 ) -> None:
     """Train ``jobs`` students at a time: the numbers of :func:`run_here`, the times of a shared CPU.
 
@@ -104,6 +114,8 @@ def run_apart(
         students: Folder for the trained students; None: they are let go.
         device: Where to train.
         jobs: Number of processes, which end with this one.
+        tell: Called here after every epoch of any of them.
+        logs: Folder for the files of loggers.
 
     Raises:
         UserError: A process was killed; what the others finished is kept.
@@ -111,7 +123,8 @@ def run_apart(
     context = _starting()
     # The workers hold the other end: when this one closes, by us or by our death, they end.
     theirs, leash = context.Pipe(duplex=False)
-    arguments = (theirs, settings, teacher, students, device, torch.get_num_threads())
+    heard, telling = context.Pipe(duplex=False)
+    arguments = (theirs, telling, logs, settings, teacher, students, device, torch.get_num_threads())
     pool = ProcessPoolExecutor(jobs, context, _prepare, arguments)
     try:
         dead, futures = None, {}
@@ -121,11 +134,16 @@ def run_apart(
                     futures[pool.submit(_train, task)] = task
         except BrokenProcessPool as error:
             dead = error
-        for future in as_completed(futures):
-            try:
-                finished.keep(futures[future], *future.result())
-            except BrokenProcessPool as error:  # of all that were not done; the others' results still come
-                dead = error
+        waiting = set(futures)
+        while waiting:
+            done, waiting = wait(waiting, LATEST, FIRST_COMPLETED)
+            for epoch in receive(heard):
+                tell(epoch)
+            for future in sorted(done, key=lambda future: tasks.index(futures[future])):
+                try:
+                    finished.keep(futures[future], *future.result())
+                except BrokenProcessPool as error:  # of all that were not done; the others' results still come
+                    dead = error
         if dead is not None:
             raise UserError(
                 "a process of --jobs was killed, as the system does for want of memory; the finished runs are kept and "
@@ -136,6 +154,8 @@ def run_apart(
         # for work has taken the queue's lock with it, and the others would never hear of it.
         leash.close()
         pool.shutdown(cancel_futures=True)
+        heard.close()
+        telling.close()
 
 
 @contextlib.contextmanager
@@ -160,9 +180,9 @@ def _starting() -> multiprocessing.context.BaseContext:
     return context
 
 
-def _prepare(leash: Connection, *about: Any) -> None:
-    global _about
-    _about = about
+def _prepare(leash: Connection, telling: Connection, logs: Path, *about: Any) -> None:
+    global _about, _told
+    _about, _told = about, {"tell": functools.partial(send, to=telling), "logs": logs}
     threading.Thread(target=_end_with, args=(leash,), daemon=True).start()
 
 
@@ -175,7 +195,7 @@ def _end_with(leash: Connection) -> None:
 
 def _train(task: Task) -> tuple[Run, float]:
     settings, teacher, students, *machine = _about
-    return _one(task, *_subject(settings, teacher, *machine), students, False)
+    return _one(task, *_subject(settings, teacher, *machine), students, **_told)
 
 
 @functools.cache
@@ -188,13 +208,13 @@ def _subject(settings: Settings, teacher: Path, device: Any, threads: int) -> tu
 
 
 def _one(
-    task: Task, settings: Settings, data: Data, teacher: Teacher, students: Path | None, progress: bool
+    task: Task, settings: Settings, data: Data, teacher: Teacher, students: Path | None, **options: Any
 ) -> tuple[Run, float]:
     """What came out of a run, and its seconds; the network is measured, kept and let go."""
     start = time.perf_counter()
     try:
         keep = students is not None
-        run = training_runs.train_student(*task, teacher, data, settings, best_weights=keep, progress=progress)
+        run = training_runs.train_student(*task, teacher, data, settings, best_weights=keep, **options)
     except Diverged as error:
         diverged = {"epoch": error.epoch, "what": error.what}
         return Run(None, error.rows, None, diverged), time.perf_counter() - start

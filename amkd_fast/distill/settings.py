@@ -314,6 +314,8 @@ class Settings:
         {}, "name=value, a keyword of each module:Class; may be given again", group="module:Class", rule=plain_options
     )
 
+    logger: str = option("csv", "of epochs, with commas between: csv, tensorboard, wandb", group="while it runs")
+
     pgd_eps: float | None = option(
         None, "radius of PGD, in pixels; default: 0.1 for digits, else 8/255", group="report of compare", least=0.0
     )

@@ -16,6 +16,7 @@ from amkd_fast.distill.errors import Diverged, UserError
 from amkd_fast.distill.files import write_atomic
 from amkd_fast.distill.fit import Run, best_epoch
 from amkd_fast.distill.networks.normalised import Normalised
+from amkd_fast.distill.progress import Progress
 from amkd_fast.distill.report.card import NAME as CARD
 from amkd_fast.distill.report.card import card
 from amkd_fast.distill.report.experiment import experiment
@@ -33,6 +34,8 @@ def train(
     resume: bool,
     device: Any,
     progress: bool,
+    log_every: float | None = None,
+    quiet: bool = False,
 ) -> None:
     """Train a student.
 
@@ -45,6 +48,8 @@ def train(
         resume: Go on with the run in ``output``.
         device: Where to train.
         progress: Show progress bars.
+        log_every: Seconds between lines of epochs; None: :data:`.progress.EVERY`, and none beside bars.
+        quiet: No lines.
 
     Raises:
         Diverged: The teacher's or the student's training did.
@@ -64,7 +69,11 @@ def train(
         teacher: Teacher | None = None
         network: Normalised | None = None  # the teacher's
         accuracy: float | None = None
+        lines = Progress(log_every, quiet=quiet, bar=progress)
+        task = settings.method, settings.seed
+        lines.expect(training_runs.expected(settings, data, [task], folder))
         common: dict[str, Any] = {"progress": progress, "resume": resume, "world": world}
+        common |= {"tell": lines.epoch, "logs": folder}
         if settings.method != "student":
             network, accuracy = training_runs.obtain_teacher(settings, data, folder, **common)
             teacher = Teacher(network, data, settings.precision)

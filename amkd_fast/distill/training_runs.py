@@ -18,9 +18,10 @@ from amkd_fast.distill.data import Data
 from amkd_fast.distill.distributed import World
 from amkd_fast.distill.errors import Diverged, UserError, allocating
 from amkd_fast.distill.fit import ALONE, Run, fit
+from amkd_fast.distill.forecast import Expected, Task
 from amkd_fast.distill.networks import Spec
 from amkd_fast.distill.networks.normalised import Normalised, normalisation_of
-from amkd_fast.distill.settings import RunSettings, Settings
+from amkd_fast.distill.settings import CompareSettings, RunSettings, Settings
 from amkd_fast.distill.teacher import Teacher, accuracy, predict
 from amkd_fast.methods import Method
 from amkd_fast.methods.outputs import with_features
@@ -34,7 +35,7 @@ def train_teacher(data: Data, settings: Settings, **options: Any) -> tuple[Run, 
     spread = options.get("world", ALONE).size > 1
     method = build.method("student", settings, data, distributed=spread, labels=data.teacher.labels)
     settings = settings.of_teacher()
-    options = {"epochs": settings.epochs, "seed": TEACHER_SEED, "about": {}, **options}
+    options = {"epochs": settings.epochs, "seed": TEACHER_SEED, "about": {}, "name": "teacher", **options}
     return fit(network, spec, method, None, data.teacher, data, settings, **options), spec
 
 
@@ -43,9 +44,9 @@ def obtain_teacher(
     data: Data,
     folder: Path,
     *,
-    progress: bool = False,
     resume: bool = False,
     world: World = ALONE,
+    **options: Any,
 ) -> tuple[Normalised, float]:
     """The teacher that the settings name, or one that is trained here; kept as teacher.ckpt. And its accuracy.
 
@@ -53,9 +54,9 @@ def obtain_teacher(
         settings: ``teacher`` is the path of a checkpoint, or None.
         data: What it is trained and tested on.
         folder: Where teacher.ckpt goes, and while it is trained a folder of its checkpoints.
-        progress: Show a progress bar.
         resume: Take the teacher.ckpt of ``folder``, or go on with the training that was interrupted there.
         world: The processes that train together.
+        options: Of :func:`fit`, for its training.
     """
     kept, growing = folder / "teacher.ckpt", folder / "teacher"
     path = kept if resume and kept.is_file() else settings.teacher
@@ -65,7 +66,7 @@ def obtain_teacher(
     else:
         start = time.perf_counter()
         try:
-            run, spec = train_teacher(data, settings, folder=growing, progress=progress, resume=resume, world=world)
+            run, spec = train_teacher(data, settings, folder=growing, resume=resume, world=world, **options)
         except Diverged as error:
             raise told("teacher", error, growing, settings.teacher_epochs) from error
         assert isinstance(run.network, Normalised), "fit returns it"
@@ -94,6 +95,15 @@ def load_teacher(path: str | Path, data: Data, settings: Settings) -> tuple[Norm
     network = Normalised(network.network, *wished).to(data.test.labels.device)
     rehearse(network, f"--teacher {path}", spec, data)
     return network, spec
+
+
+def expected(settings: RunSettings, data: Data, students: Iterable[Task], folder: Path) -> dict[Task, Expected]:
+    """The trainings that a command consists of: those of these students, and the teacher's where there is none yet."""
+    found = {task: Expected(settings.epochs, len(data.student)) for task in students}
+    asked = isinstance(settings, CompareSettings) or any(method != "student" for method, _ in found)
+    if asked and settings.teacher is None and not (folder / "teacher.ckpt").is_file():
+        found = {("teacher", TEACHER_SEED): Expected(settings.teacher_epochs, len(data.teacher)), **found}
+    return found
 
 
 def prepare(names: Iterable[str], data: Data, settings: RunSettings, distributed: bool = False) -> None:
@@ -158,7 +168,7 @@ def train_student(name: str, seed: int, teacher: Teacher | None, data: Data, set
         method = build.method(name, settings, data, _width(network, data, settings), normalisation=learnt, **shape)
         method.to(data.test.labels.device)
         _prepare(name, method, data, None if teacher is None else teacher.network, network)
-    options = {"epochs": settings.epochs, "seed": seed, "about": {}, **options}
+    options = {"epochs": settings.epochs, "seed": seed, "about": {}, "name": name, **options}
     return fit(network, spec, method, teacher, data.student, data, settings, **options)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -11,20 +10,10 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from amkd_fast.distill.fit import Run
+from amkd_fast.distill.report import statistics
+from amkd_fast.distill.report.curves import ACCURACY, LOGARITHMIC, LOSSES, Log, curves, losses, title, window_of
 from amkd_fast.distill.report.style import colours, picture, short
 
-LOSSES = {
-    "ce": "cross-entropy",
-    "kl": "KL to the teacher",
-    "boundary": "KL, boundary samples",
-    "triplet": "triplets",
-    "segments": "stages and logits, squared",
-    "augmented": "KL, augmented images",
-    "particles": "KL, particles",
-    "distance": "distances among samples",
-    "angle": "angles among samples",
-}
-LOGARITHMIC = ("ce", "kl", "segments")
 FEWEST = 4  # panels; what a comparison without a neighbouring method has
 
 
@@ -52,29 +41,40 @@ def accuracy(summary: dict[str, dict[str, Any]], teacher: float) -> Figure:
 
 
 @picture
+def accuracy_curves(runs: dict[tuple[str, int], Run], teacher: float) -> Figure:
+    """Test accuracy by epoch: mean over the seeds, band from the lowest to the highest; none that diverged."""
+    figure = Figure(figsize=(9.0, 5.0), layout="constrained")
+    axes = figure.subplots()
+    handles = _draw(axes, runs, ACCURACY)
+    handles[f"teacher, {teacher:.1f} %"] = axes.axhline(teacher, color="black", linestyle=":", linewidth=1.2)
+    axes.grid(alpha=0.3)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("test accuracy, %")
+    figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=4, frameon=False)
+    return figure
+
+
+@picture
 def loss_curves(runs: dict[tuple[str, int], Run]) -> Figure:
-    """Each part of the loss by epoch: mean over the seeds, band from the lowest to the highest; none that diverged."""
-    known = {part for run in runs.values() for row in run.rows for part in row}
-    shown = [part for place, part in enumerate(LOSSES) if place < FEWEST or part in known]
+    """Each part of the loss by epoch: mean over the seeds, band from the lowest to the highest; none that diverged.
+
+    Every seed's losses are averaged over some epochs (:func:`.curves.window_of`).
+    """
+    known = losses(_logs(runs))
+    shown = [*(part for place, part in enumerate(LOSSES) if place < FEWEST or part in known)]
+    shown += [part for part in known if part not in LOSSES]
     columns = 2 if len(shown) == FEWEST else 3
     lines = -(-len(shown) // columns)
     figure = Figure(figsize=(4.5 * columns, 1.0 + 2.9 * lines), layout="constrained")
     panels = figure.subplots(lines, columns, sharex=True).flat
-    handles = {}
+    window = window_of(_logs(runs))
+    handles: dict[str, Line2D] = {}
     for axes, part in zip(panels, shown, strict=False):
-        positive = False
-        for method, colour in colours(dict.fromkeys(name for name, _ in runs)).items():
-            of_method = [run for (name, _), run in runs.items() if name == method]
-            values = _curves([run.rows for run in of_method if not run.diverged], part)
-            if not values.mask.all():
-                epochs = np.arange(1, values.shape[1] + 1)
-                label = short(method) + lost(sum(bool(run.diverged) for run in of_method), len(of_method))
-                (handles[label],) = axes.plot(epochs, values.mean(0), color=colour, linewidth=1.6)
-                axes.fill_between(epochs, values.min(0), values.max(0), color=colour, alpha=0.18, linewidth=0)
-                positive = positive or bool((values > 0.0).any())
-        axes.set_title(LOSSES[part])
+        handles |= _draw(axes, runs, part, window)
+        axes.set_title(title(part))
         axes.grid(alpha=0.3)
-        if positive and part in LOGARITHMIC:
+        if part in LOGARITHMIC and any((line.get_ydata() > 0.0).any() for line in axes.lines):
             axes.set_yscale("log")
             low, high = axes.get_ylim()
             axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 100.0 * low else (1.0,)))
@@ -87,15 +87,33 @@ def loss_curves(runs: dict[tuple[str, int], Run]) -> Figure:
     for axes in figure.axes[len(shown) :]:
         axes.set_axis_off()
     figure.supxlabel("epoch", fontsize=10)
-    figure.supylabel("training loss (unweighted, mean over the epoch's batches)", fontsize=10)
+    over = "the epoch's batches" if window == 1 else f"the batches of {window} epochs"
+    figure.supylabel(f"training loss (unweighted, mean over {over})", fontsize=10)
     figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=4, frameon=False)
     return figure
+
+
+def _draw(axes: Any, runs: dict[tuple[str, int], Run], name: str, window: int = 1) -> dict[str, Line2D]:
+    """Draw the curves of a column of the log; return the lines by what they are called."""
+    methods = list(dict.fromkeys(method for method, _ in runs))
+    tones, handles = colours(methods), {}
+    for curve in curves(_logs(runs), name, window):
+        epochs, colour = np.arange(1, len(curve.mean) + 1), tones[curve.method]
+        diverged = [bool(run.diverged) for (method, _), run in runs.items() if method == curve.method]
+        label = short(curve.method) + lost(sum(diverged), len(diverged))
+        (handles[label],) = axes.plot(epochs, curve.mean, color=colour, linewidth=1.6)
+        axes.fill_between(epochs, curve.low, curve.high, color=colour, alpha=0.18, linewidth=0)
+    return handles
+
+
+def _logs(runs: dict[tuple[str, int], Run]) -> list[Log]:
+    return [(method, run.rows) for (method, _), run in runs.items() if not run.diverged]
 
 
 @picture
 def gaps(quartiles: dict[str, dict[str, Any]]) -> Figure:
     """The attack's gap after every step: median and quartile band, one line a preset; the end after refinement."""
-    figure = Figure(figsize=(9.0, 4.8), layout="constrained")
+    figure = Figure(figsize=(6.4, 4.6), layout="constrained")
     axes = figure.subplots()
     if not quartiles:
         axes.text(0.5, 0.5, "no test image was attacked", ha="center", va="center", transform=axes.transAxes)
@@ -121,16 +139,6 @@ def gaps(quartiles: dict[str, dict[str, Any]]) -> Figure:
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     return figure
-
-
-def _curves(logs: list[list[dict[str, Any]]], part: str) -> np.ma.MaskedArray:
-    """A part of the loss [seeds, epochs], masked where a seed has no finite value of it."""
-    length = max(map(len, logs), default=0)
-    values = np.full((len(logs), length), np.nan)
-    for line, log in zip(values, logs, strict=True):
-        found = [row.get(part) for row in log]
-        line[: len(found)] = [math.nan if value is None else value for value in found]
-    return np.ma.masked_invalid(values)
 
 
 def named(summary: dict[str, dict[str, Any]]) -> list[str]:
@@ -166,7 +174,7 @@ def interval(axes: Any, place: float, numbers: dict[str, Any]) -> None:
     if numbers["mean"] is None:
         return
     ends = None
-    if numbers["low"] is not None:
+    if numbers["low"] is not None and numbers["n"] >= statistics.FEWEST:
         ends = [[numbers["mean"] - numbers["low"]], [numbers["high"] - numbers["mean"]]]
     style = {"fmt": "|", "color": "black", "markersize": 13, "markeredgewidth": 1.6, "linewidth": 1.2}
     axes.errorbar(numbers["mean"], place, xerr=ends, capsize=4, zorder=3, **style)

@@ -18,7 +18,18 @@ NAME = 10  # characters of a class that fit above a picture
 @picture
 def samples(examples: AttackExamples, data: Data) -> Figure:
     """Clean images, boundary samples and what was changed, with the teacher's probabilities of base and target."""
+    return _figure(examples, data, _varied(examples))
+
+
+def halves(examples: AttackExamples, data: Data) -> list[bytes]:
+    """The same as two pictures, which a narrow page shows one below the other."""
     shown = _varied(examples)
+    middle = -(-len(shown) // 2)
+    parts = [part for part in (shown[:middle], shown[middle:]) if part] or [[]]
+    return [picture(_figure)(examples, data, part) for part in parts]
+
+
+def _figure(examples: AttackExamples, data: Data, shown: list[int]) -> Figure:
     if not shown:
         figure = Figure(figsize=(6.0, 1.5))
         figure.text(0.5, 0.5, "the teacher classifies no test image rightly", ha="center", va="center")
@@ -29,7 +40,7 @@ def samples(examples: AttackExamples, data: Data) -> Figure:
     grid = figure.subplots(1 + 2 * len(presets), count, squeeze=False)
     clean = examples.images.cpu()
     changed = {name: part.images.cpu() - clean for name, part in examples.samples.items()}
-    limit = max(1e-6, max(float(part[shown].abs().max()) for part in changed.values()))
+    limit = max(1e-6, max(float(part[_varied(examples)].abs().max()) for part in changed.values()))
     for column, row in enumerate(shown):
         base, target = int(examples.base[row]), int(examples.target[row])
         head = f"{short(data.classes[base], NAME)} → {short(data.classes[target], NAME)}"
@@ -47,7 +58,7 @@ def samples(examples: AttackExamples, data: Data) -> Figure:
     for axes, name in zip(grid[:, 0], names, strict=True):
         axes.set_ylabel(name, fontsize=11)
     label = "change of a pixel (the pixels being in 0 to 1)"
-    figure.colorbar(shade, ax=grid, label=label, location="bottom", shrink=0.5, aspect=40)
+    figure.colorbar(shade, ax=grid, label=label, location="bottom", shrink=0.8, aspect=40)
     return figure
 
 

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from amkd_fast.distill.report.finding import finding
 from amkd_fast.distill.report.tables import chance
 
 WIDEST = 100
@@ -26,6 +27,7 @@ def show(result: dict[str, Any]) -> None:
     tests = [test for test in result["tests"] if test["quality"] == "accuracy" and test["n"] > 1]
     if tests:
         console.print(_tests(tests))
+    console.print(Text(str(finding(result))))
 
 
 def _methods(result: dict[str, Any]) -> Table:

@@ -10,16 +10,19 @@ from typing import Any
 from scipy.stats import t as student_t
 
 LEVEL = 0.95
+FEWEST = 3  # seeds of an interval or a test
 # Values of float32 networks: what differs by less than this share of the largest value is rounding, no spread.
 _ROUNDING = 2e-7
 
 NOTHING, SINGLE, EQUAL = "not measured", "a single seed has no spread", "all values are equal: no spread to judge by"
+FEW = f"fewer than {FEWEST} seeds: no interval"
 
 
 def describe(values: Sequence[float | None]) -> dict[str, Any]:
     """Mean, sample standard deviation, 95 % t interval and number of the values that are known.
 
-    The interval is mean ± t(0.975, n − 1) sd/√n. What cannot be computed is None, and ``reason`` says why.
+    The interval is mean ± t(0.975, n − 1) sd/√n, of :data:`FEWEST` values at least: of two it is thirteen times as
+    wide as their distance. What cannot be computed is None, and ``reason`` says why.
 
     Args:
         values: One for every seed, None where it is missing.
@@ -42,6 +45,8 @@ def describe(values: Sequence[float | None]) -> dict[str, Any]:
     found["sd"] = deviation = statistics.stdev(known)
     if deviation <= _ROUNDING * max(map(abs, known)):
         return {**found, "reason": EQUAL}
+    if len(known) < FEWEST:
+        return {**found, "reason": FEW}
     half = float(student_t.ppf(0.5 + LEVEL / 2.0, len(known) - 1)) * deviation / math.sqrt(len(known))
     return {**found, "low": mean - half, "high": mean + half}
 
