@@ -15,6 +15,7 @@ from amkd_fast import checks
 from amkd_fast.attacks import arguments, loop
 from amkd_fast.attacks.capture import Graphs, check_capture
 from amkd_fast.attacks.frozen import FrozenModel, as_frozen, forked_rng
+from amkd_fast.attacks.pixels import Numbers, pixel_bounds
 from amkd_fast.ops.attack import search
 from amkd_fast.ops.attack.arguments import check_objective
 from amkd_fast.ops.attack.bases import draw_targets
@@ -55,6 +56,37 @@ PRESETS: dict[PresetName, Preset] = {
     "zoo": Preset("softmax", 1, 0.3, "all"),
     "near_boundary": Preset("logits", 2, 1.02, "crossed", project=True, refine=4, retarget=True),
 }
+
+
+def in_pixels(preset: Preset, mean: Numbers, std: Numbers) -> Preset:
+    """The preset for pixels, where it is meant for (pixel − ``mean``)/``std``.
+
+    A unit step and bounds are scaled channel by channel. A Newton step has no unit and stays: the way to the boundary
+    that is the shortest in pixels.
+
+    Args:
+        preset: Of normalised images.
+        mean: A number or one per channel [C].
+        std: Likewise, above 0. With one per channel images are [B, C, H, W].
+
+    Raises:
+        ValueError: They differ in length, or a std is not above 0.
+    """
+    pixel_bounds(mean, std)  # for its checks
+    means, stds = (torch.as_tensor(numbers, dtype=torch.float64).reshape(-1) for numbers in (mean, std))
+    found: dict[str, Any] = {}  # each of its field's type
+    for name, bound in (("lower", preset.lower), ("upper", preset.upper)):
+        if bound is not None:
+            found[name] = _once(means + stds * bound)
+    if preset.norm_power == 1:
+        size = _once(stds * preset.step_size)
+        found["step_size"] = size.view(1, -1, 1, 1) if isinstance(size, Tensor) else size
+    return preset._replace(**found)
+
+
+def _once(numbers: Tensor) -> float | Tensor:
+    """One number where all are the same."""
+    return float(numbers[0]) if bool((numbers == numbers[0]).all()) else numbers
 
 
 class BoundarySamples(NamedTuple):
@@ -121,6 +153,9 @@ class BoundaryAttack:
             bounds, a preset that means the pixels' warns once.
         upper: Largest pixel value, likewise. Images must be inside what is given here, up to rounding; on a GPU, where
             looking waits for the device, the first batch alone is looked at. Those of ``official`` clip.
+        normalisation: Mean and std, each a number or one per channel, with which the model itself normalises the
+            images. The presets' own steps and bounds are meant for normalised images: what is taken from a preset is
+            brought to the images' units by it. None: the images are normalised already.
         capture: Replay steps from a CUDA graph, recorded once for each size of batch (rounded up, so that similar
             batches share it). True; False; or ``"auto"``, which is False until a GPU has confirmed the recordings. What
             cannot be recorded runs eagerly, with one warning; ``attack.graphs.reason`` says why.
@@ -155,6 +190,7 @@ class BoundaryAttack:
         retarget: bool | None = None,
         lower: float | Tensor | None = None,
         upper: float | Tensor | None = None,
+        normalisation: tuple[Numbers, Numbers] | None = None,
         capture: Switch = "auto",
         compact: Switch = "auto",
         early_exit: bool = True,
@@ -183,7 +219,10 @@ class BoundaryAttack:
         }
         self.model = as_frozen(model)
         self.steps = steps
-        self.settings = PRESETS[preset]._replace(**{name: value for name, value in given.items() if value is not None})
+        if normalisation is not None and len(normalisation) != 2:
+            raise ValueError(f"normalisation={normalisation!r}: must be two, mean and std")
+        own = PRESETS[preset] if normalisation is None else in_pixels(PRESETS[preset], *normalisation)
+        self.settings = own._replace(**{name: value for name, value in given.items() if value is not None})
         self.compact, self.capture, self.graphs = (
             (compact, capture, Graphs()) if early_exit else (False, False, Graphs())
         )
@@ -191,7 +230,7 @@ class BoundaryAttack:
         self.given_bounds, self.inside = (lower, upper), arguments.BoundsCheck()
         if self.settings.lower is None or self.settings.upper is None:
             _warn_of_bounds(preset)
-        self._bounds: tuple[torch.device, dict[str, float | Tensor | None]] | None = None
+        self._moved: tuple[torch.device, dict[str, Any]] | None = None
         arguments.check_logits_of(logits_of)
         self.logits_of = logits_of
 
@@ -228,12 +267,13 @@ class BoundaryAttack:
         arguments.check_rows("target", target, images)
         arguments.check_rows("valid", valid, images, flags=True)
         self.inside.check(images, *self.given_bounds, valid)
-        step_size = arguments.size_on("step_size", self.settings.step_size, images)
+        moved = self._on(images.device)
+        step_size = arguments.size_on("step_size", moved["step_size"], images)
         if self.settings.norm_power == 2 and has_channels(step_size):
             raise ValueError(f"step_size.shape={tuple(step_size.shape)}: must not be by channel for near_boundary")
         settings = self.settings
         options: dict[str, Any] = {"norm": "boundary", "norm_power": settings.norm_power, "project": settings.project}
-        options |= self.bounds_on(images.device)
+        options |= {name: moved[name] for name in ("lower", "upper")}
         with forked_rng(images.device), torch.no_grad():
             obstacle = "record_gaps=True asks for the gap of every step" if record_gaps else ""
             run = loop.Loop(self, images, obstacle)
@@ -253,12 +293,12 @@ class BoundaryAttack:
                 results.logits = images.new_zeros((images.shape[0], loop.count_classes(run.evaluate, images)))
             return self._samples(images, results, results.logits, context.trajectory(self.steps, results.logits))
 
-    def bounds_on(self, device: torch.device) -> dict[str, float | Tensor | None]:
-        """The bounds beside the images, moved once: a copy from the host waits, and no CUDA graph admits it."""
-        if self._bounds is None or self._bounds[0] != device:
-            named = {name: getattr(self.settings, name) for name in ("lower", "upper")}
-            self._bounds = device, {name: arguments.to_device(bound, device) for name, bound in named.items()}
-        return self._bounds[1]
+    def _on(self, device: torch.device) -> dict[str, Any]:
+        """Step size and bounds beside the images, moved once: a copy from the host waits; no CUDA graph admits it."""
+        if self._moved is None or self._moved[0] != device:
+            named = {name: getattr(self.settings, name) for name in ("step_size", "lower", "upper")}
+            self._moved = device, {name: arguments.to_device(value, device) for name, value in named.items()}
+        return self._moved[1]
 
     def _samples(self, like: Tensor, results: _Results, logits: Tensor, gaps: Tensor | None) -> BoundarySamples:
         settings, base, target = self.settings, results.base, results.target

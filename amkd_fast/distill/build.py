@@ -9,26 +9,32 @@ from torch import nn
 
 from amkd_fast import CrossBatchMemory
 from amkd_fast.attacks import BoundaryAttack, frozen
-from amkd_fast.distill import checkpoint, loggers, networks
+from amkd_fast.distill import checkpoint, external_method, loggers, lr_schedule, networks, normalisation, optimizers
 from amkd_fast.distill.data import Data
 from amkd_fast.distill.distributed import torchrun_variables
 from amkd_fast.distill.errors import UserError, allocating, short
-from amkd_fast.distill.settings import METHODS, NEIGHBOURS, USUAL, CompareSettings, Settings, TrainSettings
+from amkd_fast.distill.networks.normalised import Normalisation, normalisation_of
+from amkd_fast.distill.settings import METHODS, NEIGHBOURS, USUAL, CompareSettings, Settings, TrainSettings, is_external
 from amkd_fast.methods import (
     AMKD,
+    AT,
     BSS,
     CCD,
+    CRD,
     DKD,
     KD,
     MKD,
     RKD,
+    SP,
     TALD,
     Constant,
     Delayed,
     ExtendedKD,
     Falling,
+    FitNet,
     Linear,
     Method,
+    ReviewKD,
     Rising,
     Schedule,
     StudentAlone,
@@ -36,6 +42,7 @@ from amkd_fast.methods import (
 )
 from amkd_fast.typing import PresetName
 
+_PIXELS = (0.0, 1.0)
 _ZOO_WAIT, _ZOO_UNTIL = 10, 0.8  # of the published schedule; its start is the settings'
 
 
@@ -46,7 +53,8 @@ class _Place(TypedDict):
     distributed: bool
 
 
-LISTENING = ("extended-kd", "rkd")  # methods that hook into the student's layers
+STAGED = ("extended-kd", "fitnet", "at", "sp", "reviewkd")  # methods that compare stages
+LISTENING = (*STAGED, "rkd", "crd")  # methods that hook into the student's layers
 
 
 def method(name: str, settings: Settings, data: Data, width: int | None = None, **options: Any) -> Method:
@@ -56,14 +64,18 @@ def method(name: str, settings: Settings, data: Data, width: int | None = None, 
         UserError: There is none, or a setting breaks a rule of it.
 
     Args:
-        name: One of :data:`amkd_fast.distill.settings.METHODS`.
+        name: One of :data:`amkd_fast.distill.settings.METHODS`, or ``module:Class``.
         settings: Scales, schedules and choices.
-        data: Its classes and pixel bounds.
+        data: Its classes and channels.
         width: D of the student's features; needed for a memory of features alone.
-        options: ``distributed`` and, for methods that attack, ``fixed_shape``.
+        options: ``distributed`` and, for methods that attack, ``fixed_shape`` and the teacher's ``normalisation``
+            (default: that of the networks trained here).
     """
+    if is_external(name):
+        distributed = options.get("distributed", False)
+        return external_method.build(name, settings.method_option, fold=settings.fold, distributed=distributed)
     if name not in METHODS:
-        raise UserError(f"unknown method {name!r}: choose from {', '.join(METHODS)}")
+        raise UserError(f"unknown method {name!r}: choose from {', '.join(METHODS)}, or module:Class")
     try:
         return _method(name, settings, data, width, **options)
     except ValueError as error:  # what it is made of are settings alone
@@ -82,7 +94,7 @@ def _method(name: str, settings: Settings, data: Data, width: int | None, **opti
         **place,
     }
     if name == "kd":
-        return KD(**shared)
+        return KD(**{**shared, **_kd(settings)})
     if name == "tald":
         return TALD(**shared, **_particles(settings, data))
     if name in NEIGHBOURS:
@@ -90,7 +102,7 @@ def _method(name: str, settings: Settings, data: Data, width: int | None, **opti
     preset = settings.amkd_preset if name == "amkd" else name.removeprefix("bss-")
     shared |= {
         "preset": preset,
-        "attack": attack_options(settings, data),
+        "attack": attack_options(settings, options.get("normalisation") or normalisation.of_student(settings, data)),
         "limit": settings.boundary_samples,
         "boundary_weight": boundary_weight(name, settings),
         "boundary_scale_by_t2": settings.boundary_t2,
@@ -111,17 +123,22 @@ def _neighbour(name: str, settings: Settings, data: Data, place: _Place) -> Meth
             margin=settings.triplet_kd_margin,
             **place,
         )
-    if name == "extended-kd":
-        return ExtendedKD(
-            logit_weight=settings.extended_logit_weight,
-            segment_weight=settings.extended_segment_weight,
-            ce_weight=settings.extended_ce_weight,
+    if name in STAGED:
+        return _staged(name, settings, place)
+    if name == "crd":
+        return CRD(
+            data.student.labels,
+            contrast_weight=settings.crd_weight,
+            temperature=settings.crd_temperature,
+            negatives=settings.crd_negatives,
+            features=settings.crd_features,
+            momentum=settings.crd_momentum,
             **place,
         )
     if name == "jda-ccd":
         return CCD(
-            mean=data.mean,
-            std=data.std,
+            mean=[0.0] * data.channels,
+            std=1.0,
             probability=settings.jda_probability,
             temperature=settings.ccd_temperature,
             ce_weight=settings.ccd_ce_weight,
@@ -140,11 +157,45 @@ def _neighbour(name: str, settings: Settings, data: Data, place: _Place) -> Meth
     return RKD(distance_weight=settings.rkd_distance_weight, angle_weight=settings.rkd_angle_weight, **place)
 
 
+def _staged(name: str, settings: Settings, place: _Place) -> Method:
+    """A method that compares stages."""
+    named = {role: getattr(settings, role) for role in ("student_stages", "teacher_stages")}
+    stages: dict[str, Any] = {
+        role: [part.strip() for part in names.split(",")] for role, names in named.items() if names
+    }
+    if name == "extended-kd":
+        return ExtendedKD(
+            logit_weight=settings.extended_logit_weight,
+            segment_weight=settings.extended_segment_weight,
+            ce_weight=settings.extended_ce_weight,
+            **stages,
+            **place,
+        )
+    if name == "fitnet":
+        return FitNet(hint_weight=settings.fitnet_weight, stage=settings.fitnet_stage, **stages, **place)
+    if name == "at":
+        return AT(attention_weight=settings.at_weight, power=settings.at_power, **stages, **place)
+    if name == "sp":
+        return SP(similarity_weight=settings.sp_weight, **stages, **place)
+    weight = Rising(settings.reviewkd_weight, settings.reviewkd_warmup)
+    return ReviewKD(review_weight=weight, **stages, **place)
+
+
+def _kd(settings: Settings) -> dict[str, Any]:
+    """Keywords that are KD's alone."""
+    own: dict[str, Any] = {"ce_weight": settings.kd_ce_weight}
+    if settings.kd_temperature is not None:
+        own["temperature"] = settings.kd_temperature
+    if settings.kd_kl_weight is not None:
+        own |= {"kl_weight": settings.kd_kl_weight, "scale_by_t2": True}
+    return own
+
+
 def _particles(settings: Settings, data: Data) -> dict[str, Any]:
-    """Keywords of TALD; a radius in pixels is brought to the images' normalisation."""
-    lower, upper = data.bounds() if settings.bounds == "pixel" else (None, None)
+    """Keywords of TALD."""
+    lower, upper = _PIXELS if settings.bounds == "pixel" else (None, None)
     return {
-        "eps": settings.radius(settings.tald_eps) / data.std,
+        "eps": settings.radius(settings.tald_eps),
         "particles": settings.tald_particles,
         "steps": settings.tald_steps,
         "particle_weight": settings.tald_weight,
@@ -163,18 +214,19 @@ def boundary_weight(name: str, settings: Settings) -> Schedule:
     return Falling(settings.boundary_weight, settings.boundary_until)
 
 
-def attack_options(settings: Settings, data: Data) -> dict[str, Any]:
-    """Keywords of the attack inside the bounds that the settings ask for."""
-    lower, upper = data.bounds() if settings.bounds == "pixel" else (None, None)
-    return {"steps": settings.attack_steps, "lower": lower, "upper": upper}
+def attack_options(settings: Settings, attacked: Normalisation) -> dict[str, Any]:
+    """Keywords of an attack on pixels, inside the bounds that the settings ask for.
+
+    The preset's own step and bounds are meant in the units that the ``attacked`` network normalises to.
+    """
+    lower, upper = _PIXELS if settings.bounds == "pixel" else (None, None)
+    return {"steps": settings.attack_steps, "lower": lower, "upper": upper, "normalisation": attacked}
 
 
-def boundary_attack(
-    settings: Settings, data: Data, network: nn.Module, preset: PresetName, **options: Any
-) -> BoundaryAttack:
-    """The attack of a preset as the settings want it."""
+def boundary_attack(settings: Settings, network: nn.Module, preset: PresetName, **options: Any) -> BoundaryAttack:
+    """The attack of a preset on the network's pixels as the settings want it."""
     view = frozen(network, fold_batchnorm=settings.fold)
-    return BoundaryAttack(view, preset=preset, **{**attack_options(settings, data), **options})
+    return BoundaryAttack(view, preset=preset, **{**attack_options(settings, normalisation_of(network)), **options})
 
 
 def check(settings: Settings, device: Any) -> None:
@@ -182,16 +234,20 @@ def check(settings: Settings, device: Any) -> None:
     loggers.check(settings.logger)
     if isinstance(settings, (TrainSettings, CompareSettings)) and settings.teacher is not None:
         checkpoint.read(settings.teacher)
+    normalisation.check(settings)
     for role in ("teacher", "student"):
         networks.check(settings.network(role), f"--{role}-network")
+    _check_training(settings)
     if settings.channels_last and device.type == "cpu":
         _check_channels_last(settings)
     names: Sequence[str] = ()
     if isinstance(settings, CompareSettings):
         names = settings.names()
     for name in names:
-        if name not in METHODS:
-            raise UserError(f"--methods: unknown method {short(name)}: choose from {', '.join(METHODS)}")
+        if name not in METHODS and not is_external(name):
+            raise UserError(
+                f"--methods: unknown method {short(name)}: choose from {', '.join(METHODS)}, or module:Class"
+            )
     if len(set(names)) < len(names):
         raise UserError(f"--methods {','.join(names)}: name each method once")
     try:
@@ -204,13 +260,26 @@ def check(settings: Settings, device: Any) -> None:
         names = (settings.method,)
     if settings.compile and settings.space == "features":
         raise UserError("--compile: hides the features that --space features looks for")
+    for name in filter(is_external, names):
+        external_method.find(name, f"{'--methods' if len(names) > 1 else '--method'} {name}")
+    if settings.method_option and not any(map(is_external, names)):
+        raise UserError("--method-option: is for module:Class, a method of your own")
     for name in names:
         if settings.compile and name in LISTENING:
             raise UserError(f"--compile: hides the layers that {name} listens to")
-        if settings.whole_step and name in NEIGHBOURS:
+        if settings.whole_step and name not in USUAL:
             raise UserError(f"--whole-step: is for the methods {', '.join(USUAL)}, not for {name}")
     if settings.whole_step:
         _check_whole_step(settings, device)
+
+
+def _check_training(settings: Settings) -> None:
+    """Optimiser and learning rate, of the teacher too where it is trained here."""
+    optimizers.check(settings)
+    lr_schedule.check(settings)
+    alone = isinstance(settings, TrainSettings) and settings.method == "student"
+    if not (alone or (isinstance(settings, (TrainSettings, CompareSettings)) and settings.teacher is not None)):
+        lr_schedule.check(settings.of_teacher(), "teacher-")
 
 
 def _check_channels_last(settings: Settings) -> None:

@@ -28,8 +28,9 @@ from amkd_fast.distill.errors import UserError, exhausted
 from amkd_fast.distill.lightning_module import Distillation
 from amkd_fast.distill.loggers import CSV, EpochLoggers
 from amkd_fast.distill.networks import Spec
+from amkd_fast.distill.networks.normalised import Normalised
 from amkd_fast.distill.progress import Tell
-from amkd_fast.distill.settings import Precision, Settings
+from amkd_fast.distill.settings import Precision, Settings, file_name
 from amkd_fast.distill.teacher import Teacher
 from amkd_fast.methods import Method
 
@@ -83,6 +84,23 @@ class OwnSignals(pl.Callback):
             signal.signal(signal.SIGTERM, self.handler)
 
 
+class MaxSteps(pl.Callback):
+    """Ends a training after so many steps: it is tested, logged and kept as at the end of an epoch."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self._look(trainer)  # what is resumed may have them behind it
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *batch: Any) -> None:
+        self._look(trainer)
+
+    def _look(self, trainer: pl.Trainer) -> None:
+        if trainer.global_step >= self.steps:
+            trainer.should_stop = True
+
+
 def fit(
     network: nn.Module,
     spec: Spec,
@@ -115,7 +133,7 @@ def fit(
         settings: Optimiser settings and batch size.
         epochs: Number of epochs.
         seed: Of batch order, augmentation and attack draws.
-        about: Plain values for the checkpoint.
+        about: Plain values for the checkpoint; mean and std of a :class:`.Normalised` network go with them.
         folder: Where log.csv, last.ckpt and best.ckpt go; None: nothing is written.
         progress: Show a progress bar.
         resume: Go on from ``folder/last.ckpt``, where there is one.
@@ -130,17 +148,21 @@ def fit(
     """
     if folder is not None:
         folder.mkdir(exist_ok=True)
+    if isinstance(network, Normalised):
+        about = {**about, **network.normalisation.as_dict()}
     loggers = settings.logger.split(",")
     path = folder / "log.csv" if folder is not None and world.first and CSV in loggers else None
     log = EpochLog(path, name, seed, tell if world.first else None)
     callbacks: list[pl.Callback] = [OwnSignals(), log]  # before the checkpoints, which are of good epochs alone
+    if settings.max_steps is not None:
+        callbacks.append(MaxSteps(settings.max_steps))
     if folder is not None:
         keep = partial(ModelCheckpoint, folder, enable_version_counter=False, save_on_train_epoch_end=True)
         callbacks.append(keep("best", monitor="accuracy", mode="max"))
         # Of its own, as `save_last` skips epochs that are not the best so far. After "best", whose state it holds.
         callbacks.append(keep("last"))
     if logs is not None and world.first and loggers != [CSV]:
-        callbacks.append(EpochLoggers(log, settings, logs, name if name == "teacher" else f"{name}-{seed}"))
+        callbacks.append(EpochLoggers(log, settings, logs, name if name == "teacher" else f"{file_name(name)}-{seed}"))
     if progress and world.first:
         callbacks.append(RichProgressBar(leave=False))
     gpu = train.labels.device.type == "cuda"

@@ -28,7 +28,7 @@ from amkd_fast.distill.files import read_json, write_atomic
 from amkd_fast.distill.fit import Run
 from amkd_fast.distill.forecast import Task
 from amkd_fast.distill.progress import Progress, Tell, receive, send
-from amkd_fast.distill.settings import Settings
+from amkd_fast.distill.settings import Settings, file_name
 from amkd_fast.distill.teacher import Teacher
 
 LATEST = 0.5  # seconds until an epoch of another process is heard of
@@ -73,7 +73,7 @@ class Finished:
 
     def _path(self, task: Task) -> Path:
         method, seed = task
-        return self._folder / f"{method}-{seed}.json"
+        return self._folder / f"{file_name(method)}-{seed}.json"
 
 
 def run_here(

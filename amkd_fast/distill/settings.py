@@ -5,13 +5,19 @@ The defaults of sizes and loss scales are a pilot's on the digits.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, get_args, get_origin
+import json
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from amkd_fast.typing import BNPolicy, Negatives, PresetName, Selector, Space, Variant
 
 Usual = Literal["student", "kd", "bss-official", "bss-paper", "bss-zoo", "bss-near_boundary", "amkd"]
-Neighbour = Literal["triplet-ce", "triplet-kd", "extended-kd", "jda-ccd", "tald", "mkd", "dkd", "rkd"]
+Neighbour = Literal[
+    "triplet-ce", "triplet-kd", "extended-kd", "jda-ccd", "tald", "mkd", "dkd", "rkd", "fitnet", "at", "sp", "crd",
+    "reviewkd",
+]  # fmt: skip
 USUAL: tuple[str, ...] = get_args(Usual)
 NEIGHBOURS: tuple[str, ...] = get_args(Neighbour)
 METHODS = (*USUAL, *NEIGHBOURS)
@@ -21,9 +27,14 @@ Augment = Literal["auto", "none", "crop", "crop+flip"]
 Bounds = Literal["pixel", "preset"]
 BoundarySchedule = Literal["auto", "falling", "zoo", "constant"]
 Precision = Literal["64", "32", "bf16", "fp16"]
+Optimizer = Literal["sgd", "adamw"]
+LRSchedule = Literal["cosine", "step", "one-cycle", "constant"]
+
+S = TypeVar("S", bound="Settings")
 
 MOST = 2**31 - 1  # of a whole number
 LARGEST = 1e18  # of a number; its square still is one in single precision
+TEACHERS_OWN = ("epochs", "batch_size", "optimizer", "lr", "weight_decay", "schedule", "lr_milestones", "warmup_epochs")
 SEED = 2**32 - 1  # the largest; what draws are numbered by stays an int64
 
 
@@ -35,6 +46,7 @@ def option(
     least: float | None = None,
     above: float | None = None,
     most: float | None = None,
+    rule: Callable[[Any], Any] | None = None,
 ) -> Any:
     """A field with what the command line and the YAML file must know of it.
 
@@ -45,14 +57,87 @@ def option(
         least: The smallest number.
         above: What a number must be larger than.
         most: The largest number; None: :data:`MOST` or :data:`LARGEST`.
+        rule: Returns the value, or raises a ValueError that says what it must be.
     """
-    rules = {"help": help, "group": group, "least": least, "above": above, "most": most}
+    rules = {"help": help, "group": group, "least": least, "above": above, "most": most, "rule": rule}
+    if isinstance(default, dict):
+        return field(default_factory=dict, hash=False, metadata=rules)
     return field(default=default, metadata=rules)
 
 
 def choices(hint: Any) -> tuple[str, ...]:
     """The only values of a setting whose type is ``hint``; none where it may have any."""
     return get_args(hint) if get_origin(hint) is Literal else ()
+
+
+def is_external(method: str) -> bool:
+    """Whether a method's name is ``module:Class``, code that is not ours."""
+    return ":" in method
+
+
+def file_name(method: str) -> str:
+    """The method's name as part of a file's or folder's name, different for different methods.
+
+    Example:
+        >>> from amkd_fast.distill.settings import file_name
+        >>> file_name("bss-zoo"), file_name("mine.losses:Hints")
+        ('bss-zoo', 'mine.losses.Hints')
+    """
+    return method.replace(":", ".")
+
+
+def known_method(name: str) -> str:
+    """``name``, one of :data:`METHODS` or ``module:Class``.
+
+    Raises:
+        ValueError: It is neither.
+    """
+    module, _, attribute = name.partition(":")
+    written = attribute.isidentifier() and all(part.isidentifier() for part in module.split("."))
+    if name not in METHODS and not written:
+        raise ValueError(f"must be one of {', '.join(METHODS)}, or module:Class")
+    return name
+
+
+def plain_options(options: dict[str, Any]) -> dict[str, Any]:
+    """``options``: keywords with values that a YAML file and a checkpoint can hold.
+
+    Raises:
+        ValueError: A name or value is none.
+    """
+    for name, value in options.items():
+        if not isinstance(name, str) or not name.isidentifier():
+            raise ValueError(f"must have names as in Python, not {name!r:.60}")
+        if not _plain(value):
+            raise ValueError(f"must have numbers, text, true, false, null or lists of them as values, not {name}'s")
+    return options
+
+
+def _plain(value: Any) -> bool:
+    if isinstance(value, list):
+        return all(_plain(item) for item in value)
+    return value is None or isinstance(value, (bool, str)) or (isinstance(value, (int, float)) and math.isfinite(value))
+
+
+def named_value(text: str) -> dict[str, Any]:
+    """``name=value`` of a command line: the value as in JSON, or text.
+
+    Raises:
+        ValueError: There is no name.
+
+    Example:
+        >>> from amkd_fast.distill.settings import named_value
+        >>> named_value("weight=1e-3"), named_value("layers=[1, 2]"), named_value("kind=cosine")
+        ({'weight': 0.001}, {'layers': [1, 2]}, {'kind': 'cosine'})
+    """
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ValueError("must be name=value")
+    try:
+        found = json.loads(value)
+    except (ValueError, RecursionError):
+        found = value
+    return plain_options({name: found})
 
 
 @dataclass(frozen=True)
@@ -83,23 +168,56 @@ class Settings:
     )
     student_network: str = option("auto", "likewise; auto: small-4-1 for digits, else resnet8")
 
+    mean: str | None = option(
+        None,
+        "by which the networks trained here normalise pixels in 0 to 1: data (the teacher's images', one a channel), "
+        "imagenet, cifar10, cifar100, or one number a channel with commas between; default: what --std is, else data",
+        group="normalisation",
+    )
+    std: str | None = option(
+        None, "likewise; data: one for all channels; data-per-channel: one of each; default: what --mean is"
+    )
+
     teacher_epochs: int = option(40, "of the teacher, where it is trained here", group="training", least=1, most=10**6)
     epochs: int = option(60, "of the student", least=1, most=10**6)
     batch_size: int = option(64, "of all ranks together", least=2)
     accumulate: int = option(1, "batches whose gradients are summed up for one step", least=1)
-    lr: float = option(0.1, "learning rate of SGD at the start; it falls as a cosine to 0", above=0.0, most=1e38)
+    max_steps: int | None = option(None, "stop a training after so many steps, to try something out", least=1)
+    optimizer: Optimizer = option("sgd", "sgd, or adamw, which wants a smaller --lr, as 1e-3")
+    lr: float = option(0.1, "learning rate, the highest of the schedule", above=0.0, most=1e38)
     momentum: float = option(0.9, "of SGD", least=0.0)
-    weight_decay: float = option(1e-4, "of SGD", least=0.0)
+    nesterov: bool = option(False, "Nesterov's momentum, of SGD")
+    weight_decay: float = option(1e-4, "of the optimiser; AdamW's is decoupled", least=0.0)
+    schedule: LRSchedule = option("cosine", "of the learning rate, over all steps; cosine falls to 0")
+    lr_milestones: str = option("", "of --schedule step: epochs after which the rate falls, as 150,180,210")
+    lr_factor: float = option(0.1, "of --schedule step: what the rate is multiplied by there", above=0.0, most=1.0)
+    warmup_epochs: int = option(0, "over which the rate rises to --lr as a line; not of one-cycle", least=0, most=10**6)
     precision: Precision = option("32", "of networks and losses; bf16 and fp16 (needs a GPU) by autocast")
     compile: bool = option(False, "torch.compile the student")
     channels_last: bool = option(False, "train in the channels_last memory format; on a CPU only networks of ours")
     fold: bool = option(True, "fold BatchNorm into the teacher's convolutions")
     whole_step: bool = option(False, "record a training step as one CUDA graph (GPU; not run on one yet)")
 
+    teacher_batch_size: int | None = option(
+        None, "default: --batch-size", group="training of the teacher, where it is trained here", least=2
+    )
+    teacher_optimizer: Literal["auto", "sgd", "adamw"] = option("auto", "auto: --optimizer")
+    teacher_lr: float | None = option(None, "default: --lr", above=0.0, most=1e38)
+    teacher_weight_decay: float | None = option(None, "default: --weight-decay", least=0.0)
+    teacher_schedule: Literal["auto", "cosine", "step", "one-cycle", "constant"] = option("auto", "auto: --schedule")
+    teacher_lr_milestones: str | None = option(None, "default: --lr-milestones")
+    teacher_warmup_epochs: int | None = option(None, "default: --warmup-epochs", least=0, most=10**6)
+
     temperature: float = option(3.0, "of the softened distributions", group="kd, bss-*, amkd, tald", above=0.0)
     kl_weight_start: float = option(4.0, "weight of the clean KL in the first epoch, changes linearly", least=0.0)
     kl_weight_end: float = option(1.0, "in the last", least=0.0)
     kl_t2: bool = option(False, "multiply the clean KL by T²")
+
+    kd_temperature: float | None = option(None, "default: --temperature", group="kd", above=0.0)
+    kd_ce_weight: float = option(1.0, "of the labels", least=0.0)
+    kd_kl_weight: float | None = option(
+        None, "of T²·KL, in every epoch; default: what --kl-weight-start, --kl-weight-end and --kl-t2 say", least=0.0
+    )
 
     boundary_weight: float = option(2.0, "β of the first epoch", group="boundary samples: bss-*, amkd", least=0.0)
     boundary_schedule: BoundarySchedule = option("auto", "of β; auto: zoo for bss-zoo, else falling")
@@ -146,12 +264,43 @@ class Settings:
     rkd_distance_weight: float = option(25.0, "of the distances", group="rkd", least=0.0)
     rkd_angle_weight: float = option(50.0, "of the angles", least=0.0)
 
+    student_stages: str = option(
+        "",
+        "the student's modules whose outputs are compared, with commas between; default: its stages are found",
+        group="extended-kd, fitnet, at, sp, reviewkd",
+    )
+    teacher_stages: str = option("", "likewise of the teacher, as many")
+
+    fitnet_weight: float = option(100.0, "of the hint", group="fitnet", least=0.0)
+    fitnet_stage: int = option(2, "which stage gives the hint, from 1", least=1)
+
+    at_weight: float = option(1000.0, "of the attention", group="at", least=0.0)
+    at_power: float = option(2.0, "p of |A|^p, of which the attention is the sum over channels", least=1.0)
+
+    sp_weight: float = option(3000.0, "of the similarities", group="sp", least=0.0)
+
+    crd_weight: float = option(0.8, "of the contrast", group="crd", least=0.0)
+    crd_temperature: float = option(0.07, "of the contrast", above=0.0)
+    crd_negatives: int = option(16384, "for each image, drawn from the memory; at most its rows", least=1)
+    crd_features: int = option(128, "width of the memory, which has a row for every training image", least=1)
+    crd_momentum: float = option(0.5, "of a row of the memory, when its image comes again", least=0.0, most=0.999999)
+
+    reviewkd_weight: float = option(1.0, "of the review", group="reviewkd", least=0.0)
+    reviewkd_warmup: int = option(20, "epochs over which this weight grows", least=1)
+
+    method_option: dict[str, Any] = option(
+        {}, "name=value, a keyword of each module:Class; may be given again", group="module:Class", rule=plain_options
+    )
     logger: str = option("csv", "of epochs, with commas between: csv, tensorboard, wandb", group="while it runs")
 
     pgd_eps: float | None = option(
         None, "radius of PGD, in pixels; default: 0.1 for digits, else 8/255", group="report of compare", least=0.0
     )
     quality_images: int = option(500, "test images that are attacked; 0: all", least=0)
+
+    recipe: str | None = option(
+        None, "settings below all others: a name that `amkd-distill recipes` tells", group="run"
+    )
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -167,14 +316,26 @@ class Settings:
             return name
         return {"teacher": ("small-16-2", "resnet26"), "student": ("small-4-1", "resnet8")}[role][self.data != "digits"]
 
+    def of_teacher(self: S) -> S:
+        """These settings with the teacher's own in the places of the student's, for the training of a teacher."""
+        own = {name: getattr(self, f"teacher_{name}") for name in TEACHERS_OWN}
+        return replace(self, **{name: value for name, value in own.items() if value not in (None, "auto")})
+
 
 @dataclass(frozen=True)
 class TrainSettings(Settings):
     """One student."""
 
-    method: Literal[Usual, Neighbour] = option("amkd", "what the student learns by", group="run")
+    method: str = option(
+        "amkd",
+        f"what the student learns by, of {', '.join(METHODS)}; or module:Class of your own",
+        group="run",
+        rule=known_method,
+    )
     seed: int = option(0, "of initial weights, batches and draws", least=0, most=SEED)
     teacher: str | None = option(None, "checkpoint of a teacher; default: train one")
+    teacher_mean: str | None = option(None, "of --teacher, written as --mean; default: its file's, else the student's")
+    teacher_std: str | None = option(None, "likewise, written as --std")
 
 
 @dataclass(frozen=True)
@@ -182,10 +343,14 @@ class CompareSettings(Settings):
     """Every method over several seeds."""
 
     methods: str = option(
-        ",".join(USUAL), f"with commas between, of {', '.join(METHODS)}; {ALL}: all of them", group="run"
+        ",".join(USUAL),
+        f"with commas between, of {', '.join(METHODS)}; {ALL}: all of them; or module:Class of your own",
+        group="run",
     )
     seeds: int = option(3, "number of seeds", least=1, most=10_000)
     teacher: str | None = option(None, "checkpoint of a teacher; default: train one")
+    teacher_mean: str | None = option(None, "of --teacher, written as --mean; default: its file's, else the student's")
+    teacher_std: str | None = option(None, "likewise, written as --std")
 
     def names(self) -> tuple[str, ...]:
         """The methods, one by one."""

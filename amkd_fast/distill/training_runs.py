@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from amkd_fast.distill import build, networks
+from amkd_fast.distill import build, networks, normalisation
 from amkd_fast.distill.checkpoint import load_network, save_network
 from amkd_fast.distill.data import Data
 from amkd_fast.distill.distributed import World
@@ -20,8 +20,10 @@ from amkd_fast.distill.errors import Diverged, UserError, allocating
 from amkd_fast.distill.fit import ALONE, Run, fit
 from amkd_fast.distill.forecast import Expected, Task
 from amkd_fast.distill.networks import Spec
+from amkd_fast.distill.networks.normalised import Normalised, normalisation_of
 from amkd_fast.distill.settings import CompareSettings, RunSettings, Settings
 from amkd_fast.distill.teacher import Teacher, accuracy, predict
+from amkd_fast.methods import Method
 from amkd_fast.methods.outputs import with_features
 
 TEACHER_SEED = 0
@@ -31,7 +33,8 @@ def train_teacher(data: Data, settings: Settings, **options: Any) -> tuple[Run, 
     """Train the teacher with the labels alone; the options are those of :func:`fit`."""
     network, spec = _built("teacher", TEACHER_SEED, data, settings)
     method = build.method("student", settings, data, distributed=options.get("world", ALONE).size > 1)
-    options = {"epochs": settings.teacher_epochs, "seed": TEACHER_SEED, "about": {}, "name": "teacher", **options}
+    settings = settings.of_teacher()
+    options = {"epochs": settings.epochs, "seed": TEACHER_SEED, "about": {}, "name": "teacher", **options}
     return fit(network, spec, method, None, data.teacher, data, settings, **options), spec
 
 
@@ -43,7 +46,7 @@ def obtain_teacher(
     resume: bool = False,
     world: World = ALONE,
     **options: Any,
-) -> tuple[nn.Module, float]:
+) -> tuple[Normalised, float]:
     """The teacher that the settings name, or one that is trained here; kept as teacher.ckpt. And its accuracy.
 
     Args:
@@ -65,26 +68,30 @@ def obtain_teacher(
             run, spec = train_teacher(data, settings, folder=growing, resume=resume, world=world, **options)
         except Diverged as error:
             raise told("teacher", error, growing, settings.teacher_epochs) from error
-        assert run.network is not None, "fit returns it"
+        assert isinstance(run.network, Normalised), "fit returns it"
         network, how = run.network, f"teacher trained in {time.perf_counter() - start:.0f} s"
     correct = accuracy(network, data.test)
     if not math.isfinite(float(predict(network, data.test.take(slice(0, 64))).sum())):
         how += " (its logits are not finite)"
     if world.first:
-        print(f"{how}: {correct:.1f} % on {len(data.test)} test images", flush=True)
+        print(
+            f"{how}: {correct:.1f} % on {len(data.test)} test images, normalised by {network.normalisation}", flush=True
+        )
         if path != kept:
             save_network(kept, network, spec, describe("teacher", TEACHER_SEED, data, settings))
         shutil.rmtree(growing, ignore_errors=True)
     return network, correct
 
 
-def load_teacher(path: str | Path, data: Data, settings: Settings) -> tuple[nn.Module, Spec]:
+def load_teacher(path: str | Path, data: Data, settings: Settings) -> tuple[Normalised, Spec]:
     """A teacher from a checkpoint, checked against the data."""
-    network, spec, _ = load_network(path, settings.teacher_network, "--teacher-network")
+    usual = normalisation.of_student(settings, data)
+    network, spec, _ = load_network(path, settings.teacher_network, "--teacher-network", otherwise=usual)
     for name, value in (("channels", data.channels), ("classes", len(data.classes))):
         if getattr(spec, name) != value:
             raise UserError(f"--teacher {path}: has {getattr(spec, name)} {name}, the data has {value}")
-    network = network.to(data.test.labels.device)
+    wished = normalisation.of_teacher(settings, data, network.normalisation)
+    network = Normalised(network.network, *wished).to(data.test.labels.device)
     rehearse(network, f"--teacher {path}", spec, data)
     return network, spec
 
@@ -105,11 +112,15 @@ def prepare(names: Iterable[str], data: Data, settings: RunSettings, distributed
         UserError: A network or a method cannot be had.
     """
     with torch.random.fork_rng(devices=[]):
+        teacher = None
         if settings.teacher is None and any(name != "student" for name in names):
-            _built("teacher", TEACHER_SEED, data, settings)
-        width = _width(_built("student", 0, data, settings)[0], data, settings)
+            teacher = _built("teacher", TEACHER_SEED, data, settings)[0].eval()
+        student = _built("student", 0, data, settings)[0]
+        width = _width(student, data, settings)
         for name in names:
-            build.method(name, settings, data, width, distributed=distributed)
+            method = build.method(name, settings, data, width, distributed=distributed)
+            if teacher is not None:
+                _prepare(name, method, data, teacher, student)
 
 
 def rehearse(network: nn.Module, what: str, spec: Spec, data: Data) -> None:
@@ -150,32 +161,45 @@ def train_student(name: str, seed: int, teacher: Teacher | None, data: Data, set
     network, spec = _built("student", 1000 + seed, data, settings)
     spread = options.get("world", ALONE).size > 1
     shape = {"distributed": spread, "fixed_shape": settings.whole_step}
-    method = build.method(name, settings, data, _width(network, data, settings), **shape)
-    method.to(data.test.labels.device)
+    learnt = None if teacher is None else normalisation_of(teacher.network)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(2000 + seed)  # of the method's own weights
-        method.prepare(data.student.take(slice(0, 1)).images, None if teacher is None else teacher.network, network)
+        method = build.method(name, settings, data, _width(network, data, settings), normalisation=learnt, **shape)
+        method.to(data.test.labels.device)
+        _prepare(name, method, data, None if teacher is None else teacher.network, network)
     options = {"epochs": settings.epochs, "seed": seed, "about": {}, "name": name, **options}
     return fit(network, spec, method, teacher, data.student, data, settings, **options)
 
 
+def _prepare(name: str, method: Method, data: Data, teacher: nn.Module | None, student: nn.Module) -> None:
+    """Have a method make its own weights.
+
+    Raises:
+        UserError: They cannot be made between these networks, or there is no room for them.
+    """
+    try:
+        with allocating(f"--method {name}"):
+            method.prepare(data.student.take(slice(0, 1)).images, teacher, student)
+    except ValueError as error:
+        raise UserError(f"{name}: {error}") from error
+
+
 def describe(method: str, seed: int, data: Data, settings: Settings) -> dict[str, Any]:
-    """What a checkpoint must know to be evaluated later: plain values only."""
+    """What a checkpoint must know to be evaluated later, beside its network's mean and std: plain values only."""
     return {
         "method": method,
         "seed": seed,
         "classes": list(data.classes),
-        "mean": list(data.mean),
-        "std": data.std,
         "settings": settings.as_dict(),
     }
 
 
-def _built(role: str, seed: int, data: Data, settings: Settings) -> tuple[nn.Module, Spec]:
+def _built(role: str, seed: int, data: Data, settings: Settings) -> tuple[Normalised, Spec]:
     spec = Spec(settings.network(role), data.channels, len(data.classes))
     what = f"--{role}-network {spec.name}"
     with allocating(what):
-        network = networks.build(spec, seed).to(data.test.labels.device)
+        network = Normalised(networks.build(spec, seed), *normalisation.of_student(settings, data))
+        network.to(data.test.labels.device)
     rehearse(network, what, spec, data)
     return network, spec
 
