@@ -31,7 +31,7 @@ from amkd_fast.distill.loggers import CSV, EpochLoggers
 from amkd_fast.distill.networks import Spec
 from amkd_fast.distill.networks.normalised import Normalised
 from amkd_fast.distill.progress import Tell
-from amkd_fast.distill.settings import Precision, Settings
+from amkd_fast.distill.settings import Precision, Settings, file_name
 from amkd_fast.distill.teacher import Teacher
 from amkd_fast.methods import Method
 
@@ -176,7 +176,7 @@ def fit(
         # Of its own, as `save_last` skips epochs that are not the best so far. After "best", whose state it holds.
         callbacks.append(keep("last"))
     if logs is not None and world.first and loggers != [CSV]:
-        callbacks.append(EpochLoggers(log, settings, logs, name if name == "teacher" else f"{name}-{seed}"))
+        callbacks.append(EpochLoggers(log, settings, logs, name if name == "teacher" else f"{file_name(name)}-{seed}"))
     if progress and world.first:
         callbacks.append(RichProgressBar(leave=False))
     gpu = train.labels.device.type == "cuda"
