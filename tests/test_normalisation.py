@@ -20,6 +20,7 @@ from amkd_fast.attacks.particles import ParticleAttack
 from amkd_fast.distill import build, checkpoint, networks, normalisation, training_runs
 from amkd_fast.distill import data as datasets
 from amkd_fast.distill.cli import main
+from amkd_fast.distill.data.statistics import Statistics
 from amkd_fast.distill.errors import UserError
 from amkd_fast.distill.networks import Spec
 from amkd_fast.distill.networks.normalised import Normalisation, Normalised, normalisation_of
@@ -316,8 +317,10 @@ def test_normalisations_of_other_channels():
     ):
         with pytest.raises(UserError, match=re.escape(said)):
             normalisation.of_student(Settings(**given), data)
-    red = datasets.Data(*[None] * 4, (0.5, 0.0, 0.0), 0.2, (0.3, 0.0, 0.0), "none", 1.0)
-    object.__setattr__(red, "test", datasets.Split(torch.zeros(1, 3, 2, 2, dtype=torch.uint8), torch.zeros(1)))
+    pixels = torch.zeros(2, 3, 2, 2, dtype=torch.uint8)
+    pixels[0, 0] = 255
+    red = datasets.Split(pixels, torch.tensor([0, 1]), 1 / 255)
+    red = datasets.Data(red, red, red, ("a", "b"), Statistics(red, "red"), "none", 1 / 255)
     with pytest.raises(UserError, match="channel 1 of the data is of one colour"):
         normalisation.of_student(Settings(std="data-per-channel"), red)
 

@@ -44,7 +44,7 @@ def sgd(network, settings):
 
 def plain_step(student, optimizer, teacher, images, labels, step, settings):
     """A step of BSS as published: nothing in it but PyTorch, and the draw that the specification prescribes."""
-    epoch, images = step * settings.epochs // STEPS, images.to(next(student.parameters()).dtype)
+    epoch = step * settings.epochs // STEPS
     for group in optimizer.param_groups:
         group["lr"] = settings.lr * 0.5 * (1 + math.cos(math.pi * step / STEPS))
     with torch.no_grad():
@@ -66,10 +66,20 @@ def plain_step(student, optimizer, teacher, images, labels, step, settings):
 
 
 def plain_batches(data, settings):
+    """Normalised as the published code has them; ours attacks pixels."""
     batches = Batches(data.student, settings.batch_size, SEED, data.augment)
     for epoch in range(settings.epochs):
         batches.set_epoch(epoch)
-        yield from batches
+        for batch in batches:
+            yield (
+                (batch.images.double() - torch.tensor(data.mean, dtype=torch.float64).view(-1, 1, 1)) / data.std,
+                batch.labels,
+            )
+
+
+def plain(network):
+    """The network of normalised images in one of pixels."""
+    return copy.deepcopy(network.network).double()
 
 
 def soft_cross_entropy(logits, taught, temperature=3.0):
@@ -130,9 +140,9 @@ def gaps(network, plain):
 def test_official_bss_is_the_plain_loop(training):
     settings, data, teacher = training
     student = networks.build(Spec("small-4-1", 1, 10), 1000 + SEED).train().double()
-    optimizer, plain_teacher = sgd(student, settings), copy.deepcopy(teacher.network)
+    optimizer, plain_teacher = sgd(student, settings), plain(teacher.network)
     steps = 0
-    for images, labels, *_ in plain_batches(data, settings):
+    for images, labels in plain_batches(data, settings):
         plain_step(student, optimizer, plain_teacher, images, labels, steps, settings)
         steps += 1
     assert steps == STEPS
@@ -148,19 +158,19 @@ def test_every_fp32_step_of_official_bss_is_the_plain_step(training, monkeypatch
     decides (an activation's sign in an attack, who goes on, who is chosen) a step is another one: one in thousands.
     """
     settings, data, teacher = training
-    batches, plain_teacher = plain_batches(data, settings), copy.deepcopy(teacher.network).double()
-    plain, found = {}, []
+    batches, plain_teacher = plain_batches(data, settings), plain(teacher.network)
+    after_plain, found = {}, []
 
     def before(module, batch, batch_idx):
-        student = copy.deepcopy(module.network).double()
+        student = plain(module.network)
         optimizer = sgd(student, settings)
         optimizer.load_state_dict(copy.deepcopy(module.optimizers().optimizer.state_dict()))
-        images, labels, *_ = next(batches)
+        images, labels = next(batches)
         plain_step(student, optimizer, plain_teacher, images, labels, len(found), settings)
-        plain["student"] = student
+        after_plain["student"] = student
 
     def after(module, outputs, batch, batch_idx):
-        found.append(max(gaps(module.network, plain["student"]).values()))
+        found.append(max(gaps(module.network, after_plain["student"]).values()))
 
     monkeypatch.setattr(Distillation, "on_train_batch_start", before)
     monkeypatch.setattr(Distillation, "on_train_batch_end", after)

@@ -96,11 +96,22 @@ class Normalised(nn.Module):
         super().__init__()
         self.network, self.training = network, network.training
         self.normalisation = Normalisation.of(mean, std)
-        mean64, std64 = (torch.tensor(numbers, dtype=torch.float64).view(-1, 1, 1) for numbers in self.normalisation)
         like = next(network.parameters(), torch.empty(0))
-        for name, value in (("scale", 1.0 / std64), ("shift", -mean64 / std64)):  # [C, 1, 1]
-            self.register_buffer(name, value.to(like.device, like.dtype), persistent=False)
+        for name, numbers in zip(("scale", "shift"), self._steps(), strict=True):
+            self.register_buffer(name, numbers.to(like.device, like.dtype), persistent=False)
         self.register_load_state_dict_pre_hook(_one_level_down)
+
+    def _steps(self) -> tuple[Tensor, Tensor]:
+        """1/std and −mean/std, float64 [C, 1, 1]."""
+        mean, std = (torch.tensor(numbers, dtype=torch.float64).view(-1, 1, 1) for numbers in self.normalisation)
+        return 1.0 / std, -mean / std
+
+    def _apply(self, *args: Any, **options: Any) -> Any:
+        """Moves and casts, and rounds anew: float64 that was float32 before would have the digits of that."""
+        super()._apply(*args, **options)
+        for name, numbers in zip(("scale", "shift"), self._steps(), strict=True):
+            setattr(self, name, numbers.to(getattr(self, name)))
+        return self
 
     def normalise(self, images: Tensor) -> Tensor:
         """What the network sees of pixels [B, C, H, W]."""
