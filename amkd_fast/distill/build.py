@@ -9,7 +9,7 @@ from torch import nn
 
 from amkd_fast import CrossBatchMemory
 from amkd_fast.attacks import BoundaryAttack, frozen
-from amkd_fast.distill import checkpoint, networks
+from amkd_fast.distill import networks, teacher_file
 from amkd_fast.distill.data import Data
 from amkd_fast.distill.distributed import torchrun_variables
 from amkd_fast.distill.errors import UserError, allocating, short
@@ -179,8 +179,11 @@ def boundary_attack(
 
 def check(settings: Settings, device: Any) -> None:
     """Raise :class:`UserError` for settings that do not go together, or not here, before any work is done."""
-    if isinstance(settings, (TrainSettings, CompareSettings)) and settings.teacher is not None:
-        checkpoint.read(settings.teacher)
+    if isinstance(settings, (TrainSettings, CompareSettings)):
+        if settings.teacher is not None:
+            teacher_file.check(settings.teacher, settings.teacher_network)
+        elif settings.expect_teacher is not None:
+            raise UserError("--expect-teacher: is for --teacher; one that is trained here gets as good as it gets")
     for role in ("teacher", "student"):
         networks.check(settings.network(role), f"--{role}-network")
     if settings.channels_last and device.type == "cpu":

@@ -172,7 +172,16 @@ class TrainSettings(Settings):
 
     method: Literal[Usual, Neighbour] = option("amkd", "what the student learns by", group="run")
     seed: int = option(0, "of initial weights, batches and draws", least=0, most=SEED)
-    teacher: str | None = option(None, "checkpoint of a teacher; default: train one")
+    teacher: str | None = option(
+        None,
+        "checkpoint of a teacher, or a state dict (.pth, .safetensors) of --teacher-network; default: train one",
+    )
+    expect_teacher: float | None = option(
+        None,
+        "the accuracy of --teacher, per cent: 2 points less stop the run; default: what its file says",
+        least=0.0,
+        most=100.0,
+    )
 
 
 @dataclass(frozen=True)
@@ -183,7 +192,16 @@ class CompareSettings(Settings):
         ",".join(USUAL), f"with commas between, of {', '.join(METHODS)}; {ALL}: all of them", group="run"
     )
     seeds: int = option(3, "number of seeds", least=1, most=10_000)
-    teacher: str | None = option(None, "checkpoint of a teacher; default: train one")
+    teacher: str | None = option(
+        None,
+        "checkpoint of a teacher, or a state dict (.pth, .safetensors) of --teacher-network; default: train one",
+    )
+    expect_teacher: float | None = option(
+        None,
+        "the accuracy of --teacher, per cent: 2 points less stop the run; default: what its file says",
+        least=0.0,
+        most=100.0,
+    )
 
     def names(self) -> tuple[str, ...]:
         """The methods, one by one."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 from torch import nn
@@ -22,6 +22,13 @@ _RULE = (
     f"must be {', '.join(_RESNETS[:-1])} or {_RESNETS[-1]}, {wide_resnet.NAMES}, small-W-B, module:factory "
     "or timm:NAME (D, K, W, B at most 9999)"
 )
+
+
+def common() -> Iterator[str]:
+    """Names that people use; there are others, of any depth and width."""
+    yield from _RESNETS
+    yield from (f"wrn-{depth}-{width}" for depth in range(10, 41, 6) for width in (1, 2, 4, 8, 10))
+    yield from (f"small-{width}-{blocks}" for width in (2, 4, 8, 16, 32, 64) for blocks in (1, 2, 3))
 
 
 def find(name: str, what: str) -> Factory:
