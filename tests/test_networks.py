@@ -400,7 +400,8 @@ def test_names_that_exist_cost_nothing_to_check(name):
 @pytest.mark.parametrize(
     "name",
     [
-        *("", "resnet", "resnet18", "resnet020", "resnet8 ", "ResNet8", "resnet-8", "resnet50", "vgg8"),
+        *("", "resnet", "resnet17", "resnet020", "resnet8 ", "ResNet8", "resnet-8", "resnet101", "vgg9"),
+        *("resnet8b", "resnet-b", "resnet17-b", "resnet8x4-b", "resnet20x4", "vgg8-b", "mobilenetv2-1", "shufflenet"),
         *("wrn", "wrn-16", "wrn-4-2", "wrn-17-2", "wrn-16-0", "wrn-016-2", "wrn-16-2-1", "wrn-16-2.5", "wrn-16-99999"),
         *("small-0-1", "small-4", "small-4-0", "small--4-1", "small-4-1 ", "small-٤-1", "small-10000-1"),
     ],

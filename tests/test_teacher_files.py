@@ -31,7 +31,7 @@ NAME = "small-2-1"
 SPEC = Spec(NAME, 1, 10)
 # Per channel, and far from the digits' own: with another one this teacher knows nothing.
 MEAN, STD = 4.0, 0.25
-MINE = f"""
+MINE = """
 from torch import nn
 
 def my_network(channels, classes):
@@ -50,7 +50,7 @@ def named(prefix, tensors):
 # How trainers write a state dict; what of the file is told to have been taken.
 LAYOUTS = {
     "plain": (lambda w: w, ""),
-    "ordered parameters": (lambda w: nn.ParameterDict(w).state_dict() | w, ""),
+    "parameters": (lambda w: {n: nn.Parameter(v) if v.is_floating_point() else v for n, v in w.items()}, ""),
     "mdistiller": (lambda w: {"model": w, "epoch": 240, "best_acc": 79.4}, " (model)"),
     "repdistiller": (lambda w: {"opt": argparse.Namespace(lr=0.05, steps=[1]), "model": w}, " (model)"),
     "data parallel": (lambda w: named("module.", w), " (names without module.)"),
@@ -428,7 +428,9 @@ def test_from_a_file_of_ones_own_to_a_student(digits, place, capsys):
     assert torch.equal(kept.network[1].weight, network[1].weight)
     assert main(["evaluate", "a/teacher.ckpt", "--network", spec.name]) == 0
     assert f"{correct:.2f} %" in capsys.readouterr().out
-    settings = TrainSettings(teacher_network=spec.name, teacher="mine.pth", teacher_mean=str(MEAN), teacher_std=str(STD))
+    settings = TrainSettings(
+        teacher_network=spec.name, teacher="mine.pth", teacher_mean=str(MEAN), teacher_std=str(STD)
+    )
     _, _, teacher = pool._subject.__wrapped__(settings, Path("a/teacher.ckpt"), torch.device("cpu"), 1)
     assert torch.equal(teacher.network.network[1].weight, network[1].weight)
 

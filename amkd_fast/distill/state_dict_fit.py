@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import cache
 
 import torch
 from torch import Tensor, nn
 
+from amkd_fast.distill import networks
 from amkd_fast.distill.errors import UserError
 from amkd_fast.distill.networks import Spec, names
 from amkd_fast.distill.state_dict_file import without_prefixes
@@ -32,8 +34,8 @@ def load(network: nn.Module, tensors: dict[str, Tensor], spec: Spec, what: str) 
         UserError: Names are missing or unexpected, or tensors have another shape; the message lists them.
     """
     own = network.state_dict()
-    # The wrapper may be a part of the network itself: the names decide how much of a prefix is one.
-    prefix, given = max(without_prefixes(tensors), key=lambda found: len(found[1].keys() & own.keys()))
+    # A wrapper may be a part of the network itself: the names decide how much of a prefix is one.
+    prefix, given = max(_variants(tensors, spec.name), key=lambda found: len(found[1].keys() & own.keys()))
     faults = list(_faults(own, given, spec))
     if faults:
         others = [name for name in names_that_fit(tensors) if name != spec.name]
@@ -55,25 +57,46 @@ def names_that_fit(tensors: dict[str, Tensor]) -> list[str]:
         >>> names_that_fit(build(Spec("wrn-10-2", channels=3, classes=100), seed=0).state_dict())
         ['wrn-10-2']
     """
-    fitting = []
-    stems = [value.shape[1] for value in tensors.values() if value.dim() == 4]
-    heads = [value.shape[0] for value in tensors.values() if value.dim() == 2]
-    if not stems or not heads:
-        return []
-    variants = [given for _, given in without_prefixes(tensors)]
+    return [name for name in names.common() if any(_is_of(name, given) for _, given in _variants(tensors, name))]
+
+
+def _variants(tensors: dict[str, Tensor], name: str) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """By the prefix that is off: the tensors as the file calls them, and in the words of our network ``name``."""
+    for prefix, given in without_prefixes(tensors):
+        yield prefix, given
+        yield prefix, networks.translated(name, given)
+
+
+def _is_of(name: str, given: dict[str, Tensor]) -> bool:
+    """Whether our network ``name`` has these names and shapes, but for what images' channels and classes decide."""
+    if "head.weight" not in given:
+        return False
+    stem, own = _own_shapes(name)
+    return own == _shapes(given, stem)
+
+
+@cache
+def _own_shapes(name: str) -> tuple[str, dict[str, tuple[int, ...]]]:
+    """The weight that the images come to, and the shapes."""
     with torch.device("meta"):
-        for name in names.common():
-            own = names.find(name, name)(channels=stems[0], classes=heads[-1]).state_dict()
-            if any(not list(_faults(own, given, None)) for given in variants):
-                fitting.append(name)
-    return fitting
+        own = names.find(name, name)(channels=1, classes=1).state_dict()
+    stem = next(name for name, value in own.items() if value.dim() == 4)
+    return stem, _shapes(own, stem)
 
 
-def _faults(own: dict[str, Tensor], given: dict[str, Tensor], spec: Spec | None) -> Iterator[str]:
-    """What keeps ``given`` from being the state of a network that has ``own``; ``spec`` says what the data wants."""
+def _shapes(tensors: dict[str, Tensor], stem: str) -> dict[str, tuple[int, ...]]:
+    """By name, without the sizes that channels and classes decide."""
+    return {
+        name: tuple(value.shape)[2 if name == stem else name.startswith("head.") :]
+        for name, value in tensors.items()
+        if not name.endswith(_OPTIONAL)
+    }
+
+
+def _faults(own: dict[str, Tensor], given: dict[str, Tensor], spec: Spec) -> Iterator[str]:
+    """What keeps ``given`` from being the state of a network that has ``own``."""
     shapes = {name: (own[name], value) for name, value in given.items() if name in own and not _alike(own[name], value)}
-    if spec is not None:
-        yield from _of_other_data(shapes, spec)
+    yield from _of_other_data(shapes, spec)
     missing = [name for name in own if name not in given and not name.endswith(_OPTIONAL)]
     unexpected = [name for name in given if name not in own]
     told = [f"{name} {_shape(one, other)}, in the file {_shape(other, one)}" for name, (one, other) in shapes.items()]

@@ -1,8 +1,18 @@
 """Teachers and students by name: the networks of the literature, small ones for quick experiments, and the user's own.
 
 ====================  ==================================================================================================
-``resnet8`` …         ResNets for CIFAR of 8, 14, 20, 26, 32, 44, 56 or 110 layers, :class:`.cifar_resnet.CifarResNet`
+``resnet8`` …         ResNets for CIFAR of 8, 14, 20, 26, 32, 44, 56 or 110 layers, :class:`.cifar_resnet.CifarResNet`;
+                      their shortcuts have no parameters (option A)
+``resnet8-b`` …       the same with 1x1 convolutions and BatchNorm in the shortcuts (option B), which RepDistiller and
+                      mdistiller call resnet8 …, :class:`.cifar_resnet_b.CifarResNetB`
+``resnet8x4``         those four times as wide, and ``resnet32x4``
+``resnet18``          ImageNet's ResNets with a stem for small images, and ``resnet50``,
+                      :class:`.imagenet_resnet.ImageNetResNet`
 ``wrn-D-K``           Wide ResNets of D = 6n + 4 layers, K times as wide, :class:`.wide_resnet.WideResNet`
+``vgg8`` …            VGG of 8, 11, 13, 16 or 19 layers with BatchNorm for small images, :class:`.vgg.VGG`
+``mobilenetv2``       MobileNetV2 of width 0.5 for small images, :class:`.mobilenetv2.MobileNetV2`
+``shufflenetv1``      ShuffleNet of 3 groups for small images, :class:`.shufflenetv1.ShuffleNetV1`
+``shufflenetv2``      ShuffleNetV2 1x for small images, :class:`.shufflenetv2.ShuffleNetV2`
 ``small-W-B``         three stages of B blocks, W channels in the first, :class:`.small_resnet.ResNet`
 ``module:factory``    what ``factory(channels=…, classes=…)`` of an importable module returns
 ``timm:NAME``         ``timm.create_model(NAME)`` without pretrained weights, where timm is installed; with them where
@@ -10,7 +20,8 @@
 ====================  ==================================================================================================
 
 Each maps images [B, channels, H, W] to logits [B, classes]. Our own also have ``embed(images)``, the pooled features
-[B, D], and ``head``, the ``torch.nn.Linear`` that makes the logits of them.
+[B, D], ``head``, the ``torch.nn.Linear`` that makes the logits of them, and ``stages``, the row of their blocks.
+:func:`translated` reads state dicts of RepDistiller and mdistiller.
 """
 
 from __future__ import annotations
@@ -22,8 +33,9 @@ from torch import nn
 
 from amkd_fast import checks
 from amkd_fast.distill.networks import external, names
+from amkd_fast.distill.networks.published import in_published_layout, translated
 
-__all__ = ["Spec", "build", "check", "is_users", "untrained"]
+__all__ = ["Spec", "build", "check", "in_published_layout", "is_users", "translated", "untrained"]
 
 
 class Spec(NamedTuple):
@@ -97,8 +109,9 @@ def check(name: str, option: str) -> None:
         >>> check("wrn-17-2", "--teacher-network")
         Traceback (most recent call last):
         amkd_fast.distill.errors.UserError: --teacher-network wrn-17-2: must be resnet8, resnet14, resnet20, resnet26, \
-resnet32, resnet44, resnet56 or resnet110, wrn-D-K with D = 6n + 4 from 10 on, small-W-B, module:factory or timm:NAME \
-(D, K, W, B at most 9999)
+resnet32, resnet44, resnet56, resnet110, each also with -b, resnet8x4, resnet32x4, resnet18, resnet50, vgg8, vgg11, \
+vgg13, vgg16, vgg19, mobilenetv2, shufflenetv1, shufflenetv2, wrn-D-K with D = 6n + 4 from 10 on, small-W-B, \
+module:factory or timm:NAME (D, K, W, B at most 9999)
     """
     with torch.random.fork_rng(devices=[]):  # a user's module may draw when it is imported
         _factory(name, f"{option} {name}")

@@ -7,27 +7,7 @@ from torch import Tensor, nn
 
 from amkd_fast import checks
 from amkd_fast.distill.networks import parts
-
-
-class Block(nn.Module):
-    """Two 3x3 convolutions with a shortcut (1x1 convolution where the shape changes)."""
-
-    def __init__(self, channels_in: int, channels: int, stride: int) -> None:
-        super().__init__()
-        self.stride = stride
-        self.conv1 = nn.Conv2d(channels_in, channels, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(channels)
-        self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(channels)
-        self.shortcut: nn.Module = nn.Identity()
-        if stride != 1 or channels_in != channels:
-            self.shortcut = nn.Sequential(nn.Conv2d(channels_in, channels, 1, bias=False), nn.BatchNorm2d(channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        # First, so that the sum of the gradients in x lies as the 3x3 convolution's does.
-        shortcut = self.shortcut(parts.subsampled(x, self.stride))
-        y = F.relu(self.bn1(self.conv1(x)))
-        return F.relu(self.bn2(self.conv2(y)) + shortcut)
+from amkd_fast.distill.networks.basic_block import Block
 
 
 class ResNet(nn.Module):
