@@ -87,7 +87,7 @@ def read(path: str | Path) -> Any:
         raise UserError(f"checkpoint {path}: cannot be read, damaged or no checkpoint ({reason})") from error
 
 
-def find(content: object, path: str | Path) -> FoundStateDict:
+def find(content: Any, path: str | Path) -> FoundStateDict:
     """The state dict in what :func:`read` returned: the content itself, or what lies under one of the usual keys.
 
     Args:
@@ -114,7 +114,7 @@ def find(content: object, path: str | Path) -> FoundStateDict:
     keys, tensors = places[0]
     node, claim = content, _claim(content, path)
     for key in keys:  # the closer to the weights, the surer it is theirs
-        node = node[key]  # type: ignore[index] - keys lead through mappings
+        node = node[key]
         claim = _claim(node, path) or claim
     others = tuple(".".join(more) for more, _ in places[1:])
     return FoundStateDict(tensors, ".".join(keys), others, claim)

@@ -64,6 +64,6 @@ def best_renaming(logits: Tensor, labels: Tensor) -> float:
     from scipy.optimize import linear_sum_assignment
 
     classes = logits.shape[1]
-    counts = torch.bincount(logits.argmax(1) * classes + labels, minlength=classes * classes).view(classes, classes)
-    counts = counts.cpu().numpy()
+    pairs = torch.bincount(logits.argmax(1) * classes + labels, minlength=classes * classes)
+    counts = pairs.view(classes, classes).cpu().numpy()
     return 100.0 * float(counts[linear_sum_assignment(counts, maximize=True)].sum()) / len(labels)

@@ -50,6 +50,8 @@ def _timm(model: str, what: str) -> Factory:
         "timm", what, "timm is not installed: run `pip install timm` with a torchvision that matches your torch"
     )
     model, pretrained = model.removesuffix(PRETRAINED), model.endswith(PRETRAINED)
+    if "@" in model:
+        raise UserError(f"{what}: nothing but {PRETRAINED} may stand behind a model of timm")
     if not timm.is_model(model):
         raise UserError(f"{what}: timm has no model {model}; timm.list_models() lists them")
     path = timm_weights.find(timm, model, what) if pretrained else None
