@@ -48,27 +48,24 @@ def test_digits_are_split_without_overlap(digits):
     assert not any(tuple(image.flatten().tolist()) in everything for image in digits.test.images)
     assert all(tuple(image.flatten().tolist()) in everything for image in digits.student.images)
     assert torch.bincount(digits.student.labels, minlength=10).min() >= 15
-    lower, upper = digits.bounds()
     for split in (digits.teacher, digits.test):
-        assert split.images.min() >= lower.item() - 1e-6
-        assert split.images.max() <= upper.item() + 1e-6
-    assert digits.pixels(digits.test.images).min() == pytest.approx(0.0, abs=1e-6)
+        assert (split.images.min(), split.images.max()) == (0.0, 1.0)
 
 
-def test_digits_are_exact_levels_normalised_by_the_teachers_images(digits):
+def test_digits_are_exact_levels_beside_mean_and_std_of_the_teachers(digits):
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
     pixels = torch.tensor(bunch.images, dtype=torch.float32).unsqueeze(1) / 16.0
     order = torch.randperm(len(pixels), generator=torch.Generator().manual_seed(0))
     train, test = pixels[order[:1000]], pixels[order[1000:]]
-    mean, std = train.mean((0, 2, 3)).view(1, 1, 1, 1), train.std()
-    torch.testing.assert_close(digits.teacher.images, (train - mean) / std, rtol=0, atol=1e-6)
-    torch.testing.assert_close(digits.test.images, (test - mean) / std, rtol=0, atol=1e-6)
-    torch.testing.assert_close(digits.pixels(digits.test.images), test, rtol=0, atol=1e-6)
+    assert torch.equal(digits.teacher.images, train)
+    assert torch.equal(digits.test.images, test)
+    assert digits.mean == pytest.approx((train.double().mean().item(),), rel=1e-12)
+    assert digits.stds == (digits.std,) == pytest.approx((train.double().std().item(),), rel=1e-12)
     assert digits.test.labels.tolist() == [int(bunch.target[row]) for row in order[1000:]]
     assert digits.level == 1 / 16
-    assert digits.teacher.scale == digits.level / digits.std
+    assert digits.teacher.level == digits.student.level == digits.test.level == digits.level
 
 
 @pytest.mark.parametrize(
@@ -106,14 +103,6 @@ def test_sets_are_resident_as_bytes(digits):
     part = digits.test.take(torch.tensor([5, 2]))
     assert torch.equal(part.images, digits.test.images[[5, 2]])
     assert torch.equal(part.labels, digits.test.labels[[5, 2]])
-
-
-def test_another_normalisation(digits):
-    other = digits.normalised((0.25,), 0.5)
-    torch.testing.assert_close(other.test.images, (digits.pixels(digits.test.images) - 0.25) / 0.5)
-    torch.testing.assert_close(other.pixels(other.student.images), digits.pixels(digits.student.images))
-    lower, upper = other.bounds()
-    assert (lower.item(), upper.item()) == (-0.5, 1.5)
 
 
 # --- subsets
@@ -224,7 +213,8 @@ def test_mean_and_scale_are_those_of_the_images(tmp_path):
     images = data.teacher.pixels.double() / 255
     torch.testing.assert_close(torch.tensor(data.mean).double(), images.mean((0, 2, 3)))
     assert data.std == pytest.approx(float(images.std()), rel=1e-12)
-    torch.testing.assert_close(data.pixels(data.teacher.images).double(), images, rtol=0, atol=1e-6)
+    assert data.stds == pytest.approx(images.transpose(0, 1).flatten(1).std(1).tolist(), rel=1e-12)
+    torch.testing.assert_close(data.teacher.images.double(), images, rtol=0, atol=1e-6)
 
 
 def test_folders_nested_and_named_in_other_ways(tmp_path):
@@ -663,8 +653,8 @@ def test_the_order_is_that_of_every_earlier_result(digits):
 @pytest.mark.parametrize("augment", ["crop", "crop+flip"])
 def test_augmented_images_are_windows_filled_with_black(augment):
     pixels = torch.arange(1, 65, dtype=torch.uint8).view(1, 1, 8, 8).expand(300, 1, 8, 8).contiguous()
-    split = Split(pixels, torch.zeros(300, dtype=torch.int64), 0.5, (-3.0,))
-    padded = torch.nn.functional.pad(pixels[0, 0] * 0.5 - 3.0, (1, 1, 1, 1), value=-3.0)
+    split = Split(pixels, torch.zeros(300, dtype=torch.int64), 0.5)
+    padded = torch.nn.functional.pad(pixels[0, 0] * 0.5, (1, 1, 1, 1), value=0.0)
     windows = [padded[i : i + 8, j : j + 8] for i in range(3) for j in range(3)]
     windows += [window.flip(1) for window in windows] if augment == "crop+flip" else []
 

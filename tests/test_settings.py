@@ -177,7 +177,8 @@ def test_methods_of_settings(digits, name, bn):
         return
     assert (method.bn, method.limit, method.attack_options["steps"]) == (bn, 7, 3)
     assert method.preset == ("near_boundary" if name == "amkd" else name.removeprefix("bss-"))
-    assert torch.equal(method.attack_options["lower"], digits.bounds()[0])
+    assert (method.attack_options["lower"], method.attack_options["upper"]) == (0.0, 1.0)
+    assert method.attack_options["normalisation"] == (digits.mean, (digits.std,))
     assert (method.criterion.memory is not None) == (name == "amkd")
     expected = methods.ZOO_BOUNDARY if name == "bss-zoo" else methods.OFFICIAL_BOUNDARY
     assert method.boundary_weight == expected
@@ -213,12 +214,11 @@ def test_neighbouring_methods_of_settings(digits):
     extended, views = found.pop("extended-kd"), found.pop("jda-ccd")
     assert (extended.logit_weight, extended.segment_weight, extended.ce_weight) == (0.5, 0.25, 0.125)
     assert (views.probability, views.temperature, views.ce_weight) == (0.75, 6.0, 0.25)
-    assert (views.mean, views.std) == (digits.mean, (digits.std,))
+    assert (views.mean, views.std) == ((0.0,), (1.0,))
     tald, mixing = found.pop("tald"), found.pop("mkd")
     about = tald.attack_options
     assert (about["particles"], about["steps"], tald.particle_weight) == (3, 2, 0.5)
-    assert about["eps"] == pytest.approx(0.2 / digits.std)
-    assert torch.equal(about["upper"], digits.bounds()[1])
+    assert (about["eps"], about["lower"], about["upper"]) == (0.2, 0.0, 1.0)
     assert mixing.ce_weight == 0.5
     dkd, rkd = found.pop("dkd"), found.pop("rkd")
     assert (dkd.temperature, dkd.target_weight, dkd.other_weight, dkd.dkd_weight) == (

@@ -15,6 +15,7 @@ from amkd_fast import checks
 from amkd_fast.attacks import arguments, loop
 from amkd_fast.attacks.capture import Graphs, check_capture
 from amkd_fast.attacks.frozen import FrozenModel, as_frozen, forked_rng
+from amkd_fast.attacks.pixels import Numbers, pixel_bounds
 from amkd_fast.ops.attack import search
 from amkd_fast.ops.attack.arguments import check_objective
 from amkd_fast.ops.attack.bases import draw_targets
@@ -55,6 +56,37 @@ PRESETS: dict[PresetName, Preset] = {
     "zoo": Preset("softmax", 1, 0.3, "all"),
     "near_boundary": Preset("logits", 2, 1.02, "crossed", project=True, refine=4, retarget=True),
 }
+
+
+def in_pixels(preset: Preset, mean: Numbers, std: Numbers) -> Preset:
+    """The preset for pixels, where it is meant for (pixel − ``mean``)/``std``.
+
+    A unit step and bounds are scaled channel by channel. A Newton step has no unit and stays: the way to the boundary
+    that is the shortest in pixels.
+
+    Args:
+        preset: Of normalised images.
+        mean: A number or one per channel [C].
+        std: Likewise, above 0. With one per channel images are [B, C, H, W].
+
+    Raises:
+        ValueError: They differ in length, or a std is not above 0.
+    """
+    pixel_bounds(mean, std)  # for its checks
+    means, stds = (torch.as_tensor(numbers, dtype=torch.float64).reshape(-1) for numbers in (mean, std))
+    found: dict[str, Any] = {}  # each of its field's type
+    for name, bound in (("lower", preset.lower), ("upper", preset.upper)):
+        if bound is not None:
+            found[name] = _once(means + stds * bound)
+    if preset.norm_power == 1:
+        size = _once(stds * preset.step_size)
+        found["step_size"] = size.view(1, -1, 1, 1) if isinstance(size, Tensor) else size
+    return preset._replace(**found)
+
+
+def _once(numbers: Tensor) -> float | Tensor:
+    """One number where all are the same."""
+    return float(numbers[0]) if bool((numbers == numbers[0]).all()) else numbers
 
 
 class BoundarySamples(NamedTuple):
@@ -121,6 +153,9 @@ class BoundaryAttack:
             bounds, a preset that means the pixels' warns once.
         upper: Largest pixel value, likewise. Images must be inside what is given here, up to rounding; on a GPU, where
             looking waits for the device, the first batch alone is looked at. Those of ``official`` clip.
+        normalisation: Mean and std, each a number or one per channel, with which the model itself normalises the
+            images. The presets' own steps and bounds are meant for normalised images: what is taken from a preset is
+            brought to the images' units by it. None: the images are normalised already.
         capture: Replay steps from a CUDA graph, recorded once for each size of batch (rounded up, so that similar
             batches share it). True; False; or ``"auto"``, which is False until a GPU has confirmed the recordings. What
             cannot be recorded runs eagerly, with one warning; ``attack.graphs.reason`` says why.
@@ -155,6 +190,7 @@ class BoundaryAttack:
         retarget: bool | None = None,
         lower: float | Tensor | None = None,
         upper: float | Tensor | None = None,
+        normalisation: tuple[Numbers, Numbers] | None = None,
         capture: Switch = "auto",
         compact: Switch = "auto",
         early_exit: bool = True,
@@ -183,7 +219,8 @@ class BoundaryAttack:
         }
         self.model = as_frozen(model)
         self.steps = steps
-        self.settings = PRESETS[preset]._replace(**{name: value for name, value in given.items() if value is not None})
+        own = PRESETS[preset] if normalisation is None else in_pixels(PRESETS[preset], *normalisation)
+        self.settings = own._replace(**{name: value for name, value in given.items() if value is not None})
         self.compact, self.capture, self.graphs = (
             (compact, capture, Graphs()) if early_exit else (False, False, Graphs())
         )

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from amkd_fast import checks
 
+Numbers = float | Sequence[float] | Tensor  # one, or one a channel
+
 
 class PixelBounds(NamedTuple):
     """What :func:`pixel_bounds` returns, for C channels.
@@ -39,8 +41,8 @@ class PixelBounds(NamedTuple):
 
 
 def pixel_bounds(
-    mean: float | Sequence[float] | Tensor,
-    std: float | Sequence[float] | Tensor,
+    mean: Numbers,
+    std: Numbers,
     *,
     low: float = 0.0,
     high: float = 1.0,

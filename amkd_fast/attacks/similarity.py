@@ -16,6 +16,7 @@ from amkd_fast.attacks import batches as sets
 from amkd_fast.attacks.boundary import BoundaryAttack, Status
 from amkd_fast.attacks.frozen import FrozenModel
 from amkd_fast.attacks.loop import LogitsOf
+from amkd_fast.attacks.pixels import Numbers
 from amkd_fast.ops.attack import draw_targets
 from amkd_fast.ops.attack.reference import best_other
 from amkd_fast.typing import PairTargets, PresetName, Switch
@@ -97,6 +98,7 @@ def boundary_similarity(
     refine: int | None = None,
     lower: float | Tensor | None = None,
     upper: float | Tensor | None = None,
+    normalisation: tuple[Numbers, Numbers] | None = None,
     targets: PairTargets = "every",
     seed: int = 0,
     pairs_at_once: int = 256,
@@ -131,6 +133,7 @@ def boundary_similarity(
         refine: None takes the preset's.
         lower: Smallest pixel value, a number or one per channel [C], in the units of the images.
         upper: Largest pixel value, likewise.
+        normalisation: As in :class:`amkd_fast.attacks.BoundaryAttack`, for both networks.
         targets: ``"every"`` other class in turn (the paper's way, K − 1 pairs a base sample); one ``"drawn"`` from the
             teacher's distribution by :func:`amkd_fast.ops.attack.draw_targets`; or the teacher's ``"runner_up"``.
         seed: Of the drawn targets; image number i takes number i, whatever the batches.
@@ -168,6 +171,7 @@ def boundary_similarity(
         "retarget": False,
         "lower": lower,
         "upper": upper,
+        "normalisation": normalisation,
         "compact": compact,
         "logits_of": logits_of,
     }

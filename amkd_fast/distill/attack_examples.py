@@ -23,7 +23,7 @@ IMAGES = 256
 class AttackExamples(NamedTuple):
     """Test images that the teacher classifies rightly, attacked with each of :data:`PRESETS`."""
 
-    images: Tensor  # [M, C, H, W]
+    images: Tensor  # [M, C, H, W] in [0, 1]
     logits: Tensor  # [M, K] the teacher's on the clean images
     base: Tensor  # [M]
     target: Tensor  # [M]
@@ -55,7 +55,6 @@ def attack_examples(teacher: nn.Module, data: Data, settings: Settings) -> Attac
     images, logits, base = data.test.take(right).images, logits[right], data.test.labels[right]
     target = draw_targets(logits, base, seed=settings.data_seed)
     samples: dict[str, BoundarySamples] = {
-        preset: boundary_attack(settings, data, teacher, preset)(images, base, target, record_gaps=True)
-        for preset in PRESETS
+        preset: boundary_attack(settings, teacher, preset)(images, base, target, record_gaps=True) for preset in PRESETS
     }
     return AttackExamples(images, logits, base, target, samples)

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from amkd_fast.attacks import PRESETS, BoundaryAttack, Status, boundary_similarity
-from amkd_fast.distill.build import boundary_attack
+from amkd_fast.distill.build import attack_options, boundary_attack
 from amkd_fast.distill.checkpoint import load_network
 from amkd_fast.distill.data import Data, InOrder
 from amkd_fast.distill.errors import UserError
 from amkd_fast.distill.evaluate_settings import EvaluateSettings
-from amkd_fast.distill.evaluation_data import check_network, normalisation
+from amkd_fast.distill.evaluation_data import check_network
+from amkd_fast.distill.networks.normalised import normalisation_of
 from amkd_fast.distill.progress import progress_bar
 from amkd_fast.distill.settings import Settings
 from amkd_fast.distill.teacher import predict
@@ -40,9 +41,9 @@ def measure(
     images = data.test.take(right).images
     summary: dict[str, dict[str, Any]] = {}
     for preset in PRESETS:
-        attack = boundary_attack(settings, data, network, preset, steps=options.steps)
+        attack = boundary_attack(settings, network, preset, steps=options.steps)
         with progress_bar(f"boundary, {preset}", progress) as report:
-            summary[preset] = _endings(attack, images, base, target, data.std, options.batch_size, report)
+            summary[preset] = _endings(attack, images, base, target, options.batch_size, report)
     return summary
 
 
@@ -75,24 +76,20 @@ def compare(
     if options.compare is None:
         raise ValueError("options.compare=None: must name a checkpoint")
     name = f"--compare {options.compare}"
-    other, spec, about = load_network(options.compare, options.network or "")
+    teacher, spec, about = load_network(options.compare, options.network or "")
     check_network(name, spec, data)
-    mean, std = normalisation(name, about, data.channels)
-    teacher = Renormalised(other, data, mean, std).to(data.test.images.device)
-    attack = boundary_attack(settings, data, network, options.preset)
+    wanted = attack_options(settings, normalisation_of(network))
     with progress_bar("similarity", progress) as report:
         result = boundary_similarity(
             network,
-            teacher,
+            teacher.to(data.test.labels.device),
             InOrder(data.test, options.batch_size),
             preset=options.preset,
-            steps=options.steps,
-            lower=attack.settings.lower,
-            upper=attack.settings.upper,
             targets=options.targets,
             seed=options.seed,
             pairs_at_once=options.batch_size,
             progress=report,
+            **{**wanted, "steps": options.steps},
         )
     found = result._asdict()
     del found["pairs"]
@@ -115,14 +112,14 @@ def show_similarity(found: dict[str, Any], options: EvaluateSettings) -> None:
 
 
 def _endings(
-    attack: BoundaryAttack, images: Tensor, base: Tensor, target: Tensor, std: float, size: int, report: Any
+    attack: BoundaryAttack, images: Tensor, base: Tensor, target: Tensor, size: int, report: Any
 ) -> dict[str, Any]:
     parts = list(zip(*(x.split(size) for x in (images, base, target)), strict=True))
     columns = []
     for done, (clean, *classes) in enumerate(parts, 1):
         samples = attack(clean, *classes)
         moved = (samples.images.double() - clean.double()).flatten(1)
-        columns.append((samples.status, samples.steps, std * torch.linalg.vector_norm(moved, dim=1)))
+        columns.append((samples.status, samples.steps, torch.linalg.vector_norm(moved, dim=1)))
         if report is not None:
             report(done, len(parts))
     status, steps, distance = (torch.cat(column).cpu() for column in zip(*columns, strict=True))
@@ -134,19 +131,3 @@ def _endings(
         "steps": float(steps.double().mean()),
         "distance": torch.quantile(distance, levels).tolist() if distance.numel() else None,
     }
-
-
-class Renormalised(nn.Module):
-    """A network behind a change from one data set's normalisation to the network's own."""
-
-    shift: Tensor
-
-    def __init__(self, network: nn.Module, data: Data, mean: tuple[float, ...], std: float) -> None:
-        super().__init__()
-        self.network = network
-        self.scale = data.std / std
-        shift = (torch.tensor(data.mean) - torch.tensor(mean)) / std
-        self.register_buffer("shift", shift.view(-1, 1, 1))
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.network(images * self.scale + self.shift)

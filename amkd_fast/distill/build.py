@@ -9,10 +9,11 @@ from torch import nn
 
 from amkd_fast import CrossBatchMemory
 from amkd_fast.attacks import BoundaryAttack, frozen
-from amkd_fast.distill import networks, teacher_file
+from amkd_fast.distill import networks, normalisation, teacher_file
 from amkd_fast.distill.data import Data
 from amkd_fast.distill.distributed import torchrun_variables
 from amkd_fast.distill.errors import UserError, allocating, short
+from amkd_fast.distill.networks.normalised import Normalisation, normalisation_of
 from amkd_fast.distill.settings import METHODS, NEIGHBOURS, USUAL, CompareSettings, Settings, TrainSettings
 from amkd_fast.methods import (
     AMKD,
@@ -36,6 +37,7 @@ from amkd_fast.methods import (
 )
 from amkd_fast.typing import PresetName
 
+_PIXELS = (0.0, 1.0)
 _ZOO_WAIT, _ZOO_UNTIL = 10, 0.8  # of the published schedule; its start is the settings'
 
 
@@ -58,9 +60,10 @@ def method(name: str, settings: Settings, data: Data, width: int | None = None, 
     Args:
         name: One of :data:`amkd_fast.distill.settings.METHODS`.
         settings: Scales, schedules and choices.
-        data: Its classes and pixel bounds.
+        data: Its classes and channels.
         width: D of the student's features; needed for a memory of features alone.
-        options: ``distributed`` and, for methods that attack, ``fixed_shape``.
+        options: ``distributed`` and, for methods that attack, ``fixed_shape`` and the teacher's ``normalisation``
+            (default: that of the networks trained here).
     """
     if name not in METHODS:
         raise UserError(f"unknown method {name!r}: choose from {', '.join(METHODS)}")
@@ -90,7 +93,7 @@ def _method(name: str, settings: Settings, data: Data, width: int | None, **opti
     preset = settings.amkd_preset if name == "amkd" else name.removeprefix("bss-")
     shared |= {
         "preset": preset,
-        "attack": attack_options(settings, data),
+        "attack": attack_options(settings, options.get("normalisation") or normalisation.of_student(settings, data)),
         "limit": settings.boundary_samples,
         "boundary_weight": boundary_weight(name, settings),
         "boundary_scale_by_t2": settings.boundary_t2,
@@ -120,8 +123,8 @@ def _neighbour(name: str, settings: Settings, data: Data, place: _Place) -> Meth
         )
     if name == "jda-ccd":
         return CCD(
-            mean=data.mean,
-            std=data.std,
+            mean=[0.0] * data.channels,
+            std=1.0,
             probability=settings.jda_probability,
             temperature=settings.ccd_temperature,
             ce_weight=settings.ccd_ce_weight,
@@ -141,10 +144,10 @@ def _neighbour(name: str, settings: Settings, data: Data, place: _Place) -> Meth
 
 
 def _particles(settings: Settings, data: Data) -> dict[str, Any]:
-    """Keywords of TALD; a radius in pixels is brought to the images' normalisation."""
-    lower, upper = data.bounds() if settings.bounds == "pixel" else (None, None)
+    """Keywords of TALD."""
+    lower, upper = _PIXELS if settings.bounds == "pixel" else (None, None)
     return {
-        "eps": settings.radius(settings.tald_eps) / data.std,
+        "eps": settings.radius(settings.tald_eps),
         "particles": settings.tald_particles,
         "steps": settings.tald_steps,
         "particle_weight": settings.tald_weight,
@@ -163,18 +166,19 @@ def boundary_weight(name: str, settings: Settings) -> Schedule:
     return Falling(settings.boundary_weight, settings.boundary_until)
 
 
-def attack_options(settings: Settings, data: Data) -> dict[str, Any]:
-    """Keywords of the attack inside the bounds that the settings ask for."""
-    lower, upper = data.bounds() if settings.bounds == "pixel" else (None, None)
-    return {"steps": settings.attack_steps, "lower": lower, "upper": upper}
+def attack_options(settings: Settings, attacked: Normalisation) -> dict[str, Any]:
+    """Keywords of an attack on pixels, inside the bounds that the settings ask for.
+
+    The preset's own step and bounds are meant in the units that the ``attacked`` network normalises to.
+    """
+    lower, upper = _PIXELS if settings.bounds == "pixel" else (None, None)
+    return {"steps": settings.attack_steps, "lower": lower, "upper": upper, "normalisation": attacked}
 
 
-def boundary_attack(
-    settings: Settings, data: Data, network: nn.Module, preset: PresetName, **options: Any
-) -> BoundaryAttack:
-    """The attack of a preset as the settings want it."""
+def boundary_attack(settings: Settings, network: nn.Module, preset: PresetName, **options: Any) -> BoundaryAttack:
+    """The attack of a preset on the network's pixels as the settings want it."""
     view = frozen(network, fold_batchnorm=settings.fold)
-    return BoundaryAttack(view, preset=preset, **{**attack_options(settings, data), **options})
+    return BoundaryAttack(view, preset=preset, **{**attack_options(settings, normalisation_of(network)), **options})
 
 
 def check(settings: Settings, device: Any) -> None:
@@ -184,6 +188,7 @@ def check(settings: Settings, device: Any) -> None:
             teacher_file.check(settings.teacher, settings.teacher_network)
         elif settings.expect_teacher is not None:
             raise UserError("--expect-teacher: is for --teacher; one that is trained here gets as good as it gets")
+    normalisation.check(settings)
     for role in ("teacher", "student"):
         networks.check(settings.network(role), f"--{role}-network")
     if settings.channels_last and device.type == "cpu":

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import io
+import math
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from amkd_fast.distill import networks, schemas, state_dict_file
 from amkd_fast.distill.errors import UserError, allocating, short
 from amkd_fast.distill.files import write_atomic
 from amkd_fast.distill.networks import Spec
+from amkd_fast.distill.networks.normalised import Normalisation, Normalised
 from amkd_fast.distill.schemas import FORMAT
 
 KEY = "amkd_fast"  # where a checkpoint keeps what is needed to build its network and data again
@@ -72,8 +73,10 @@ def read_training(path: Path, about: dict[str, Any], spec: Spec) -> None:
     checkpoint = read(path)
     where = f"--resume: {path}"
     schemas.check(schemas.Training, checkpoint, where)
-    found = checkpoint[KEY]
+    found = _with_lists(checkpoint[KEY])
     expected = {"method": None, **about, "network": spec._asdict()}  # a teacher's has no method
+    if "mean" not in found:  # of an earlier version, whose teachers in training did not tell
+        expected = {name: value for name, value in expected.items() if name not in ("mean", "std")}
     before = found.get("settings")
     if isinstance(before, dict) and "settings" in expected:  # of another version, which has other settings
         shared = before.keys() & expected["settings"].keys()
@@ -84,16 +87,23 @@ def read_training(path: Path, about: dict[str, Any], spec: Spec) -> None:
             raise UserError(f"{where}: is of another run ({name} {short(found.get(name))}, not {short(value)})")
 
 
-def save_network(path: str | Path, network: nn.Module, spec: Spec, about: dict[str, Any]) -> None:
-    """Write a network alone, without a training state."""
+def save_network(path: str | Path, network: Normalised, spec: Spec, about: dict[str, Any]) -> None:
+    """Write a network alone, without a training state; its mean and std go beside ``about``."""
     weights = {f"network.{name}": value.cpu() for name, value in network.state_dict().items()}
-    save({KEY: {**about, "format": FORMAT, "network": spec._asdict()}, "state_dict": weights}, path)
+    about = {**about, **network.normalisation.as_dict(), "format": FORMAT, "network": spec._asdict()}
+    save({KEY: about, "state_dict": weights}, path)
 
 
 def load_network(
-    path: str | Path, allowed: str = "", option: str = "--network", about: type[schemas.About] = schemas.About
-) -> tuple[nn.Module, Spec, dict[str, Any]]:
+    path: str | Path,
+    allowed: str = "",
+    option: str = "--network",
+    about: type[schemas.About] = schemas.About,
+    otherwise: Normalisation | None = None,
+) -> tuple[Normalised, Spec, dict[str, Any]]:
     """The network of a checkpoint, in eval mode, how it is built, and what the checkpoint says about itself.
+
+    It takes pixels in [0, 1], which it normalises as it has learnt it.
 
     Args:
         path: Of the checkpoint.
@@ -101,12 +111,16 @@ def load_network(
             not decide that.
         option: What gives that name on the command line.
         about: What it must say about itself.
+        otherwise: Mean and std of a network of whose the checkpoint says nothing; None: it must.
 
     Raises:
         UserError: The checkpoint cannot be used.
     """
     checkpoint = read(path, about)
     found = checkpoint[KEY]
+    normalisation = otherwise
+    if normalisation is None or "mean" in found:
+        normalisation = stored_normalisation(found, found["network"]["channels"], f"checkpoint {path}")
     try:
         spec = Spec(**{name: found["network"][name] for name in Spec._fields})
         if networks.is_users(spec.name) and spec.name != networks.untrained(allowed):
@@ -119,4 +133,28 @@ def load_network(
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:120]
         raise UserError(f"checkpoint {path}: its weights do not fit the network it names ({reason})") from error
-    return network.eval(), spec, found
+    return Normalised(network.eval(), *normalisation), spec, found
+
+
+def stored_normalisation(about: dict[str, Any], channels: int, where: str) -> Normalisation:
+    """The mean and std that a checkpoint says its network was trained with.
+
+    Raises:
+        UserError: They are missing, or no numbers for so many channels; the message begins with ``where``.
+    """
+    found = _with_lists(about)
+    for name, least, what in (("mean", -math.inf, ""), ("std", 0.0, " above 0")):
+        numbers: Any = found.get(name)
+        fits = isinstance(numbers, (list, tuple)) and len(numbers) == channels
+        if not fits or not all(isinstance(x, (int, float)) and least < x < math.inf for x in numbers):
+            rule = f"is not one number{what} for each of {channels} channels"
+            raise UserError(f"{where}: {name} {short(about.get(name))} {rule}")
+    return Normalisation.of(found["mean"], found["std"])
+
+
+def _with_lists(about: dict[str, Any]) -> dict[str, Any]:
+    """What a checkpoint says; earlier ones have one std for all channels."""
+    mean, std = about.get("mean"), about.get("std")
+    if isinstance(std, (int, float)) and isinstance(mean, (list, tuple)):
+        return {**about, "std": [std] * len(mean)}
+    return about

@@ -1,8 +1,7 @@
-"""What an evaluation looks at: the network of a checkpoint, and images normalised as that network knows them."""
+"""What an evaluation looks at: images for the network of a checkpoint."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import Any
 
@@ -10,14 +9,14 @@ from amkd_fast.distill import data as datasets
 from amkd_fast.distill import schemas
 from amkd_fast.distill.data import Data
 from amkd_fast.distill.data.subsets import evenly
-from amkd_fast.distill.errors import UserError, short
+from amkd_fast.distill.errors import UserError
 from amkd_fast.distill.evaluate_settings import EvaluateSettings
 from amkd_fast.distill.networks import Spec
 from amkd_fast.distill.settings import Settings
 
 
 def images_for(options: EvaluateSettings, spec: Spec, about: dict[str, Any]) -> tuple[Settings, Data]:
-    """The data of the options, its test images normalised as in the training of the checkpoint, ``limit`` of them.
+    """The data of the options, ``limit`` of its test images.
 
     Raises:
         UserError: The data cannot be read or is not for this network.
@@ -35,11 +34,8 @@ def images_for(options: EvaluateSettings, spec: Spec, about: dict[str, Any]) -> 
             image_size=None,
         )
     data = datasets.load(settings)
-    name = f"checkpoint {options.checkpoint}"
-    check_network(name, spec, data)
-    mean, std = normalisation(name, about, data.channels)
-    data = replace(data, test=data.test.take(evenly(len(data.test), options.limit)))
-    return settings, data.normalised(mean, std)
+    check_network(f"checkpoint {options.checkpoint}", spec, data)
+    return settings, replace(data, test=data.test.take(evenly(len(data.test), options.limit)))
 
 
 def check_network(name: str, spec: Spec, data: Data) -> None:
@@ -49,22 +45,3 @@ def check_network(name: str, spec: Spec, data: Data) -> None:
             f"{name}: is for {spec.classes} classes and {spec.channels} channels; "
             f"the data has {len(data.classes)} and {data.channels}"
         )
-
-
-def normalisation(name: str, about: dict[str, Any], channels: int) -> tuple[tuple[float, ...], float]:
-    """The means per channel and the scale that a checkpoint's network was trained with.
-
-    Raises:
-        UserError: The scale is not one number for all channels, so that a radius in pixels would not be one either; or
-            the means are not one number a channel.
-    """
-    mean, std = about.get("mean"), about.get("std")
-    if not isinstance(std, (int, float)) or not 0.0 < std < math.inf:
-        raise UserError(f"{name}: std {short(std)} is not one number above 0 for all channels")
-    if (
-        not isinstance(mean, (list, tuple))
-        or len(mean) != channels
-        or not all(isinstance(m, (int, float)) and math.isfinite(m) for m in mean)
-    ):
-        raise UserError(f"{name}: mean {short(mean)} is not one number for each of {channels} channels")
-    return tuple(mean), std

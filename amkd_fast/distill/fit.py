@@ -27,6 +27,7 @@ from amkd_fast.distill.epoch_log import EpochLog
 from amkd_fast.distill.errors import UserError, exhausted
 from amkd_fast.distill.lightning_module import Distillation
 from amkd_fast.distill.networks import Spec
+from amkd_fast.distill.networks.normalised import Normalised
 from amkd_fast.distill.settings import Precision, Settings
 from amkd_fast.distill.teacher import Teacher
 from amkd_fast.methods import Method
@@ -110,7 +111,7 @@ def fit(
         settings: Optimiser settings and batch size.
         epochs: Number of epochs.
         seed: Of batch order, augmentation and attack draws.
-        about: Plain values for the checkpoint.
+        about: Plain values for the checkpoint; mean and std of a :class:`.Normalised` network go with them.
         folder: Where log.csv, last.ckpt and best.ckpt go; None: nothing is written.
         progress: Show a progress bar.
         resume: Go on from ``folder/last.ckpt``, where there is one.
@@ -122,6 +123,8 @@ def fit(
     """
     if folder is not None:
         folder.mkdir(exist_ok=True)
+    if isinstance(network, Normalised):
+        about = {**about, **network.normalisation.as_dict()}
     log = EpochLog(None if folder is None or not world.first else folder / "log.csv")
     callbacks: list[pl.Callback] = [OwnSignals(), log]  # before the checkpoints, which are of good epochs alone
     if folder is not None:

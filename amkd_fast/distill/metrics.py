@@ -153,7 +153,6 @@ def pgd_accuracy(network: nn.Module, data: Data, settings: Settings) -> float:
 
 
 def _similarity(network: nn.Module, teacher: nn.Module, data: Data) -> dict[str, float]:
-    lower, upper = data.bounds()
     result = boundary_similarity(
         network,
         teacher,
@@ -161,8 +160,8 @@ def _similarity(network: nn.Module, teacher: nn.Module, data: Data) -> dict[str,
         preset=PRESET,
         targets=TARGETS,
         steps=STEPS,
-        lower=lower,
-        upper=upper,
+        lower=0.0,
+        upper=1.0,
     )
     return {"magsim": result.magnitude, "angsim": result.angle}
 

@@ -23,21 +23,20 @@ def measure(network: nn.Module, data: Data, options: EvaluateSettings, progress:
     """
     if options.loss == "dlr" and len(data.classes) < 3:
         raise UserError(f"--loss dlr: needs at least 3 classes, the data has {len(data.classes)}")
-    lower, upper = data.bounds()
     view = frozen(network)
     batches = InOrder(data.test, options.batch_size)
     rows = []
     for eps in options.eps:
         attack = PGD(
             view,
-            eps=eps / data.std,
-            step_size=None if options.step_size is None else options.step_size / data.std,
+            eps=eps,
+            step_size=options.step_size,
             steps=options.steps,
             norm=options.norm,
             random_start=True,
             restarts=options.restarts,
-            lower=lower,
-            upper=upper,
+            lower=0.0,
+            upper=1.0,
             loss=options.loss,
             keep=options.keep,
             compact=True,  # pays on a GPU, too, where wrong images and broken ones are many

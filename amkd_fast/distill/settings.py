@@ -83,6 +83,16 @@ class Settings:
     )
     student_network: str = option("auto", "likewise; auto: small-4-1 for digits, else resnet8")
 
+    mean: str | None = option(
+        None,
+        "by which the networks trained here normalise pixels in 0 to 1: data (the teacher's images', one a channel), "
+        "imagenet, cifar10, cifar100, or one number a channel with commas between; default: what --std is, else data",
+        group="normalisation",
+    )
+    std: str | None = option(
+        None, "likewise; data: one for all channels; data-per-channel: one of each; default: what --mean is"
+    )
+
     teacher_epochs: int = option(40, "of the teacher, where it is trained here", group="training", least=1, most=10**6)
     epochs: int = option(60, "of the student", least=1, most=10**6)
     batch_size: int = option(64, "of all ranks together", least=2)
@@ -182,6 +192,8 @@ class TrainSettings(Settings):
         least=0.0,
         most=100.0,
     )
+    teacher_mean: str | None = option(None, "of --teacher, written as --mean; default: its file's, else the student's")
+    teacher_std: str | None = option(None, "likewise, written as --std")
 
 
 @dataclass(frozen=True)
@@ -202,6 +214,8 @@ class CompareSettings(Settings):
         least=0.0,
         most=100.0,
     )
+    teacher_mean: str | None = option(None, "of --teacher, written as --mean; default: its file's, else the student's")
+    teacher_std: str | None = option(None, "likewise, written as --std")
 
     def names(self) -> tuple[str, ...]:
         """The methods, one by one."""

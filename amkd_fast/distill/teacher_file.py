@@ -6,12 +6,11 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from torch import nn
-
-from amkd_fast.distill import checkpoint, networks, schemas, state_dict_file, state_dict_fit
+from amkd_fast.distill import checkpoint, networks, normalisation, schemas, state_dict_file, state_dict_fit
 from amkd_fast.distill.data import Data
 from amkd_fast.distill.errors import UserError, allocating
 from amkd_fast.distill.networks import Spec
+from amkd_fast.distill.networks.normalised import Normalised
 from amkd_fast.distill.settings import Settings
 from amkd_fast.distill.state_dict_file import Claim, FoundStateDict
 
@@ -23,13 +22,13 @@ class TeacherFile(NamedTuple):
     """A teacher as it was read.
 
     Attributes:
-        network: In eval mode.
+        network: In eval mode; takes pixels.
         spec: How it is built.
         source: The file, and where in it the weights were, to be told.
         claim: The accuracy that the file says it has on these test images, or None.
     """
 
-    network: nn.Module
+    network: Normalised
     spec: Spec
     source: str
     claim: Claim | None
@@ -67,16 +66,19 @@ def load(path: str | Path, data: Data, settings: Settings) -> TeacherFile:
     with allocating(f"--teacher {path}"):
         network = networks.build(spec, seed=0)
     prefix = state_dict_fit.load(network, found.tensors, spec, f"--teacher {path}")
-    return TeacherFile(network.eval(), spec, _told(path, found, prefix), found.claim)
+    wished = normalisation.of_teacher(settings, data, None)
+    return TeacherFile(Normalised(network.eval(), *wished), spec, _told(path, found, prefix), found.claim)
 
 
 def _of_checkpoint(content: Any, path: str | Path, data: Data, settings: Settings) -> TeacherFile:
-    network, spec, about = checkpoint.load_network(path, settings.teacher_network, "--teacher-network")
+    usual = normalisation.of_student(settings, data)
+    network, spec, about = checkpoint.load_network(path, settings.teacher_network, "--teacher-network", otherwise=usual)
     for name, value in (("channels", data.channels), ("classes", len(data.classes))):
         if getattr(spec, name) != value:
             raise UserError(f"--teacher {path}: has {getattr(spec, name)} {name}, the data has {value}")
     claim = _own_claim(content, path) if _same_test_images(about, settings) else None
-    return TeacherFile(network, spec, str(path), claim)
+    wished = normalisation.of_teacher(settings, data, network.normalisation)
+    return TeacherFile(Normalised(network.network, *wished), spec, str(path), claim)
 
 
 def _check_named(found: FoundStateDict, path: str | Path, network: str) -> None:

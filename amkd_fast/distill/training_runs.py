@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from amkd_fast.distill import build, networks, teacher_check, teacher_file
+from amkd_fast.distill import build, networks, normalisation, teacher_check, teacher_file
 from amkd_fast.distill.checkpoint import save_network
 from amkd_fast.distill.data import Data
 from amkd_fast.distill.distributed import World
 from amkd_fast.distill.errors import Diverged, UserError, allocating
 from amkd_fast.distill.fit import ALONE, Run, fit
 from amkd_fast.distill.networks import Spec
+from amkd_fast.distill.networks.normalised import Normalised, normalisation_of
 from amkd_fast.distill.settings import RunSettings, Settings
 from amkd_fast.distill.state_dict_file import Claim
 from amkd_fast.distill.teacher import Teacher, predict, rightly
@@ -43,7 +44,7 @@ def obtain_teacher(
     progress: bool = False,
     resume: bool = False,
     world: World = ALONE,
-) -> tuple[nn.Module, float]:
+) -> tuple[Normalised, float]:
     """The teacher that the settings name, or one that is trained here; kept as teacher.ckpt. And its accuracy.
 
     Args:
@@ -67,19 +68,21 @@ def obtain_teacher(
             run, spec = train_teacher(data, settings, folder=growing, progress=progress, resume=resume, world=world)
         except Diverged as error:
             raise told("teacher", error, growing, settings.teacher_epochs) from error
-        assert run.network is not None, "fit returns it"
+        assert isinstance(run.network, Normalised), "fit returns it"
         network, how = run.network, f"teacher trained in {time.perf_counter() - start:.0f} s"
     logits = predict(network, data.test)
     correct = 100.0 * float(rightly(logits, data.test.labels).float().mean())
     if not bool(logits.isfinite().all()):
         how += " (its logits are not finite)"
     if world.first:
-        print(f"{how}: {correct:.1f} % on {len(data.test)} test images", flush=True)
+        print(
+            f"{how}: {correct:.1f} % on {len(data.test)} test images, normalised by {network.normalisation}", flush=True
+        )
         teacher_check.warn_of_chance(correct, len(data.test), len(data.classes))
     if settings.expect_teacher is not None:
         claim = Claim(settings.expect_teacher, "--expect-teacher")
     if claim is not None:
-        teacher_check.check(correct, logits, data.test.labels, claim, f"--teacher {path}", data.mean)
+        teacher_check.check(correct, logits, data.test.labels, claim, f"--teacher {path}", network.normalisation)
     if world.first:
         if path != kept:
             about = describe("teacher", TEACHER_SEED, data, settings)
@@ -88,7 +91,7 @@ def obtain_teacher(
     return network, correct
 
 
-def load_teacher(path: str | Path, data: Data, settings: Settings) -> tuple[nn.Module, Spec]:
+def load_teacher(path: str | Path, data: Data, settings: Settings) -> tuple[Normalised, Spec]:
     """A teacher from a file, checked against the data."""
     return _read_teacher(path, data, settings)[:2]
 
@@ -170,7 +173,8 @@ def train_student(name: str, seed: int, teacher: Teacher | None, data: Data, set
     network, spec = _built("student", 1000 + seed, data, settings)
     spread = options.get("world", ALONE).size > 1
     shape = {"distributed": spread, "fixed_shape": settings.whole_step}
-    method = build.method(name, settings, data, _width(network, data, settings), **shape)
+    learnt = None if teacher is None else normalisation_of(teacher.network)
+    method = build.method(name, settings, data, _width(network, data, settings), normalisation=learnt, **shape)
     method.to(data.test.labels.device)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(2000 + seed)  # of the method's own weights
@@ -180,22 +184,21 @@ def train_student(name: str, seed: int, teacher: Teacher | None, data: Data, set
 
 
 def describe(method: str, seed: int, data: Data, settings: Settings) -> dict[str, Any]:
-    """What a checkpoint must know to be evaluated later: plain values only."""
+    """What a checkpoint must know to be evaluated later, beside its network's mean and std: plain values only."""
     return {
         "method": method,
         "seed": seed,
         "classes": list(data.classes),
-        "mean": list(data.mean),
-        "std": data.std,
         "settings": settings.as_dict(),
     }
 
 
-def _built(role: str, seed: int, data: Data, settings: Settings) -> tuple[nn.Module, Spec]:
+def _built(role: str, seed: int, data: Data, settings: Settings) -> tuple[Normalised, Spec]:
     spec = Spec(settings.network(role), data.channels, len(data.classes))
     what = f"--{role}-network {spec.name}"
     with allocating(what):
-        network = networks.build(spec, seed).to(data.test.labels.device)
+        network = Normalised(networks.build(spec, seed), *normalisation.of_student(settings, data))
+        network.to(data.test.labels.device)
     rehearse(network, what, spec, data)
     return network, spec._replace(name=networks.untrained(spec.name))
 

@@ -34,8 +34,9 @@ class Data:
         student: Some or all of it, training set of the student.
         test: Test set of both.
         classes: Names, in the order of the labels.
-        mean: Of the teacher's images, one a channel, in [0, 1] pixel units.
-        std: One for all channels, so that a radius in pixels is one number.
+        mean: Of the teacher's images, one a channel, in [0, 1] pixel units; no image is normalised here.
+        std: Their standard deviation, one number over all channels.
+        stds: Likewise, one a channel.
         augment: ``none``, ``crop`` or ``crop+flip``.
         level: Pixel value of one uint8 level: 1/16 for digits, whose levels are 0 to 16, else 1/255.
         dropped: Labels of which the student gets no image.
@@ -47,6 +48,7 @@ class Data:
     classes: tuple[str, ...]
     mean: tuple[float, ...]
     std: float
+    stds: tuple[float, ...]
     augment: str
     level: float
     dropped: tuple[int, ...] = ()
@@ -55,26 +57,11 @@ class Data:
     def channels(self) -> int:
         return self.test.pixels.shape[1]
 
-    def bounds(self) -> tuple[Tensor, Tensor]:
-        """The pixel range [0, 1] in normalised units, per channel: lower [C], upper [C]."""
-        mean = torch.tensor(self.mean, dtype=torch.float64)
-        return ((0.0 - mean) / self.std).float(), ((1.0 - mean) / self.std).float()
-
     def to(self, device: torch.device | str) -> Data:
         """The same data resident on ``device``; a student that learns from all of the teacher's shares its memory."""
         teacher, test = self.teacher.to(device), self.test.to(device)
         student = teacher if self.student is self.teacher else self.student.to(device)
         return replace(self, teacher=teacher, student=student, test=test)
-
-    def pixels(self, images: Tensor) -> Tensor:
-        """Normalised images [..., C, H, W] back to [0, 1]."""
-        return images * self.std + torch.tensor(self.mean, device=images.device).view(-1, 1, 1)
-
-    def normalised(self, mean: tuple[float, ...], std: float) -> Data:
-        """The same pixels, normalised by another mean and scale."""
-        teacher, test = (split.normalised(self.level, mean, std) for split in (self.teacher, self.test))
-        student = teacher if self.student is self.teacher else self.student.normalised(self.level, mean, std)
-        return replace(self, teacher=teacher, student=student, test=test, mean=mean, std=std)
 
 
 def load(settings: Settings) -> Data:
@@ -87,7 +74,7 @@ def load(settings: Settings) -> Data:
             ``student_shots`` or ``student_fraction`` keep some images of each.
 
     Returns:
-        Resident data on the CPU, normalised by mean and standard deviation of the teacher's images.
+        Resident data on the CPU.
 
     Raises:
         UserError: The data is missing, empty, unreadable, or the classes or images wished for are not there.
@@ -100,26 +87,27 @@ def load(settings: Settings) -> Data:
 def _load(settings: Settings) -> Data:
     source: Source = READERS.get(settings.data, folder.read)(settings)
     _check(source, settings.data)
+    train, test = (replace(split, level=source.level) for split in (source.train, source.test))
     wish = settings.teacher_images or 0
-    teacher = subsets.stratified(source.train, wish, len(source.classes), settings.data_seed, "--teacher-images")
+    teacher = subsets.stratified(train, wish, len(source.classes), settings.data_seed, "--teacher-images")
     student = subsets.of_student(teacher, source.classes, settings)
     student, dropped = subsets.without(student, source.classes, settings.drop_labels)
-    mean, std = _statistics(teacher.pixels, source.level)
+    mean, std, stds = _statistics(teacher.pixels, source.level)
     if std == 0.0:
         raise UserError(f"--data {settings.data}: all training images are of one colour")
     augment = "none" if settings.data == "digits" else "crop+flip"
-    data = Data(
+    return Data(
         teacher=teacher,
         student=student,
-        test=source.test,
+        test=test,
         classes=source.classes,
         mean=mean,
         std=std,
+        stds=stds,
         augment=augment if settings.augment == "auto" else settings.augment,
         level=source.level,
         dropped=dropped,
     )
-    return data.normalised(mean, std)
 
 
 def _check(source: Source, name: str) -> None:
@@ -130,12 +118,15 @@ def _check(source: Source, name: str) -> None:
             raise UserError(f"--data {name}: no {part} images of {', '.join(empty[:5])}")
 
 
-def _statistics(pixels: Tensor, level: float) -> tuple[tuple[float, ...], float]:
-    """Mean per channel and standard deviation over all, from histograms: exact, and no float copy of the set."""
+def _statistics(pixels: Tensor, level: float) -> tuple[tuple[float, ...], float, tuple[float, ...]]:
+    """Means per channel, standard deviation over all and per channel, from histograms: exact, no float copy of all."""
     counts = torch.stack([torch.bincount(pixels[:, c].flatten(), minlength=256) for c in range(pixels.shape[1])])
     values = torch.arange(256)
-    sums = (counts * values).sum(1)  # [C]
-    count, total, square = int(counts.sum()), int(sums.sum()), int((counts * values * values).sum())
-    variance = (square * count - total * total) / (count * max(count - 1, 1))
-    each = count // len(sums)
-    return tuple(level * value / each for value in sums.tolist()), level * math.sqrt(variance)
+    sums, squares = ((counts * values**power).sum(1).tolist() for power in (1, 2))  # [C], Python's integers
+    each = int(counts[0].sum())
+
+    def spread(count: int, total: int, square: int) -> float:
+        return level * math.sqrt((square * count - total * total) / (count * max(count - 1, 1)))
+
+    stds = tuple(spread(each, *of_channel) for of_channel in zip(sums, squares, strict=True))
+    return tuple(level * value / each for value in sums), spread(each * len(sums), sum(sums), sum(squares)), stds

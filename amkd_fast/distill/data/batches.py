@@ -20,7 +20,7 @@ _STREAM = 0x6570  # of the draws that turn seed and epoch into the key of an epo
 class Labelled(NamedTuple):
     """Some images of a test set."""
 
-    images: Tensor  # [B, C, H, W], normalised
+    images: Tensor  # [B, C, H, W] in [0, 1]
     labels: Tensor  # int64 [B]
 
 
@@ -68,14 +68,14 @@ class Batches:
             pad = max(1, split.pixels.shape[2] // 8)
         draws = torch.Generator().manual_seed(self.seed * 100_003 + self.epoch)
         order = torch.randperm(len(split), generator=draws).to(split.pixels.device)
-        key = _key(self.seed, self.epoch)
+        key, no_shift = _key(self.seed, self.epoch), torch.zeros(split.pixels.shape[1], device=split.pixels.device)
         for rows in order.split(self.batch_size):
             index = rows[_share(len(rows), self.rank, self.world)]
             images = crop_flip(
                 split.pixels,
                 index,
-                scale=split.scale,
-                shift=split.shift,
+                scale=split.level,
+                shift=no_shift,
                 pad=pad,
                 flip=self.augment == "crop+flip",
                 seed=key,
@@ -84,7 +84,7 @@ class Batches:
 
 
 class InOrder:
-    """Batches of a resident set, unchanged and in order, normalised one by one: for the evaluation.
+    """Batches of a resident set, unchanged and in order, brought to [0, 1] one by one: for the evaluation.
 
     Args:
         split: The set, on its device.

@@ -27,8 +27,8 @@ def samples(examples: AttackExamples, data: Data) -> Figure:
     count = len(shown)
     figure = Figure(figsize=(1.5 * count + 0.6, 1.95 * (1 + 2 * len(presets)) + 0.8), layout="constrained")
     grid = figure.subplots(1 + 2 * len(presets), count, squeeze=False)
-    clean = data.pixels(examples.images).cpu()
-    changed = {name: data.pixels(part.images).cpu() - clean for name, part in examples.samples.items()}
+    clean = examples.images.cpu()
+    changed = {name: part.images.cpu() - clean for name, part in examples.samples.items()}
     limit = max(1e-6, max(float(part[shown].abs().max()) for part in changed.values()))
     for column, row in enumerate(shown):
         base, target = int(examples.base[row]), int(examples.target[row])
