@@ -317,6 +317,20 @@ def test_classes_in_another_order_are_recognised():
         teacher_check.check(10.0, logits, LABELS, Claim(90.0, "acc in x"), "--teacher x", "mean 0")
 
 
+def test_what_is_not_finite_is_no_question_of_normalisation():
+    logits = nn.functional.one_hot(LABELS, 10).float() * float("nan")
+    with pytest.raises(UserError, match=r"and 50\.0 % by --expect-teacher; its logits are not finite; --expect"):
+        teacher_check.check(0.0, logits, LABELS, Claim(50.0, "--expect-teacher"), "--teacher x", "mean 0")
+
+
+def test_by_chance_another_order_is_no_cause():
+    draws = torch.Generator().manual_seed(0)
+    logits = torch.rand(200, 10, generator=draws)
+    assert teacher_check.best_renaming(logits, LABELS) > 13.0
+    with pytest.raises(UserError, match="likely causes"):
+        teacher_check.check(9.0, logits, LABELS, Claim(14.0, "acc in x"), "--teacher x", "mean 0")
+
+
 def test_no_better_than_guessing(capsys):
     teacher_check.warn_of_chance(14.2, 200, 10)  # two standard errors: 4.24
     told = "WARNING: this teacher knows nothing of these images: 14.2 % are right, guessing has 10.0 %\n"
@@ -436,6 +450,8 @@ def test_from_a_file_of_ones_own_to_a_student(digits, place, capsys):
     assert (about["mean"], about["std"]) == ([MEAN], [STD])
     assert about["accuracy"] == pytest.approx(correct)
     assert torch.equal(kept.network[1].weight, network[1].weight)
+    assert main(["evaluate", "a/teacher.ckpt", "--network", spec.name, "--mean", "0", "--std", "1"]) == 2
+    assert "--mean: is for a state dict; checkpoint a/teacher.ckpt has its own" in capsys.readouterr().err
     assert main(["evaluate", "a/teacher.ckpt", "--network", spec.name]) == 0
     assert f"{correct:.2f} %" in capsys.readouterr().out
     settings = TrainSettings(
@@ -451,6 +467,24 @@ def test_from_a_file_of_ones_own_to_a_student(digits, place, capsys):
     assert main([*again, "--teacher-mean", "0", "--teacher-std", "1", "--output", "c"]) == 2
     assert f"and {correct:.1f} % by accuracy in a/teacher.ckpt" in capsys.readouterr().err
     assert main([*again, "--classes", "0-9", "--teacher-mean", "0", "--teacher-std", "1", "--output", "d"]) == 0
+
+
+def test_evaluate_takes_such_files(digits, place, capsys):
+    network, correct = trained(digits)
+    torch.save({"net": network.state_dict()}, "mine.pth")
+    words = ["evaluate", "mine.pth", "--network", "mine_of_teachers:my_network", "--data", "digits"]
+    assert main([*words, "--mean", str(MEAN), "--std", str(STD), "--output", "a.json"]) == 0
+    told = capsys.readouterr().out
+    assert f"mine.pth (net): {correct:.2f} % on {len(digits.test)} clean test images" in told
+    assert json.loads(Path("a.json").read_text())["clean"]["accuracy"] == pytest.approx(correct / 100)
+    for wrong, line in (
+        (words[:4], "do not say of which network and data they are: give --network and --data"),
+        ([*words[:3], "resnet8", *words[4:]], "checkpoint mine.pth: does not fit resnet8: "),
+        ([*words, "--mean", "x", "--std", "1"], "--mean x: must be data"),
+    ):
+        assert main(wrong) == 2
+        (told,) = capsys.readouterr().err.splitlines()
+        assert line in told
 
 
 @pytest.mark.parametrize("command", ["train", "compare"])

@@ -6,6 +6,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from torch import nn
+
 from amkd_fast.distill import checkpoint, networks, normalisation, schemas, state_dict_file, state_dict_fit
 from amkd_fast.distill.data import Data
 from amkd_fast.distill.errors import UserError, allocating
@@ -62,12 +64,22 @@ def load(path: str | Path, data: Data, settings: Settings) -> TeacherFile:
         return _of_checkpoint(content, path, data, settings)
     found = state_dict_file.find(content, path)
     _check_named(found, path, settings.teacher_network)
-    spec = Spec(networks.untrained(settings.teacher_network), data.channels, len(data.classes))
-    with allocating(f"--teacher {path}"):
-        network = networks.build(spec, seed=0)
-    prefix = state_dict_fit.load(network, found.tensors, spec, f"--teacher {path}")
+    network, spec, prefix = built(found, settings.teacher_network, data, f"--teacher {path}")
     wished = normalisation.of_teacher(settings, data, None)
-    return TeacherFile(Normalised(network.eval(), *wished), spec, _told(path, found, prefix), found.claim)
+    return TeacherFile(Normalised(network, *wished), spec, told(path, found, prefix), found.claim)
+
+
+def built(found: FoundStateDict, name: str, data: Data, what: str) -> tuple[nn.Module, Spec, str]:
+    """The network called ``name`` with a state dict's weights, in eval mode; how it is built; the prefix taken off.
+
+    Raises:
+        UserError: The weights do not fit it; the message begins with ``what``.
+    """
+    spec = Spec(networks.untrained(name), data.channels, len(data.classes))
+    with allocating(what):
+        network = networks.build(spec, seed=0)
+    prefix = state_dict_fit.load(network, found.tensors, spec, what)
+    return network.eval(), spec, prefix
 
 
 def _of_checkpoint(content: Any, path: str | Path, data: Data, settings: Settings) -> TeacherFile:
@@ -92,7 +104,7 @@ def _check_named(found: FoundStateDict, path: str | Path, network: str) -> None:
     )
 
 
-def _told(path: str | Path, found: FoundStateDict, prefix: str) -> str:
+def told(path: str | Path, found: FoundStateDict, prefix: str) -> str:
     """Which part of the file was taken, if it was a part."""
     parts = [found.place] if found.place else []
     parts += [f"not {', '.join(found.others)}"] if found.others else []

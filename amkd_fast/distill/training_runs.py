@@ -74,6 +74,7 @@ def obtain_teacher(
     correct = 100.0 * float(rightly(logits, data.test.labels).float().mean())
     if not bool(logits.isfinite().all()):
         how += " (its logits are not finite)"
+        claim = None  # it has diverged, as the training will say
     if world.first:
         print(
             f"{how}: {correct:.1f} % on {len(data.test)} test images, normalised by {network.normalisation}", flush=True
