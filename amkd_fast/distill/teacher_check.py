@@ -27,7 +27,7 @@ def check(correct: float, logits: Tensor, labels: Tensor, claim: Claim, what: st
     """
     if correct >= claim.percent - BELOW:
         return
-    renamed = best_renaming(logits, labels)
+    renamed, chance = best_renaming(logits, labels), 100.0 / logits.shape[1]
     if not bool(logits.isfinite().all()):
         causes = "its logits are not finite"
     elif renamed >= max(
