@@ -47,7 +47,7 @@ MODULES = {
     "amkd_fast.distill.qualities": ("amkd_fast.distill.metrics",),
     "amkd_fast.distill.report.text": ("amkd_fast.distill.report.tables", "amkd_fast.distill.files"),
     "amkd_fast.distill.result": ("amkd_fast.distill.result_folder",),
-    "amkd_fast.distill.subject": ("amkd_fast.distill.evaluation_data",),
+    "amkd_fast.distill.subject": ("amkd_fast.distill.evaluation_data", "amkd_fast.distill.checkpoint"),
     "amkd_fast.distill.torchvision": ("amkd_fast.distill.broken_torchvision",),
     "amkd_fast.distill.world": ("amkd_fast.distill.distributed",),
     "amkd_fast.losses.consistency": ("amkd_fast.losses.kl",),
@@ -67,6 +67,7 @@ NAMES = {
     "claimed": "locked",
     "joined": "process_group",
     "launched": "torchrun_variables",
+    "normalisation": "stored_normalisation",
     "probe": "attack_examples",
 }
 

@@ -53,6 +53,7 @@ def of_environment(device: str) -> Setting:
 
 def load(path: str) -> Setting:
     """The teacher of a checkpoint, and the test images of its data in an order that mixes the classes."""
+    from amkd_fast.attacks import pixel_bounds
     from amkd_fast.distill import data as datasets
     from amkd_fast.distill import schemas
     from amkd_fast.distill.checkpoint import load_network
@@ -61,9 +62,11 @@ def load(path: str) -> Setting:
     network, _, about = load_network(path)
     data = datasets.load(schemas.settings(Settings, about["settings"], path))
     order = torch.randperm(len(data.test.labels), generator=torch.Generator().manual_seed(0))
-    images, labels = data.test.images[order], data.test.labels[order]
+    images, labels = network.normalise(data.test.images[order]), data.test.labels[order]
+    lower, upper, _ = pixel_bounds(*network.normalisation)
+    network = network.network
     found = {"images": f"{about['settings']['data']}, test images", "accuracy": accuracy(network, images, labels)}
-    return Setting(network.eval().requires_grad_(False), images, labels, *data.bounds(), found, real=True)
+    return Setting(network.eval().requires_grad_(False), images, labels, lower, upper, found, real=True)
 
 
 def synthetic() -> Setting:

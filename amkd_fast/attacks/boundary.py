@@ -228,7 +228,7 @@ class BoundaryAttack:
         self.given_bounds, self.inside = (lower, upper), arguments.BoundsCheck()
         if self.settings.lower is None or self.settings.upper is None:
             _warn_of_bounds(preset)
-        self._bounds: tuple[torch.device, dict[str, float | Tensor | None]] | None = None
+        self._moved: tuple[torch.device, dict[str, Any]] | None = None
         arguments.check_logits_of(logits_of)
         self.logits_of = logits_of
 
@@ -265,12 +265,13 @@ class BoundaryAttack:
         arguments.check_rows("target", target, images)
         arguments.check_rows("valid", valid, images, flags=True)
         self.inside.check(images, *self.given_bounds, valid)
-        step_size = arguments.size_on("step_size", self.settings.step_size, images)
+        moved = self._on(images.device)
+        step_size = arguments.size_on("step_size", moved["step_size"], images)
         if self.settings.norm_power == 2 and has_channels(step_size):
             raise ValueError(f"step_size.shape={tuple(step_size.shape)}: must not be by channel for near_boundary")
         settings = self.settings
         options: dict[str, Any] = {"norm": "boundary", "norm_power": settings.norm_power, "project": settings.project}
-        options |= self.bounds_on(images.device)
+        options |= {name: moved[name] for name in ("lower", "upper")}
         with forked_rng(images.device), torch.no_grad():
             obstacle = "record_gaps=True asks for the gap of every step" if record_gaps else ""
             run = loop.Loop(self, images, obstacle)
@@ -290,12 +291,12 @@ class BoundaryAttack:
                 results.logits = images.new_zeros((images.shape[0], loop.count_classes(run.evaluate, images)))
             return self._samples(images, results, results.logits, context.trajectory(self.steps, results.logits))
 
-    def bounds_on(self, device: torch.device) -> dict[str, float | Tensor | None]:
-        """The bounds beside the images, moved once: a copy from the host waits, and no CUDA graph admits it."""
-        if self._bounds is None or self._bounds[0] != device:
-            named = {name: getattr(self.settings, name) for name in ("lower", "upper")}
-            self._bounds = device, {name: arguments.to_device(bound, device) for name, bound in named.items()}
-        return self._bounds[1]
+    def _on(self, device: torch.device) -> dict[str, Any]:
+        """Step size and bounds beside the images, moved once: a copy from the host waits; no CUDA graph admits it."""
+        if self._moved is None or self._moved[0] != device:
+            named = {name: getattr(self.settings, name) for name in ("step_size", "lower", "upper")}
+            self._moved = device, {name: arguments.to_device(value, device) for name, value in named.items()}
+        return self._moved[1]
 
     def _samples(self, like: Tensor, results: _Results, logits: Tensor, gaps: Tensor | None) -> BoundarySamples:
         settings, base, target = self.settings, results.base, results.target

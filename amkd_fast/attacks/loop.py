@@ -192,7 +192,7 @@ def clipped(x: Tensor, lower: float | Tensor | None, upper: float | Tensor | Non
     """``x`` [m, C, ...] inside bounds that are numbers or [C]; a NaN bound bounds nothing."""
     for bound, clip in ((lower, torch.fmax), (upper, torch.fmin)):
         if bound is not None:
-            x = clip(x, torch.as_tensor(bound).to(x).reshape(1, -1, *[1] * (x.dim() - 2)))
+            x = clip(x, torch.as_tensor(bound, dtype=x.dtype, device=x.device).reshape(1, -1, *[1] * (x.dim() - 2)))
     return x
 
 

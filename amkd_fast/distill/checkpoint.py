@@ -120,7 +120,7 @@ def load_network(
     found = checkpoint[KEY]
     normalisation = otherwise
     if normalisation is None or "mean" in found:
-        normalisation = stored_normalisation(found, found["network"]["channels"], f"checkpoint {path}")
+        normalisation = stored_normalisation(f"checkpoint {path}", found, found["network"]["channels"])
     try:
         spec = Spec(**{name: found["network"][name] for name in Spec._fields})
         if networks.is_users(spec.name) and spec.name != networks.untrained(allowed):
@@ -136,19 +136,19 @@ def load_network(
     return Normalised(network.eval(), *normalisation), spec, found
 
 
-def stored_normalisation(about: dict[str, Any], channels: int, where: str) -> Normalisation:
+def stored_normalisation(name: str, about: dict[str, Any], channels: int) -> Normalisation:
     """The mean and std that a checkpoint says its network was trained with.
 
     Raises:
-        UserError: They are missing, or no numbers for so many channels; the message begins with ``where``.
+        UserError: They are missing, or no numbers for so many channels; the message begins with ``name``.
     """
     found = _with_lists(about)
-    for name, least, what in (("mean", -math.inf, ""), ("std", 0.0, " above 0")):
-        numbers: Any = found.get(name)
+    for key, least, what in (("mean", -math.inf, ""), ("std", 0.0, " above 0")):
+        numbers: Any = found.get(key)
         fits = isinstance(numbers, (list, tuple)) and len(numbers) == channels
         if not fits or not all(isinstance(x, (int, float)) and least < x < math.inf for x in numbers):
             rule = f"is not one number{what} for each of {channels} channels"
-            raise UserError(f"{where}: {name} {short(about.get(name))} {rule}")
+            raise UserError(f"{name}: {key} {short(about.get(key))} {rule}")
     return Normalisation.of(found["mean"], found["std"])
 
 

@@ -17,7 +17,7 @@ from amkd_fast.attacks.frozen import FrozenModel
 class Batch(NamedTuple):
     """What one step learns from."""
 
-    images: Tensor  # [B, C, H, W], normalised
+    images: Tensor  # [B, C, H, W], as both networks take them
     labels: Tensor  # [B], int64
     index: Tensor | None = None  # type: ignore[assignment]  # hides tuple.index, and is public: [B], rows of the training set
     teacher_logits: Tensor | None = None  # [B, K], where they are known already

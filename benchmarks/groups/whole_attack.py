@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from amkd_fast import backends
-from amkd_fast.attacks import PGD, BoundaryAttack
+from amkd_fast.attacks import PGD, BoundaryAttack, pixel_bounds
 from amkd_fast.ops.attack import draw_targets
 from benchmarks import outside
 from benchmarks.baselines import attack_loops, there
@@ -198,9 +198,9 @@ def on_digits(preset: str) -> Group:
 
     def draw() -> tuple[Tensor, ...]:
         data, teacher, _ = digits.networks("cpu")
-        images = data.test.images[:BATCH]
+        images = teacher.network.normalise(data.test.images[:BATCH])
         with torch.no_grad():
-            logits = teacher.network.eval()(images)
+            logits = teacher.network.network.eval()(images)
         return images, logits.argmax(1), draw_targets(logits, logits.argmax(1), seed=0)
 
     def ours(images: Tensor, base: Tensor, target: Tensor) -> Any:
@@ -230,12 +230,12 @@ def on_digits(preset: str) -> Group:
 
 @cache
 def quiet_teacher(device: str) -> nn.Module:
-    """The digits' teacher, whose weights want no gradient."""
-    return copy.deepcopy(digits.networks(device)[1].network).eval().requires_grad_(False)
+    """The digits' teacher without its normalisation; its weights want no gradient."""
+    return copy.deepcopy(digits.networks(device)[1].network.network).eval().requires_grad_(False)
 
 
 @cache
 def attack_on_digits(preset: str, device: str) -> BoundaryAttack:
-    data, _, _ = digits.networks(device)
-    bounds = dict(zip(("lower", "upper"), data.bounds(), strict=True))
+    lower, upper, _ = pixel_bounds(*digits.networks(device)[1].network.normalisation)
+    bounds = {"lower": lower, "upper": upper}
     return boundary_attack(quiet_teacher(device), preset, bounds)
