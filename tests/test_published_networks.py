@@ -16,7 +16,12 @@ from amkd_fast.attacks.folding import FoldedNetwork
 from amkd_fast.attacks.guards import Guards
 from amkd_fast.distill.errors import UserError
 from amkd_fast.distill.networks import Spec, build, check, in_published_layout, names, translated
-from amkd_fast.distill.networks.imagenet_resnet import Bottleneck
+from amkd_fast.distill.networks.cifar_resnet_b import CifarResNetB
+from amkd_fast.distill.networks.imagenet_resnet import Bottleneck, ImageNetResNet
+from amkd_fast.distill.networks.mobilenetv2 import MobileNetV2
+from amkd_fast.distill.networks.shufflenetv1 import ShuffleNetV1
+from amkd_fast.distill.networks.shufflenetv2 import ShuffleNetV2
+from amkd_fast.distill.networks.vgg import VGG
 from amkd_fast.methods.extended_kd import find_stages
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -473,3 +478,20 @@ def test_names_that_others_use(name, meant):
 def test_no_name_is_guessed_of_nothing_alike():
     with pytest.raises(UserError, match=r"at most 9999\)$"):
         check("alexnet", "--student-network")
+
+
+@pytest.mark.parametrize(
+    ("make", "sizes", "rule"),
+    [
+        (CifarResNetB, {"depth": 18}, "depth=18: must be one of 8, 14"),
+        (CifarResNetB, {"depth": 8, "widths": (16, 32)}, r"widths=\(16, 32\): must be three numbers"),
+        (CifarResNetB, {"depth": 8, "widths": (16, 32, 0)}, "widths=.*above 0"),
+        (CifarResNetB, {"depth": 8, "stem": 0}, "stem=.*above 0"),
+        (ImageNetResNet, {"depth": 34}, "depth=34: must be one of 18, 50"),
+        (VGG, {"depth": 9}, "depth=9: must be one of 8, 11, 13"),
+        *((make, {"classes": 0}, "classes=.*above 0") for make in (MobileNetV2, ShuffleNetV1, ShuffleNetV2)),
+    ],
+)
+def test_classes_check_their_own_sizes(make, sizes, rule):
+    with pytest.raises(ValueError, match=rule):
+        make(**{"channels": 3, "classes": 10, **sizes})

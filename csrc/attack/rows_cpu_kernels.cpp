@@ -59,10 +59,52 @@ AMKD_INLINE void sweep(const T* row, int64_t classes, Body body) {
 }
 
 template <class T>
+AMKD_INLINE void put(T* out, int64_t count, Vector<T> v) {
+  if (count == lanes<Vector<T>>) {
+    store(out, v);
+  } else {
+    store_some(out, count, v);
+  }
+}
+
+template <class T>
 struct Top {
   double peak;  // NaN where the row holds one
   int64_t at;   // as torch.argmax: the first NaN, or the lowest index of the maximum
 };
+
+// A vector that begins at class k, with `value` in the lane of class `at`.
+AMKD_INLINE Floats with(Floats v, int64_t k, int64_t at, double value) {
+  return lane_numbers() == static_cast<int32_t>(at - k) ? splat<Floats>(value) : v;
+}
+AMKD_INLINE double with(double v, int64_t k, int64_t at, double value) { return at == k ? value : v; }
+
+// The vector with 0 from lane `count` on.
+AMKD_INLINE Floats first(Floats v, int64_t count) {
+  return lane_numbers() < static_cast<int32_t>(count) ? v : Floats{};
+}
+AMKD_INLINE double first(double v, int64_t) { return v; }
+
+template <class T>
+int64_t first_nan(const T* row) {
+  int64_t k = 0;
+  while (!is_nan(at(row, k))) ++k;
+  return k;
+}
+
+// The lowest class besides `without` whose logit is `value`, which some class has.
+template <class T>
+int64_t find(const T* row, int64_t classes, double value, int64_t without = -1) {
+  using V = Vector<T>;
+  const V wanted = splat<V>(value);
+  for (int64_t k = 0; k < classes; k += lanes<V>) {
+    const int64_t count = classes - k;
+    const V v = count >= lanes<V> ? load(row + k) : load_some(row + k, count, nothing<T>());
+    const uint32_t found = mask_of(with(v, k, without, __builtin_nan("")) == wanted);
+    if (found != 0) return k + __builtin_ctz(found);
+  }
+  return 0;
+}
 
 template <class T>
 Top<T> top_of(const T* row, int64_t classes) {
@@ -72,51 +114,42 @@ Top<T> top_of(const T* row, int64_t classes) {
     peak = larger(v, peak);
     poison += v == v ? V{} : v;
   });
-  const bool poisoned = is_nan(sum_lanes(poison));
+  if (is_nan(sum_lanes(poison))) return {__builtin_nan(""), first_nan(row)};
   const double most = max_lanes(peak);
-  int64_t k = 0;
-  while (poisoned ? !is_nan(at(row, k)) : at(row, k) != most) ++k;
-  return {poisoned ? at(row, k) : most, k};
-}
-
-// A vector that begins at class k, with `value` in the lane of class `at`.
-template <class V>
-AMKD_INLINE V with(V v, int64_t k, int64_t at, double value) {
-  if (at < k || at >= k + lanes<V>) return v;
-  if constexpr (lanes<V> == 1) {
-    return value;
-  } else {
-    v[at - k] = static_cast<float>(value);
-    return v;
-  }
+  return {most, find(row, classes, most)};
 }
 
 // Σ exp(z - peak) over the classes besides the top, whose own term is 1: next to it a confident row's would be lost.
-// NaN where the peak is infinite.
+// NaN where the peak is infinite. The exponentials go to `keep`, where there is one.
 template <class T>
-double others(const T* row, int64_t classes, const Top<T>& top) {
+double others(const T* row, int64_t classes, const Top<T>& top, T* keep = nullptr) {
   using V = Vector<T>;
   V sum{};
   const V shift = splat<V>(top.peak);
-  sweep(row, classes, [&](int64_t k, V v, int64_t) { sum += with(exp_nonpositive(v - shift), k, top.at, 0.0); });
+  sweep(row, classes, [&](int64_t k, V v, int64_t count) {
+    const V power = exp_nonpositive(v - shift);
+    if (keep != nullptr) put(keep + k, count, power);
+    sum += with(power, k, top.at, 0.0);
+  });
   return sum_lanes(sum) + (top.peak - top.peak);
 }
 
 // The highest class besides `label`, the lowest index among equals; NaN wins as in torch.argmax.
 template <class T>
 int64_t best_other(const T* row, int64_t classes, int64_t label) {
-  int64_t best = label == 0 ? 1 : 0;
-  double most = -kInfinity;
-  for (int64_t k = 0; k < classes; ++k) {
-    const double z = at(row, k);
-    if (k == label) continue;
-    if (is_nan(z)) return k;
-    if (z > most) {
-      best = k;
-      most = z;
-    }
+  using V = Vector<T>;
+  V peak = splat<V>(-kInfinity), poison{};
+  sweep(row, classes, [&](int64_t k, V v, int64_t) {
+    const V other = with(v, k, label, -kInfinity);
+    peak = larger(other, peak);
+    poison += other == other ? V{} : other;
+  });
+  if (is_nan(sum_lanes(poison))) {
+    int64_t k = 0;
+    while (k == label || !is_nan(at(row, k))) ++k;
+    return k;
   }
-  return best;
+  return find(row, classes, max_lanes(peak), label);
 }
 
 template <class T>
@@ -126,7 +159,11 @@ class Row {
 
  public:
   Row(const Objective& o, int64_t i)
-      : o_(o), i_(i), row_(static_cast<const T*>(o.logits) + i * o.stride), top_(top_of(row_, o.classes)) {}
+      : o_(o),
+        i_(i),
+        row_(static_cast<const T*>(o.logits) + i * o.stride),
+        gradient_(static_cast<T*>(o.gradient) + i * o.classes),
+        top_(top_of(row_, o.classes)) {}
 
   void evaluate() {
     const int64_t label = o_.labels[i_], target = o_.target == nullptr ? -1 : o_.target[i_];
@@ -153,26 +190,33 @@ class Row {
   }
 
  private:
-  // The gradient, element by element of the logits.
+  // The gradient, element by element of `from`.
   template <class Element>
-  AMKD_INLINE void fill(Element element) {
-    T* out = static_cast<T*>(o_.gradient) + i_ * o_.classes;
+  AMKD_INLINE void fill(const T* from, Element element) {
     V poison{};
-    sweep(row_, o_.classes, [&](int64_t k, V v, int64_t count) {
-      const V gradient = element(v, k);
-      if (count == lanes<V>) {
-        poison += gradient - gradient;
-        store(out + k, gradient);
-      } else {
-        V seen = gradient;
-        if constexpr (lanes<V> > 1) {
-          for (int64_t lane = count; lane < lanes<V>; ++lane) seen[lane] = 0;
-        }
-        poison += seen - seen;
-        store_some(out + k, count, gradient);
-      }
+    sweep(from, o_.classes, [&](int64_t k, V v, int64_t count) {
+      const V gradient = element(v, k), seen = first(gradient, count);
+      poison += seen - seen;
+      put(gradient_ + k, count, gradient);
     });
     finite_ = !is_nan(sum_lanes(poison));
+  }
+  template <class Element>
+  AMKD_INLINE void fill(Element element) {
+    fill(row_, element);
+  }
+
+  // Of exp(z - peak), which the gradient's memory holds since others(), where that rounds nothing.
+  static constexpr bool kKept = std::is_same_v<T, Stat>;
+  double others_kept() { return others(row_, o_.classes, top_, kKept ? gradient_ : nullptr); }
+  template <class Element>
+  AMKD_INLINE void fill_from_powers(Element element) {
+    if constexpr (kKept) {
+      fill(gradient_, element);
+    } else {
+      const V shift = splat<V>(top_.peak);
+      fill([&](V v, int64_t k) { return element(exp_nonpositive(v - shift), k); });
+    }
   }
 
   AMKD_INLINE static V only(int64_t index, int64_t k, double amount) { return with(V{}, k, index, amount); }
@@ -182,9 +226,9 @@ class Row {
   double not_p(int64_t k, double rest) const { return k == top_.at ? rest / (1 + rest) : 1 - p(k, rest); }
 
   double cross_entropy(int64_t label, double sign) {
-    const double rest = others(row_, o_.classes, top_), at_label = -sign * not_p(label, rest);
-    const V shift = splat<V>(top_.peak), share = splat<V>(sign / (1 + rest));
-    fill([&](V v, int64_t k) { return with(exp_nonpositive(v - shift) * share, k, label, at_label); });
+    const double rest = others_kept(), at_label = -sign * not_p(label, rest);
+    const V share = splat<V>(sign / (1 + rest));
+    fill_from_powers([&](V power, int64_t k) { return with(power * share, k, label, at_label); });
     return sign * (::log1p(rest) - (at(row_, label) - top_.peak));
   }
 
@@ -194,15 +238,14 @@ class Row {
   }
 
   double of_probabilities(int64_t base, int64_t target) {
-    const double rest = others(row_, o_.classes, top_), up = p(target, rest), down = p(base, rest);
+    const double rest = others_kept(), up = p(target, rest), down = p(base, rest);
     const double value = up - down;
     // p · (±1 - value) for the two
     const double at_target = target == base ? 0.0 : up * (not_p(target, rest) + down);
     const double at_base = target == base ? 0.0 : -down * (not_p(base, rest) + up);
-    const V shift = splat<V>(top_.peak), share = splat<V>(-value / (1 + rest));
-    fill([&](V v, int64_t k) {
-      return with(with(exp_nonpositive(v - shift) * share, k, target, at_target), k, base, at_base);
-    });
+    const V share = splat<V>(-value / (1 + rest));
+    fill_from_powers(
+        [&](V power, int64_t k) { return with(with(power * share, k, target, at_target), k, base, at_base); });
     return value;
   }
 
@@ -234,6 +277,7 @@ class Row {
   const Objective& o_;
   int64_t i_;
   const T* row_;
+  T* gradient_;
   Top<T> top_;
   bool finite_ = true;
 };
@@ -274,13 +318,7 @@ void disagreement(const Disagreement& d, int64_t first, int64_t last) {
       // Divided, because the compiler would fuse a product with the difference, and equal rows would differ.
       V difference =
           exp_nonpositive(t - teacher_shift) / teacher_sum - exp_nonpositive(s - student_shift) / student_sum;
-      if (label >= k && label < k + kStep) {
-        if constexpr (kStep == 1) {
-          difference = 0;
-        } else {
-          difference[label - k] = 0;
-        }
-      }
+      difference = with(difference, k, label, 0.0);
       sum += difference * difference;
     });
     const double total = sum_lanes(sum);

@@ -251,6 +251,28 @@ AMKD_INLINE void store_some(float* p, int64_t count, Floats v) {
 }
 #endif
 
+// ---- lanes by their number --------------------------------------------------------------------------------------
+
+AMKD_INLINE Ints lane_numbers() {
+  Ints lane;
+  for (int i = 0; i < kLanes; ++i) lane[i] = i;
+  return lane;
+}
+
+// A bit for every lane of a comparison's result that holds, from the lowest on.
+AMKD_INLINE uint32_t mask_of(Ints holds) {
+#if defined(__AVX512F__)
+  return _mm512_movepi32_mask(bits<__m512i>(holds));
+#elif defined(__AVX2__)
+  return static_cast<uint32_t>(_mm256_movemask_ps(bits<__m256>(holds)));
+#else
+  uint32_t mask = 0;
+  for (int i = 0; i < kLanes; ++i) mask |= static_cast<uint32_t>(holds[i] & 1) << i;
+  return mask;
+#endif
+}
+AMKD_INLINE uint32_t mask_of(bool holds) { return holds; }
+
 // ---- reductions over the lanes ----------------------------------------------------------------------------------
 
 template <int kStep>

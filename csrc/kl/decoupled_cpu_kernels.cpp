@@ -27,9 +27,7 @@ AMKD_INLINE Index<V> columns_from(int64_t first) {
   if constexpr (lanes<V> == 1) {
     return first;
   } else {
-    Ints lane;
-    for (int i = 0; i < kLanes; ++i) lane[i] = i;
-    return lane + static_cast<int32_t>(first);
+    return lane_numbers() + static_cast<int32_t>(first);
   }
 }
 

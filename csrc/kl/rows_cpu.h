@@ -44,9 +44,7 @@ template <class T>
 using Stat = typename ElementTraits<T>::Stat;
 
 inline Floats exclude_first(Floats v, int64_t count) {
-  Ints lane;
-  for (int i = 0; i < kLanes; ++i) lane[i] = i;
-  return lane < static_cast<int32_t>(count) ? splat<Floats>(-kInfinity) : v;
+  return lane_numbers() < static_cast<int32_t>(count) ? splat<Floats>(-kInfinity) : v;
 }
 inline double exclude_first(double v, int64_t) { return v; }
 
@@ -169,11 +167,8 @@ struct DivergenceLanes {
   // The divergences of rows that have a lane each, for the first `count` of them.
   AMKD_INLINE void put_values(double* out, int64_t count) const {
     double values[kLanes];
-    for (int i = 0; i < 2; ++i) {
-      const auto half = [&](const V& v) { return load_doubles(reinterpret_cast<const float*>(&v) + i * kDoubles); };
-      const Doubles sum = half(teacher);
-      store_doubles(values + i * kDoubles, half(inner) * kLog2 / sum - log_of(sum) + log_of(half(student)));
-    }
+    store_doubles(values, half_of_values<0>());
+    store_doubles(values + kDoubles, half_of_values<1>());
     for (int64_t i = 0; i < count; ++i) out[i] = values[i];
   }
 
@@ -181,6 +176,13 @@ struct DivergenceLanes {
     sums.student += sum_lanes(student);
     sums.teacher += sum_lanes(teacher);
     sums.inner += sum_lanes(inner) * kLog2;
+  }
+
+ private:
+  template <int kHalf>
+  AMKD_INLINE Doubles half_of_values() const {
+    const Doubles sum = widened(half_of<kHalf>(teacher));
+    return widened(half_of<kHalf>(inner)) * kLog2 / sum - log_of(sum) + log_of(widened(half_of<kHalf>(student)));
   }
 };
 

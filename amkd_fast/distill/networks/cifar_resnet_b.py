@@ -30,7 +30,7 @@ class CifarResNetB(parts.Classifier):
 
     Raises:
         TypeError: A number is none.
-        ValueError: ``depth`` is another one, or a number is not above zero.
+        ValueError: ``depth`` is another one, ``widths`` are not three, or a number is not above zero.
 
     Example:
         >>> import torch
@@ -49,6 +49,8 @@ class CifarResNetB(parts.Classifier):
         checks.choice("depth", depth, cifar_resnet.DEPTHS)
         for name, value in (("stem", stem), ("channels", channels), ("classes", classes)):
             checks.positive(name, value)
+        if len(widths) != 3:
+            raise ValueError(f"widths={widths!r}: must be three numbers")
         for width in widths:
             checks.positive("widths", width)
         self.conv = nn.Conv2d(channels, stem, 3, 1, 1, bias=False)
