@@ -224,16 +224,16 @@ MISFITS = {
     "unexpected": (lambda w: w.update({"projector.weight": torch.ones(1)}), "1 unexpected (projector.weight)"),
     "shape": (
         lambda w: w.update({"bn.bias": torch.ones(3)}),
-        "1 of another shape (bn.bias 2, in the file 3)",
+        "1 of another shape (bn.bias 3 instead of 2)",
     ),
     "dtype": (
         lambda w: w.update({"bn.bias": torch.ones(2, dtype=torch.int8)}),
-        "1 of another shape (bn.bias float32, in the file int8)",
+        "1 of another shape (bn.bias int8 instead of float32)",
     ),
     "classes": (
         lambda w: w.update(build(SPEC._replace(classes=100), 0).state_dict()),
         "the file's head has 100 classes, the data 10: give it the data that it was trained on; 2 of another shape "
-        "(head.weight 10 × 8, in the file 100 × 8, head.bias 10, in the file 100)",
+        "(head.weight 100 × 8 instead of 10 × 8, head.bias 100 instead of 10)",
     ),
     "channels": (
         lambda w: w.update(build(SPEC._replace(channels=3), 0).state_dict()),

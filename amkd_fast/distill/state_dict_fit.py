@@ -99,7 +99,7 @@ def _faults(own: dict[str, Tensor], given: dict[str, Tensor], spec: Spec) -> Ite
     yield from _of_other_data(shapes, spec)
     missing = [name for name in own if name not in given and not name.endswith(_OPTIONAL)]
     unexpected = [name for name in given if name not in own]
-    told = [f"{name} {_shape(one, other)}, in the file {_shape(other, one)}" for name, (one, other) in shapes.items()]
+    told = [f"{name} {_shape(other, one)} instead of {_shape(one, other)}" for name, (one, other) in shapes.items()]
     for found, kind in ((missing, "missing"), (unexpected, "unexpected"), (told, "of another shape")):
         if found:
             yield f"{len(found)} {kind} ({_some(found)})"
