@@ -463,6 +463,11 @@ def test_from_a_file_of_ones_own_to_a_student(digits, place, capsys):
     _, _, teacher = pool._subject.__wrapped__(settings, Path("a/teacher.ckpt"), torch.device("cpu"), 1)
     assert torch.equal(teacher.network.network[1].weight, network[1].weight)
 
+    # What a training's own checkpoint reached, and not on other images.
+    student = teacher_file.load("a/last.ckpt", digits, TrainSettings(student_images=7))
+    assert student.claim == Claim(json.loads(Path("a/results.json").read_text())["last"], "accuracy in a/last.ckpt")
+    assert teacher_file.load("a/last.ckpt", digits, TrainSettings(data_seed=1)).claim is None
+
     # With the kept one as the file, what it reached is what is expected of it on the same images.
     again = ["train", "--method", "kd", *RUN, "--teacher", "a/teacher.ckpt", "--output", "b"]
     assert main(again) == 0
