@@ -78,7 +78,8 @@ class Settings:
 
     teacher_network: str = option(
         "auto",
-        "resnet32x4, wrn-40-2, vgg13, …, module:factory, timm:NAME[@pretrained]; auto: small-16-2 for digits, else resnet26",
+        "resnet32x4, wrn-40-2, vgg13, …, module:factory, timm:NAME[@pretrained]; auto: small-16-2 for digits, else "
+        "resnet26",
         group="networks",
     )
     student_network: str = option("auto", "likewise; auto: small-4-1 for digits, else resnet8")
