@@ -20,8 +20,11 @@ from amkd_fast.distill import data as datasets
 from amkd_fast.distill import pool, state_dict_file, state_dict_fit, teacher_check, teacher_file
 from amkd_fast.distill.checkpoint import load_network, read
 from amkd_fast.distill.cli import main
+from amkd_fast.distill.data import Split
 from amkd_fast.distill.errors import UserError
 from amkd_fast.distill.networks import Spec, build, in_published_layout
+from amkd_fast.distill.networks.normalised import Normalisation, Normalised
+from amkd_fast.distill.normalisation import PUBLISHED
 from amkd_fast.distill.settings import Settings, TrainSettings
 from amkd_fast.distill.state_dict_file import Claim, find
 
@@ -297,41 +300,73 @@ def test_a_network_called_acc_is_no_claim():
 LABELS = torch.arange(10).repeat(20)  # [200]
 
 
+def one_hot(labels, classes=10):
+    return nn.functional.one_hot(labels, classes).float()
+
+
+def checked(logits, claim, labels=LABELS):
+    """A teacher with these answers, whatever the images and their normalisation are."""
+    network = Normalised(nn.Flatten(), [0.0], 1.0)
+    network.forward = lambda images: logits[: len(images)]
+    teacher_check.check(network, Split(torch.zeros(len(labels), 1, 1, 1), labels), logits, claim, "--teacher x")
+
+
 def test_two_points_below_are_let_pass_and_no_more():
-    right = nn.functional.one_hot(LABELS, 10).float()
-    logits = right.roll(1, 1)
-    logits[:150] = right[:150]  # 75 %
-    teacher_check.check(75.0, logits, LABELS, Claim(77.0, "--expect-teacher"), "--teacher x", "mean 0 and std 1")
+    logits = one_hot(LABELS).roll(1, 1)
+    logits[:150] = one_hot(LABELS)[:150]  # 75 %
+    checked(logits, Claim(77.0, "--expect-teacher"))
     with pytest.raises(UserError) as caught:
-        teacher_check.check(75.0, logits, LABELS, Claim(77.1, "--expect-teacher"), "--teacher x", "mean 0 and std 1")
+        checked(logits, Claim(77.1, "--expect-teacher"))
     told = str(caught.value)
     assert told.startswith("--teacher x: 75.0 % on 200 test images, and 77.1 % by --expect-teacher; likely causes: ")
     for cause in ("another normalisation than mean 0 and std 1", "classes in another order", "another network"):
         assert cause in told
+    assert told.endswith("; --expect-teacher 75.0 accepts that")
 
 
 @pytest.mark.parametrize("classes", [2, 10])
 def test_classes_in_another_order_are_recognised(classes):
     labels = LABELS % classes
-    logits = nn.functional.one_hot((labels + 1) % classes, classes).float()
     with pytest.raises(UserError, match=r"in another order than the data's \(renamed, 100\.0 % are right\)"):
-        teacher_check.check(0.0, logits, labels, Claim(90.0, "acc in x"), "--teacher x", "mean 0")
+        checked(one_hot((labels + 1) % classes, classes), Claim(90.0, "acc in x"), labels)
 
 
 def test_what_is_not_finite_is_no_question_of_normalisation():
-    logits = nn.functional.one_hot(LABELS, 10).float() * float("nan")
     with pytest.raises(
-        UserError, match=r"and 50\.0 % by --expect-teacher; its logits are not finite; --expect-teacher 0.0 accepts"
+        UserError, match=r"50\.0 % by --expect-teacher; its logits are not finite; --expect-teacher 0.0"
     ):
-        teacher_check.check(0.0, logits, LABELS, Claim(50.0, "--expect-teacher"), "--teacher x", "mean 0")
+        checked(one_hot(LABELS) * float("nan"), Claim(50.0, "--expect-teacher"))
 
 
 def test_by_chance_another_order_is_no_cause():
-    draws = torch.Generator().manual_seed(0)
-    logits = torch.rand(200, 10, generator=draws)
+    logits = torch.rand(200, 10, generator=torch.Generator().manual_seed(0))
     assert teacher_check.best_renaming(logits, LABELS) > 13.0
     with pytest.raises(UserError, match="likely causes"):
-        teacher_check.check(9.0, logits, LABELS, Claim(14.0, "acc in x"), "--teacher x", "mean 0")
+        checked(logits, Claim(18.0, "acc in x"))
+
+
+@pytest.mark.parametrize(
+    ("right", "words"), [((0.5, 0.5), "0.5,0.5,0.5 --teacher-std 0.5,0.5,0.5"), (None, "imagenet")]
+)
+def test_a_usual_normalisation_is_found(right, words):
+    """By a network that knows an image by its third channel, whose levels it takes to be normalised so."""
+    right = PUBLISHED["imagenet"] if right is None else Normalisation.of([right[0]] * 3, right[1])
+    pixels = torch.zeros(200, 3, 1, 1, dtype=torch.uint8)
+    pixels[:, 2, 0, 0] = (25 * LABELS + 12).to(torch.uint8)
+    test = Split(pixels, LABELS, level=1 / 255)
+
+    class Network(nn.Module):
+        def forward(self, images):
+            levels = (images[:, 2, 0, 0] * right.std[2] + right.mean[2]) * 255
+            return one_hot(((levels - 12) / 25).round().long().clamp(0, 9))
+
+    network = Normalised(Network(), (0.4, 0.4, 0.4), (0.1, 0.1, 0.1))
+    with pytest.raises(UserError) as caught:
+        teacher_check.check(network, test, network(test.images), Claim(99.0, "acc in x"), "--teacher x")
+    assert (
+        f"it has learnt with another normalisation than {network.normalisation}: --teacher-mean {words} has 100.0 %"
+        in (str(caught.value))
+    )
 
 
 def test_no_better_than_guessing(capsys):
@@ -504,7 +539,9 @@ def test_the_wrong_normalisation_is_caught(command, digits, place, capsys):
     told = capsys.readouterr()
     assert "teacher from mine.pth (net): " in told.out  # the accuracy line comes first
     (line,) = told.err.splitlines()
-    assert f"and {correct:.1f} % by acc in mine.pth; likely causes: it learnt with another normalisation than" in line
+    assert (
+        f"and {correct:.1f} % by acc in mine.pth; likely causes: it has learnt with another normalisation than" in line
+    )
     assert not Path("a").exists()
     assert not list(place.glob("**/teacher.ckpt"))
     if command == "train":

@@ -83,7 +83,7 @@ def obtain_teacher(
     if settings.expect_teacher is not None:
         claim = Claim(settings.expect_teacher, "--expect-teacher")
     if claim is not None:
-        teacher_check.check(correct, logits, data.test.labels, claim, f"--teacher {path}", network.normalisation)
+        teacher_check.check(network, data.test, logits, claim, f"--teacher {path}")
     if world.first:
         if path != kept:
             about = describe("teacher", TEACHER_SEED, data, settings)
