@@ -219,6 +219,8 @@ class BoundaryAttack:
         }
         self.model = as_frozen(model)
         self.steps = steps
+        if normalisation is not None and len(normalisation) != 2:
+            raise ValueError(f"normalisation={normalisation!r}: must be two, mean and std")
         own = PRESETS[preset] if normalisation is None else in_pixels(PRESETS[preset], *normalisation)
         self.settings = own._replace(**{name: value for name, value in given.items() if value is not None})
         self.compact, self.capture, self.graphs = (
