@@ -24,20 +24,25 @@ from amkd_fast.attacks import BoundaryAttack
 from amkd_fast.attacks.folding import Folds
 from amkd_fast.methods import (
     AMKD,
+    AT,
     BN_POLICIES,
     BSS,
     CCD,
+    CRD,
     DKD,
     KD,
     MKD,
     RKD,
+    SP,
     TALD,
     Batch,
     Constant,
     Delayed,
     ExtendedKD,
     Falling,
+    FitNet,
     Linear,
+    ReviewKD,
     Rising,
     StepContext,
     StudentAlone,
@@ -61,6 +66,7 @@ ATTACKING = {
     "amkd": lambda **more: AMKD(attack=BOUNDS, limit=LIMIT, margin=3.0, **more),
     "amkd-features": lambda **more: AMKD(attack=BOUNDS, limit=LIMIT, margin=3.0, space="features", **more),
 }
+STAGES = {"student_stages": ["conv"], "teacher_stages": ["norm"]}
 PLAIN = {"student": lambda **more: StudentAlone(**more), "kd": lambda **more: KD(**more)}
 NEIGHBOURS = {
     "dkd": lambda **more: DKD(**more),
@@ -68,7 +74,12 @@ NEIGHBOURS = {
     "rkd-logits": lambda **more: RKD(space="logits", **more),
     "triplet-ce": lambda **more: TripletKD(**more),
     "triplet-kd": lambda **more: TripletKD(kl_weight=1.0, **more),
-    "extended-kd": lambda **more: ExtendedKD(student_stages=["conv"], teacher_stages=["norm"], **more),
+    "extended-kd": lambda **more: ExtendedKD(**STAGES, **more),
+    "fitnet": lambda **more: FitNet(**STAGES, **more),
+    "at": lambda **more: AT(**STAGES, **more),
+    "sp": lambda **more: SP(**STAGES, **more),
+    "reviewkd": lambda **more: ReviewKD(**STAGES, **more),
+    "crd": lambda **more: CRD(torch.arange(B) % K, features=6, **more),
     "ccd": lambda **more: CCD(mean=[0.5, 0.4, 0.6], std=0.5, **more),
     "tald": lambda **more: TALD(eps=0.1, steps=2, **BOUNDS, **more),
     "mkd": lambda **more: MKD(ce_weight=0.5, **more),
@@ -82,6 +93,11 @@ PARTS = {
     "triplet-ce": {"ce", "triplet"},
     "triplet-kd": {"ce", "kl", "triplet"},
     "extended-kd": {"segments"},
+    "fitnet": {"ce", "hint"},
+    "at": {"ce", "attention"},
+    "sp": {"ce", "similarity"},
+    "reviewkd": {"ce", "review"},
+    "crd": {"ce", "contrast"},
     "ccd": {"ce", "kl", "augmented"},
     "tald": {"ce", "kl", "particles"},
     "mkd": {"ce", "kl"},
@@ -115,7 +131,7 @@ def problem(dtype=torch.float64):
     teacher, student, images = teacher.eval().to(dtype), student.train().to(dtype), images.to(dtype)
     with torch.no_grad():
         labels = teacher(images).argmax(1)
-    return Batch(images[:B], labels[:B]), teacher, student
+    return Batch(images[:B], labels[:B], torch.arange(B)), teacher, student
 
 
 def taken(method, batch, teacher, student, moment=NOW):
@@ -477,24 +493,25 @@ def trained(case, rank):
     method = ALL[name](distributed=rank is not None, **more)
     batch, teacher, student = problem()
     _prepared(method, batch, teacher, student)
-    optimizer = torch.optim.SGD(student.parameters(), lr=0.05, momentum=0.9)
+    parameters = [*student.parameters(), *method.parameters()]
+    optimizer = torch.optim.SGD(parameters, lr=0.05, momentum=0.9)
     log = []
     for step in range(3):
-        images, labels = batch.images.roll(step, 0), batch.labels.roll(step, 0)
+        parts = [part.roll(step, 0) for part in batch[:3]]
         shares = SHARES if step < 2 else (B, 0)  # the last batch leaves a rank without any
         if rank is not None:
-            images, labels = images.split(shares)[rank], labels.split(shares)[rank]
+            parts = [part.split(shares)[rank] for part in parts]
         with statistics_of(student, distributed=rank is not None):
-            losses = method(Batch(images, labels), teacher, student, NOW._replace(draw=step))
+            losses = method(Batch(*parts), teacher, student, NOW._replace(draw=step))
         optimizer.zero_grad()
         losses.total.backward()
         if rank is not None:  # what DistributedDataParallel does to world_size * loss
-            for parameter in student.parameters():
+            for parameter in parameters:
                 dist.all_reduce(parameter.grad)
         optimizer.step()
         parts = {key: part.item() for key, part in losses.parts.items()}
         log.append({**parts, "attack": None if losses.attack is None else losses.attack.tolist()})
-    return log, student.state_dict()
+    return log, {**student.state_dict(), **{f"method.{key}": value for key, value in method.state_dict().items()}}
 
 
 def work(rank, folder):

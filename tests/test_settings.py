@@ -45,7 +45,11 @@ def another(kind, field):
         return next(value for value in only if value != field.default)
     if isinstance(field.default, bool):
         return not field.default
-    return {"int": 9, "float": 0.125, "str": "something"}[str(field.type).split(" | ")[0]]
+    if field.metadata["rule"] is not None:
+        return {"method": "mine:Hints", "method_option": {"weight": 0.5}}[field.name]
+    return {"int": 9, "float": max(0.125, field.metadata["least"] or 0.0), "str": "something"}[
+        str(field.type).split(" | ")[0]
+    ]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -54,6 +58,7 @@ def test_every_setting_is_a_word_and_a_line(kind, tmp_path):
     for field in dataclasses.fields(kind):
         value, word = another(kind, field), "--" + field.name.replace("_", "-")
         words = [word] if value is True else ["--no" + word[1:]] if value is False else [word, str(value)]
+        words = [word, "weight=0.5"] if isinstance(value, dict) else words
         changed = parsed(kind, *words)
         assert changed == dataclasses.replace(kind(), **{field.name: value})
         (tmp_path / "one.yaml").write_text(yaml.safe_dump({field.name: value}))
@@ -111,6 +116,7 @@ def test_a_file_that_is_not_there(capsys):
         (["--precision", "fp16"], "--precision fp16: needs a GPU"),
         (["--compile", "--space", "features"], "--compile: hides the features"),
         (["--compile", "--method", "rkd"], "--compile: hides the layers that rkd listens to"),
+        (["--compile", "--method", "crd"], "--compile: hides the layers that crd listens to"),
         (["--jda-probability", "1.5"], "--jda-probability 1.5: must be at most 1"),
         (["--ccd-ce-weight", "2"], "--ccd-ce-weight 2: must be at most 1"),
         (["--whole-step"], "--whole-step: records a CUDA graph"),
@@ -206,8 +212,27 @@ def test_neighbouring_methods_of_settings(digits):
         dkd_warmup=7,
         rkd_distance_weight=1.0,
         rkd_angle_weight=2.0,
+        student_stages="stages.1, head",
+        teacher_stages="stages.2,head",
+        fitnet_weight=3.0,
+        fitnet_stage=1,
+        at_weight=4.0,
+        at_power=3.0,
+        sp_weight=5.0,
+        crd_weight=6.0,
+        crd_temperature=0.5,
+        crd_negatives=33,
+        crd_features=16,
+        crd_momentum=0.25,
+        reviewkd_weight=7.0,
+        reviewkd_warmup=9,
     )
-    found = {name: build.method(name, settings, digits) for name in METHODS if name not in USUAL}
+    one_stage = dataclasses.replace(settings, student_stages="", teacher_stages="")
+    found = {
+        name: build.method(name, one_stage if name == "fitnet" else settings, digits)
+        for name in METHODS
+        if name not in USUAL
+    }
     for name, weight in (("triplet-ce", 0.0), ("triplet-kd", 1.0)):
         triplets = found.pop(name)
         assert (triplets.triplet_weight, triplets.margin, triplets.criterion.kl_weight) == (3.0, 4.0, weight)
@@ -228,6 +253,14 @@ def test_neighbouring_methods_of_settings(digits):
         methods.Rising(1.0, 7),
     )
     assert (rkd.distance_weight, rkd.angle_weight) == (1.0, 2.0)
+    fitnet, at, sp, crd, review = (found.pop(name) for name in ("fitnet", "at", "sp", "crd", "reviewkd"))
+    assert (fitnet.hint_weight, fitnet.stage) == (3.0, 1)
+    assert (at.attention_weight, at.power, sp.similarity_weight) == (4.0, 3.0, 5.0)
+    assert (crd.contrast_weight, crd.temperature, crd.negatives) == (6.0, 0.5, 33)
+    assert (crd.features, crd.momentum, len(crd.of_row)) == (16, 0.25, len(digits.student))
+    assert review.review_weight == methods.Rising(7.0, 9)
+    for method in (extended, at, sp, review):
+        assert method._wished == (["stages.1", "head"], ["stages.2", "head"])
     assert not found
 
 

@@ -9,27 +9,32 @@ from torch import nn
 
 from amkd_fast import CrossBatchMemory
 from amkd_fast.attacks import BoundaryAttack, frozen
-from amkd_fast.distill import networks, normalisation, teacher_file
+from amkd_fast.distill import external_method, networks, normalisation, teacher_file
 from amkd_fast.distill.data import Data
 from amkd_fast.distill.distributed import torchrun_variables
 from amkd_fast.distill.errors import UserError, allocating, short
 from amkd_fast.distill.networks.normalised import Normalisation, normalisation_of
-from amkd_fast.distill.settings import METHODS, NEIGHBOURS, USUAL, CompareSettings, Settings, TrainSettings
+from amkd_fast.distill.settings import METHODS, NEIGHBOURS, USUAL, CompareSettings, Settings, TrainSettings, is_external
 from amkd_fast.methods import (
     AMKD,
+    AT,
     BSS,
     CCD,
+    CRD,
     DKD,
     KD,
     MKD,
     RKD,
+    SP,
     TALD,
     Constant,
     Delayed,
     ExtendedKD,
     Falling,
+    FitNet,
     Linear,
     Method,
+    ReviewKD,
     Rising,
     Schedule,
     StudentAlone,
@@ -48,7 +53,8 @@ class _Place(TypedDict):
     distributed: bool
 
 
-LISTENING = ("extended-kd", "rkd")  # methods that hook into the student's layers
+STAGED = ("extended-kd", "fitnet", "at", "sp", "reviewkd")  # methods that compare stages
+LISTENING = (*STAGED, "rkd", "crd")  # methods that hook into the student's layers
 
 
 def method(name: str, settings: Settings, data: Data, width: int | None = None, **options: Any) -> Method:
@@ -58,15 +64,18 @@ def method(name: str, settings: Settings, data: Data, width: int | None = None, 
         UserError: There is none, or a setting breaks a rule of it.
 
     Args:
-        name: One of :data:`amkd_fast.distill.settings.METHODS`.
+        name: One of :data:`amkd_fast.distill.settings.METHODS`, or ``module:Class``.
         settings: Scales, schedules and choices.
         data: Its classes and channels.
         width: D of the student's features; needed for a memory of features alone.
         options: ``distributed`` and, for methods that attack, ``fixed_shape`` and the teacher's ``normalisation``
             (default: that of the networks trained here).
     """
+    if is_external(name):
+        distributed = options.get("distributed", False)
+        return external_method.build(name, settings.method_option, fold=settings.fold, distributed=distributed)
     if name not in METHODS:
-        raise UserError(f"unknown method {name!r}: choose from {', '.join(METHODS)}")
+        raise UserError(f"unknown method {name!r}: choose from {', '.join(METHODS)}, or module:Class")
     try:
         return _method(name, settings, data, width, **options)
     except ValueError as error:  # what it is made of are settings alone
@@ -114,11 +123,16 @@ def _neighbour(name: str, settings: Settings, data: Data, place: _Place) -> Meth
             margin=settings.triplet_kd_margin,
             **place,
         )
-    if name == "extended-kd":
-        return ExtendedKD(
-            logit_weight=settings.extended_logit_weight,
-            segment_weight=settings.extended_segment_weight,
-            ce_weight=settings.extended_ce_weight,
+    if name in STAGED:
+        return _staged(name, settings, place)
+    if name == "crd":
+        return CRD(
+            data.student.labels,
+            contrast_weight=settings.crd_weight,
+            temperature=settings.crd_temperature,
+            negatives=settings.crd_negatives,
+            features=settings.crd_features,
+            momentum=settings.crd_momentum,
             **place,
         )
     if name == "jda-ccd":
@@ -141,6 +155,30 @@ def _neighbour(name: str, settings: Settings, data: Data, place: _Place) -> Meth
             **place,
         )
     return RKD(distance_weight=settings.rkd_distance_weight, angle_weight=settings.rkd_angle_weight, **place)
+
+
+def _staged(name: str, settings: Settings, place: _Place) -> Method:
+    """A method that compares stages."""
+    named = {role: getattr(settings, role) for role in ("student_stages", "teacher_stages")}
+    stages: dict[str, Any] = {
+        role: [part.strip() for part in names.split(",")] for role, names in named.items() if names
+    }
+    if name == "extended-kd":
+        return ExtendedKD(
+            logit_weight=settings.extended_logit_weight,
+            segment_weight=settings.extended_segment_weight,
+            ce_weight=settings.extended_ce_weight,
+            **stages,
+            **place,
+        )
+    if name == "fitnet":
+        return FitNet(hint_weight=settings.fitnet_weight, stage=settings.fitnet_stage, **stages, **place)
+    if name == "at":
+        return AT(attention_weight=settings.at_weight, power=settings.at_power, **stages, **place)
+    if name == "sp":
+        return SP(similarity_weight=settings.sp_weight, **stages, **place)
+    weight = Rising(settings.reviewkd_weight, settings.reviewkd_warmup)
+    return ReviewKD(review_weight=weight, **stages, **place)
 
 
 def _particles(settings: Settings, data: Data) -> dict[str, Any]:
@@ -197,8 +235,10 @@ def check(settings: Settings, device: Any) -> None:
     if isinstance(settings, CompareSettings):
         names = settings.names()
     for name in names:
-        if name not in METHODS:
-            raise UserError(f"--methods: unknown method {short(name)}: choose from {', '.join(METHODS)}")
+        if name not in METHODS and not is_external(name):
+            raise UserError(
+                f"--methods: unknown method {short(name)}: choose from {', '.join(METHODS)}, or module:Class"
+            )
     if len(set(names)) < len(names):
         raise UserError(f"--methods {','.join(names)}: name each method once")
     try:
@@ -211,10 +251,14 @@ def check(settings: Settings, device: Any) -> None:
         names = (settings.method,)
     if settings.compile and settings.space == "features":
         raise UserError("--compile: hides the features that --space features looks for")
+    for name in filter(is_external, names):
+        external_method.find(name, f"{'--methods' if len(names) > 1 else '--method'} {name}")
+    if settings.method_option and not any(map(is_external, names)):
+        raise UserError("--method-option: is for module:Class, a method of your own")
     for name in names:
         if settings.compile and name in LISTENING:
             raise UserError(f"--compile: hides the layers that {name} listens to")
-        if settings.whole_step and name in NEIGHBOURS:
+        if settings.whole_step and name not in USUAL:
             raise UserError(f"--whole-step: is for the methods {', '.join(USUAL)}, not for {name}")
     if settings.whole_step:
         _check_whole_step(settings, device)

@@ -6,6 +6,7 @@ import csv
 import io
 import math
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,11 @@ from amkd_fast.distill.errors import Diverged
 from amkd_fast.distill.files import write_atomic
 from amkd_fast.methods import COUNTS
 
-PARTS = ("boundary", "triplet", "segments", "augmented", "particles", "distance", "angle")  # beside "ce" and "kl"
+# Of our methods, beside "ce" and "kl".
+PARTS = (
+    "boundary", "triplet", "segments", "augmented", "particles", "distance", "angle", "hint", "attention", "similarity",
+    "contrast", "review",
+)  # fmt: skip
 COLUMNS = ("epoch", "lr", "accuracy", "total", "ce", "kl", *PARTS, *COUNTS, "ms_per_step")
 
 
@@ -73,7 +78,7 @@ class EpochLog(Callback):
         row["ms_per_step"] = 1000.0 * (self.end - self.start) / self.steps
         self.rows.append(row)
         if self.path is not None:
-            write_atomic(self.path, table(self.rows, COLUMNS))
+            write_atomic(self.path, table(self.rows, columns(self.rows)))
 
     def _check(self, row: dict[str, float], module: Any) -> None:
         """Raise :class:`Diverged` before anything of this epoch is kept."""
@@ -88,6 +93,13 @@ def _finite(module: torch.nn.Module) -> bool:
     """Whether every weight and statistic is."""
     values = [value for value in module.state_dict().values() if value.is_floating_point()]
     return bool(torch.stack([value.isfinite().all() for value in values]).all())
+
+
+def columns(rows: Iterable[dict[str, Any]], known: tuple[str, ...] = COLUMNS) -> tuple[str, ...]:
+    """``known``, and behind the parts in it those of methods that are not ours."""
+    others = tuple(dict.fromkeys(name for row in rows for name in row if name not in known))
+    place = known.index(COUNTS[0])
+    return (*known[:place], *others, *known[place:])
 
 
 def table(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> str:

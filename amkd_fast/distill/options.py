@@ -6,12 +6,12 @@ import argparse
 import os
 import re
 import stat
-from dataclasses import Field, fields
+from dataclasses import MISSING, Field, fields
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from amkd_fast.distill.errors import UserError, short
-from amkd_fast.distill.settings import Settings, choices
+from amkd_fast.distill.settings import Settings, choices, named_value
 
 S = TypeVar("S", bound=Settings)
 _LARGEST = 1 << 20  # bytes of a YAML file
@@ -35,6 +35,8 @@ def add(parser: argparse.ArgumentParser, kind: type[Settings]) -> None:
             words: dict[str, Any] = {"default": argparse.SUPPRESS, "help": _help(field)}
             if hints[field.name] is bool:
                 words["action"] = argparse.BooleanOptionalAction
+            elif get_origin(hints[field.name]) is dict:
+                words |= {"action": _Named, "metavar": "NAME=VALUE"}
             else:
                 words["type"] = _converter(kind, field.name, _base(hints[field.name]))
                 only = choices(hints[field.name])
@@ -125,6 +127,20 @@ def _parsed(text: str, name: str) -> Any:
     raise UserError(f"{name}: is no YAML file of settings ({reason})")
 
 
+class _Named(argparse.Action):
+    """Collects the words ``name=value`` of an option that is given several times."""
+
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: Any = None) -> None:
+        try:
+            found = named_value(values)
+        except ValueError as error:
+            raise argparse.ArgumentError(self, f"{short(values)[1:-1]}: {error}") from error
+        before = getattr(namespace, self.dest, {})
+        if before.keys() & found.keys():
+            raise argparse.ArgumentError(self, f"{short(values)[1:-1]}: must not name {min(found)} twice")
+        setattr(namespace, self.dest, {**before, **found})
+
+
 def _converter(kind: type[Settings], name: str, base: type) -> Any:
     """From a word of the command line."""
 
@@ -154,7 +170,8 @@ def _base(hint: Any) -> type:
 
 def _help(field: Field) -> str:
     text = field.metadata["help"]
-    if field.default is not None and field.default != "" and "default" not in text:
+    known = field.default is not MISSING and field.default is not None and field.default != ""
+    if known and "default" not in text:
         text += f" (default: {field.default})"
     return text.strip().replace("%", "%%")
 

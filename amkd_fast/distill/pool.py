@@ -26,7 +26,7 @@ from amkd_fast.distill.data import Data
 from amkd_fast.distill.errors import Diverged, UserError
 from amkd_fast.distill.files import read_json, write_atomic
 from amkd_fast.distill.fit import Run
-from amkd_fast.distill.settings import Settings
+from amkd_fast.distill.settings import Settings, file_name
 from amkd_fast.distill.teacher import Teacher
 
 Task = tuple[str, int]  # method, seed
@@ -68,7 +68,7 @@ class Finished:
 
     def _path(self, task: Task) -> Path:
         method, seed = task
-        return self._folder / f"{method}-{seed}.json"
+        return self._folder / f"{file_name(method)}-{seed}.json"
 
 
 def run_here(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
+from dataclasses import MISSING, fields
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -185,7 +186,11 @@ def of_settings(kind: type[Settings]) -> type[BaseModel]:
     if kind not in _known:
         hints = get_type_hints(kind)
         members: dict[str, Any] = {
-            field.name: (_member(hints[field.name], field.metadata), field.default) for field in fields(kind)
+            field.name: (
+                _member(hints[field.name], field.metadata),
+                {} if field.default is MISSING else field.default,
+            )
+            for field in fields(kind)
         }
         _known[kind] = create_model(kind.__name__, __config__=ConfigDict(strict=True, extra="forbid"), **members)
     return _known[kind]
@@ -241,11 +246,15 @@ def _member(hint: Any, rules: Mapping[str, Any]) -> Any:
     kind = next((part for part in get_args(hint) if part is not type(None)), hint)
     if choices(hint):
         return Annotated[hint, BeforeValidator(_text)]
+    if get_origin(hint) is dict:
+        return Annotated[hint, AfterValidator(rules["rule"])]
     inner: Any
     if kind is str:
         inner = Annotated[
             str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]*$", max_length=4096), BeforeValidator(_text)
         ]
+        if rules["rule"] is not None:
+            inner = Annotated[inner, AfterValidator(rules["rule"])]
     elif kind is bool:
         inner = bool
     else:

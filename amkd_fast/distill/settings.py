@@ -5,13 +5,19 @@ The defaults of sizes and loss scales are a pilot's on the digits.
 
 from __future__ import annotations
 
+import json
+import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args, get_origin
 
 from amkd_fast.typing import BNPolicy, Negatives, PresetName, Selector, Space, Variant
 
 Usual = Literal["student", "kd", "bss-official", "bss-paper", "bss-zoo", "bss-near_boundary", "amkd"]
-Neighbour = Literal["triplet-ce", "triplet-kd", "extended-kd", "jda-ccd", "tald", "mkd", "dkd", "rkd"]
+Neighbour = Literal[
+    "triplet-ce", "triplet-kd", "extended-kd", "jda-ccd", "tald", "mkd", "dkd", "rkd", "fitnet", "at", "sp", "crd",
+    "reviewkd",
+]  # fmt: skip
 USUAL: tuple[str, ...] = get_args(Usual)
 NEIGHBOURS: tuple[str, ...] = get_args(Neighbour)
 METHODS = (*USUAL, *NEIGHBOURS)
@@ -35,6 +41,7 @@ def option(
     least: float | None = None,
     above: float | None = None,
     most: float | None = None,
+    rule: Callable[[Any], Any] | None = None,
 ) -> Any:
     """A field with what the command line and the YAML file must know of it.
 
@@ -45,14 +52,87 @@ def option(
         least: The smallest number.
         above: What a number must be larger than.
         most: The largest number; None: :data:`MOST` or :data:`LARGEST`.
+        rule: Returns the value, or raises a ValueError that says what it must be.
     """
-    rules = {"help": help, "group": group, "least": least, "above": above, "most": most}
+    rules = {"help": help, "group": group, "least": least, "above": above, "most": most, "rule": rule}
+    if isinstance(default, dict):
+        return field(default_factory=dict, hash=False, metadata=rules)
     return field(default=default, metadata=rules)
 
 
 def choices(hint: Any) -> tuple[str, ...]:
     """The only values of a setting whose type is ``hint``; none where it may have any."""
     return get_args(hint) if get_origin(hint) is Literal else ()
+
+
+def is_external(method: str) -> bool:
+    """Whether a method's name is ``module:Class``, code that is not ours."""
+    return ":" in method
+
+
+def file_name(method: str) -> str:
+    """The method's name as part of a file's or folder's name, different for different methods.
+
+    Example:
+        >>> from amkd_fast.distill.settings import file_name
+        >>> file_name("bss-zoo"), file_name("mine.losses:Hints")
+        ('bss-zoo', 'mine.losses.Hints')
+    """
+    return method.replace(":", ".")
+
+
+def known_method(name: str) -> str:
+    """``name``, one of :data:`METHODS` or ``module:Class``.
+
+    Raises:
+        ValueError: It is neither.
+    """
+    module, _, attribute = name.partition(":")
+    written = attribute.isidentifier() and all(part.isidentifier() for part in module.split("."))
+    if name not in METHODS and not written:
+        raise ValueError(f"must be one of {', '.join(METHODS)}, or module:Class")
+    return name
+
+
+def plain_options(options: dict[str, Any]) -> dict[str, Any]:
+    """``options``: keywords with values that a YAML file and a checkpoint can hold.
+
+    Raises:
+        ValueError: A name or value is none.
+    """
+    for name, value in options.items():
+        if not isinstance(name, str) or not name.isidentifier():
+            raise ValueError(f"must have names as in Python, not {name!r:.60}")
+        if not _plain(value):
+            raise ValueError(f"must have numbers, text, true, false, null or lists of them as values, not {name}'s")
+    return options
+
+
+def _plain(value: Any) -> bool:
+    if isinstance(value, list):
+        return all(_plain(item) for item in value)
+    return value is None or isinstance(value, (bool, str)) or (isinstance(value, (int, float)) and math.isfinite(value))
+
+
+def named_value(text: str) -> dict[str, Any]:
+    """``name=value`` of a command line: the value as in JSON, or text.
+
+    Raises:
+        ValueError: There is no name.
+
+    Example:
+        >>> from amkd_fast.distill.settings import named_value
+        >>> named_value("weight=1e-3"), named_value("layers=[1, 2]"), named_value("kind=cosine")
+        ({'weight': 0.001}, {'layers': [1, 2]}, {'kind': 'cosine'})
+    """
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ValueError("must be name=value")
+    try:
+        found = json.loads(value)
+    except (ValueError, RecursionError):
+        found = value
+    return plain_options({name: found})
 
 
 @dataclass(frozen=True)
@@ -157,6 +237,34 @@ class Settings:
     rkd_distance_weight: float = option(25.0, "of the distances", group="rkd", least=0.0)
     rkd_angle_weight: float = option(50.0, "of the angles", least=0.0)
 
+    student_stages: str = option(
+        "",
+        "the student's modules whose outputs are compared, with commas between; default: its stages are found",
+        group="extended-kd, fitnet, at, sp, reviewkd",
+    )
+    teacher_stages: str = option("", "likewise of the teacher, as many")
+
+    fitnet_weight: float = option(100.0, "of the hint", group="fitnet", least=0.0)
+    fitnet_stage: int = option(2, "which stage gives the hint, from 1", least=1)
+
+    at_weight: float = option(1000.0, "of the attention", group="at", least=0.0)
+    at_power: float = option(2.0, "p of |A|^p, of which the attention is the sum over channels", least=1.0)
+
+    sp_weight: float = option(3000.0, "of the similarities", group="sp", least=0.0)
+
+    crd_weight: float = option(0.8, "of the contrast", group="crd", least=0.0)
+    crd_temperature: float = option(0.07, "of the contrast", above=0.0)
+    crd_negatives: int = option(16384, "for each image, drawn from the memory; at most its rows", least=1)
+    crd_features: int = option(128, "width of the memory, which has a row for every training image", least=1)
+    crd_momentum: float = option(0.5, "of a row of the memory, when its image comes again", least=0.0, most=0.999999)
+
+    reviewkd_weight: float = option(1.0, "of the review", group="reviewkd", least=0.0)
+    reviewkd_warmup: int = option(20, "epochs over which this weight grows", least=1)
+
+    method_option: dict[str, Any] = option(
+        {}, "name=value, a keyword of each module:Class; may be given again", group="module:Class", rule=plain_options
+    )
+
     pgd_eps: float | None = option(
         None, "radius of PGD, in pixels; default: 0.1 for digits, else 8/255", group="report of compare", least=0.0
     )
@@ -181,7 +289,12 @@ class Settings:
 class TrainSettings(Settings):
     """One student."""
 
-    method: Literal[Usual, Neighbour] = option("amkd", "what the student learns by", group="run")
+    method: str = option(
+        "amkd",
+        f"what the student learns by, of {', '.join(METHODS)}; or module:Class of your own",
+        group="run",
+        rule=known_method,
+    )
     seed: int = option(0, "of initial weights, batches and draws", least=0, most=SEED)
     teacher: str | None = option(
         None,
@@ -202,7 +315,9 @@ class CompareSettings(Settings):
     """Every method over several seeds."""
 
     methods: str = option(
-        ",".join(USUAL), f"with commas between, of {', '.join(METHODS)}; {ALL}: all of them", group="run"
+        ",".join(USUAL),
+        f"with commas between, of {', '.join(METHODS)}; {ALL}: all of them; or module:Class of your own",
+        group="run",
     )
     seeds: int = option(3, "number of seeds", least=1, most=10_000)
     teacher: str | None = option(

@@ -23,6 +23,7 @@ from amkd_fast.distill.settings import RunSettings, Settings
 from amkd_fast.distill.state_dict_file import Claim
 from amkd_fast.distill.teacher import Teacher, predict, rightly
 from amkd_fast.distill.teacher_file import TeacherFile
+from amkd_fast.methods import Method
 from amkd_fast.methods.outputs import with_features
 
 TEACHER_SEED = 0
@@ -129,11 +130,15 @@ def prepare(names: Iterable[str], data: Data, settings: RunSettings, distributed
         UserError: A network or a method cannot be had.
     """
     with torch.random.fork_rng(devices=[]):
+        teacher = None
         if settings.teacher is None and any(name != "student" for name in names):
-            _built("teacher", TEACHER_SEED, data, settings)
-        width = _width(_built("student", 0, data, settings)[0], data, settings)
+            teacher = _built("teacher", TEACHER_SEED, data, settings)[0].eval()
+        student = _built("student", 0, data, settings)[0]
+        width = _width(student, data, settings)
         for name in names:
-            build.method(name, settings, data, width, distributed=distributed)
+            method = build.method(name, settings, data, width, distributed=distributed)
+            if teacher is not None:
+                _prepare(name, method, data, teacher, student)
 
 
 def rehearse(network: nn.Module, what: str, spec: Spec, data: Data) -> None:
@@ -175,13 +180,26 @@ def train_student(name: str, seed: int, teacher: Teacher | None, data: Data, set
     spread = options.get("world", ALONE).size > 1
     shape = {"distributed": spread, "fixed_shape": settings.whole_step}
     learnt = None if teacher is None else normalisation_of(teacher.network)
-    method = build.method(name, settings, data, _width(network, data, settings), normalisation=learnt, **shape)
-    method.to(data.test.labels.device)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(2000 + seed)  # of the method's own weights
-        method.prepare(data.student.take(slice(0, 1)).images, None if teacher is None else teacher.network, network)
+        method = build.method(name, settings, data, _width(network, data, settings), normalisation=learnt, **shape)
+        method.to(data.test.labels.device)
+        _prepare(name, method, data, None if teacher is None else teacher.network, network)
     options = {"epochs": settings.epochs, "seed": seed, "about": {}, **options}
     return fit(network, spec, method, teacher, data.student, data, settings, **options)
+
+
+def _prepare(name: str, method: Method, data: Data, teacher: nn.Module | None, student: nn.Module) -> None:
+    """Have a method make its own weights.
+
+    Raises:
+        UserError: They cannot be made between these networks, or there is no room for them.
+    """
+    try:
+        with allocating(f"--method {name}"):
+            method.prepare(data.student.take(slice(0, 1)).images, teacher, student)
+    except ValueError as error:
+        raise UserError(f"{name}: {error}") from error
 
 
 def describe(method: str, seed: int, data: Data, settings: Settings) -> dict[str, Any]:

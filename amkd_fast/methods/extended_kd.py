@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import re
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from amkd_fast import checks, ranks
-from amkd_fast.methods.base import Batch, Losses, Method, StepContext, required
+from amkd_fast import checks
+from amkd_fast.methods.base import Batch, Losses, StepContext
+from amkd_fast.methods.stages import StageMethod, find_stages
 from amkd_fast.ops.segments import segment_mse
 
-# A network that is wrapped has its stages one level down: whose they are comes first in the name.
-_STAGE = re.compile(r"(?P<owner>(?:\w+\.)*)(?:stages\.[0-9]+|layer[0-9]+)")
+__all__ = ["ExtendedKD", "find_stages"]
 
 
-class ExtendedKD(Method):
+class ExtendedKD(StageMethod):
     """The student's logits and stage outputs equal the teacher's, in mean square: a **reconstruction**.
 
     No label is looked at unless ``ce_weight`` says so, so that classes without a single image can be learnt from how
@@ -60,6 +57,8 @@ class ExtendedKD(Method):
         (['segments'], 3)
     """
 
+    layers = "projections"
+
     def __init__(
         self,
         *,
@@ -71,122 +70,31 @@ class ExtendedKD(Method):
         fold: bool = True,
         distributed: bool = False,
     ) -> None:
-        super().__init__(fold=fold, distributed=distributed)
+        super().__init__(
+            student_stages=student_stages, teacher_stages=teacher_stages, fold=fold, distributed=distributed
+        )
         self.logit_weight = checks.non_negative("logit_weight", logit_weight)
         self.segment_weight = checks.non_negative("segment_weight", segment_weight)
         self.ce_weight = checks.non_negative("ce_weight", ce_weight)
-        self._wished = (student_stages, teacher_stages)
-        self._paired: tuple[list[str], list[str]] | None = None
         self.projections = nn.ModuleList()
 
-    def prepare(self, images: Tensor, teacher: nn.Module | None, student: nn.Module) -> None:
-        if self._paired is None:
-            self._paired = self._pair(images, required(teacher), student)
-
-    def _pair(self, images: Tensor, teacher: nn.Module, student: nn.Module) -> tuple[list[str], list[str]]:
-        """Make the projections; the names of the stages that they lie between."""
-        given, taught = self._wished
-        given, taught = given or find_stages(student, images), taught or find_stages(teacher, images)
-        if len(given) != len(taught):
-            raise ValueError(
-                f"student_stages={list(given)}: must be as many as teacher_stages={list(taught)} (name them both)"
-            )
-        mine, theirs = (_shapes(network, names, images) for network, names in ((student, given), (teacher, taught)))
+    def connect(self, mine: list[torch.Size], theirs: list[torch.Size]) -> None:
         self.projections.extend(_projection(a, b) for a, b in zip(mine, theirs, strict=True))
-        self.projections.to(images.device, images.dtype)
-        return list(given), list(taught)
 
     def forward(self, batch: Batch, teacher: nn.Module | None, student: nn.Module, moment: StepContext) -> Losses:
-        teacher = self.must_be_in_eval_mode(teacher)
-        if self._paired is None:
-            self._paired = self._pair(batch.images, teacher, student)
-            warnings.warn(
-                "ExtendedKD made its projections in its first call: an optimizer that was there before does not train "
-                "them (call method.prepare first)",
-                RuntimeWarning,
-                stacklevel=2,
-            )
-        with torch.no_grad(), _outputs(teacher, self._paired[1]) as theirs:
-            taught = teacher(batch.images)
-        with _outputs(student, self._paired[0]) as mine:
-            logits = student(batch.images)
+        mine, theirs = self.look(batch, teacher, student)
         projected = [
             _of_size(project(output), wanted)
-            for project, output, wanted in zip(self.projections, mine, theirs, strict=True)
+            for project, output, wanted in zip(self.projections, mine.stages, theirs.stages, strict=True)
         ]
         weights = [self.logit_weight, *[self.segment_weight] * len(projected)]
-        total = segment_mse([logits, *projected], [taught, *theirs], weights)
+        total = segment_mse([mine.logits, *projected], [theirs.logits, *theirs.stages], weights)
         parts = {"segments": total}
         if self.ce_weight > 0.0:
-            parts["ce"] = F.cross_entropy(logits, batch.labels)
+            parts["ce"] = F.cross_entropy(mine.logits, batch.labels)
             total = total + self.ce_weight * parts["ce"]
-        if self.distributed:
-            total, *means = (ranks.mean_over_rows(part, logits) for part in (total, *parts.values()))
-            parts = dict(zip(parts, means, strict=True))
-        return Losses(total, {name: part.detach() for name, part in parts.items()})
-
-
-def find_stages(network: nn.Module, images: Tensor) -> list[str]:
-    """Names of the modules that end the stages of a network: the last of ``stages.*`` or ``layer*`` at each size.
-
-    Args:
-        network: Runs once on the first of ``images``, in eval mode.
-        images: [B, C, H, W].
-
-    Raises:
-        ValueError: There are no such modules.
-    """
-    found = [match for name, _ in network.named_modules() if (match := _STAGE.fullmatch(name))]
-    names = [match[0] for match in found if match["owner"] == found[0]["owner"]]
-    if not names:
-        raise ValueError(
-            "student_stages, teacher_stages: must be given for a network without modules stages.0, stages.1, … or "
-            f"layer1, layer2, …; {type(network).__name__} has none"
-        )
-    last = {shape[2:]: name for name, shape in zip(names, _shapes(network, names, images), strict=True)}
-    return list(last.values())
-
-
-def _shapes(network: nn.Module, names: Sequence[str], images: Tensor) -> list[torch.Size]:
-    """Of the named modules' outputs for one image; the network stays as it is."""
-    was_training = network.training
-    network.eval()
-    try:
-        with torch.no_grad(), _outputs(network, names) as found:
-            network(images[:1])
-    finally:
-        network.train(was_training)
-    return [output.shape for output in found]
-
-
-@contextmanager
-def _outputs(network: nn.Module, names: Sequence[str]) -> Iterator[list[Tensor]]:
-    """What the named modules return while the block runs the network once, in the order of the names."""
-    modules = dict(network.named_modules())
-    unknown = [name for name in names if name not in modules]
-    if unknown:
-        raise ValueError(f"stages: {type(network).__name__} has no module {unknown[0]!r}")
-    seen: dict[str, Tensor] = {}
-    found: list[Tensor] = []
-
-    def keep(name: str) -> Callable[..., None]:
-        def hook(_module: nn.Module, _inputs: object, output: Tensor) -> None:
-            seen[name] = output
-
-        return hook
-
-    hooks = [modules[name].register_forward_hook(keep(name)) for name in names]
-    try:
-        yield found
-    finally:
-        for hook in hooks:
-            hook.remove()
-    missing = [name for name in names if name not in seen]
-    if missing:
-        raise ValueError(
-            f"stages: {type(network).__name__} did not run its module {missing[0]!r} (compiled networks hide it)"
-        )
-    found.extend(seen[name] for name in names)
+        total, *means = self.over_ranks([total, *parts.values()], mine.logits, projected)
+        return Losses(total, {name: part.detach() for name, part in zip(parts, means, strict=True)})
 
 
 def _projection(mine: torch.Size, theirs: torch.Size) -> nn.Module:

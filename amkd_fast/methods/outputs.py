@@ -49,10 +49,12 @@ class LogitsOf(nn.Module):
         return outputs.logits
 
 
-def with_features(network: nn.Module, images: Tensor, role: str = "student") -> tuple[Tensor, Tensor]:
+def with_features(
+    network: nn.Module, images: Tensor, role: str = "student", asked: str = "space='features'"
+) -> tuple[Tensor, Tensor]:
     """Logits [B, K] of ``images``, and the features [B, D] that the network's last linear layer made them of.
 
-    ``role`` is the network's name in an error.
+    ``role`` is the network's name in an error, ``asked`` what wants the features.
 
     Raises:
         ValueError: The network is spread over devices, has no linear layer, or its forward pass did not go through the
@@ -61,7 +63,7 @@ def with_features(network: nn.Module, images: Tensor, role: str = "student") -> 
     refuse_replicas(network, role)
     linear = [module for module in network.modules() if isinstance(module, nn.Linear)]
     if not linear:
-        raise ValueError(f"space='features': {role} must have a torch.nn.Linear as its classifier, it has none")
+        raise ValueError(f"{asked}: {role} must have a torch.nn.Linear as its classifier, it has none")
     seen: list[Tensor] = []
     hook = linear[-1].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     try:
@@ -70,7 +72,7 @@ def with_features(network: nn.Module, images: Tensor, role: str = "student") -> 
         hook.remove()
     if len(seen) != 1:
         raise ValueError(
-            f"space='features': {role} must run its last torch.nn.Linear once, it ran {len(seen)} times "
+            f"{asked}: {role} must run its last torch.nn.Linear once, it ran {len(seen)} times "
             "(a compiled network hides it)"
         )
     return logits, seen[0].flatten(1)

@@ -23,6 +23,11 @@ METHODS = {
     "mkd": "MKD",
     "dkd": "DKD",
     "rkd": "RKD",
+    "fitnet": "FitNet",
+    "at": "AT",
+    "sp": "SP",
+    "crd": "CRD",
+    "reviewkd": "ReviewKD",
 }
 
 

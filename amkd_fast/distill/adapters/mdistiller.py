@@ -83,7 +83,13 @@ class MDistillerMethod(nn.Module):
         return self.forward_train(**inputs) if self.training else self.forward_test(inputs["image"])
 
     def forward_train(
-        self, image: Tensor, target: Tensor, *, epoch: int | None = None, **unused: object
+        self,
+        image: Tensor,
+        target: Tensor,
+        *,
+        epoch: int | None = None,
+        index: Tensor | None = None,
+        **unused: object,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the losses of one batch.
 
@@ -91,7 +97,8 @@ class MDistillerMethod(nn.Module):
             image: [B, ...], normalised.
             target: int64 [B], labels.
             epoch: The running epoch, from 1.
-            unused: What other distillers want (``index``, …).
+            index: int64 [B], rows of the training set, which CRD needs.
+            unused: What other distillers want.
 
         Returns:
             The student's logits [B, K] on ``image`` (of MKD on its mixtures), and ``{"loss": total}``, which has the
@@ -108,12 +115,18 @@ class MDistillerMethod(nn.Module):
             )
         since = check_epoch(epoch, 1, self.epochs)
         student, teacher = self._networks
-        teacher.training = self.teacher.training  # for the method's check
+        teacher.training, student.training = self.teacher.training, self.student.training  # for the method's checks
         seen: list[Tensor] = []
-        hook = student.register_forward_hook(lambda _, __, logits: seen.append(logits))
+
+        def keep(network: nn.Module, _inputs: object, logits: Tensor) -> None:
+            if network.training == mode and logits.shape[0] == image.shape[0]:
+                seen.append(logits)  # else a method has looked at the network's stages
+
+        mode = student.training
+        hook = student.register_forward_hook(keep)
         try:
             losses = self.method(
-                Batch(image, target), teacher, student, StepContext(since, self.epochs, draw=self._draws(since))
+                Batch(image, target, index), teacher, student, StepContext(since, self.epochs, draw=self._draws(since))
             )
         finally:
             hook.remove()

@@ -11,12 +11,14 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from amkd_fast.distill.adapters.common import Draws, check_epoch, check_method
 from amkd_fast.methods import (
     AMKD,
+    AT,
     BSS,
     CCD,
     DKD,
     KD,
     MKD,
     RKD,
+    SP,
     TALD,
     Batch,
     LogitsOf,
@@ -27,7 +29,8 @@ from amkd_fast.methods import (
     TripletKD,
 )
 
-# Without Extended-KD, whose projections torchdistill's optimisers would not know.
+# Without methods that train weights of their own, which torchdistill's optimisers would not know (Extended-KD, FitNet,
+# ReviewKD, CRD).
 METHODS: dict[str, type[Method]] = {
     "student": StudentAlone,
     "kd": KD,
@@ -37,6 +40,8 @@ METHODS: dict[str, type[Method]] = {
     "dkd": DKD,
     "mkd": MKD,
     "rkd": RKD,
+    "at": AT,
+    "sp": SP,
     "tald": TALD,
     "triplet-kd": TripletKD,
 }

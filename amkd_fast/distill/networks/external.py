@@ -28,19 +28,34 @@ def find(name: str, what: str) -> Factory:
     return _timm(name.removeprefix(_TIMM), what) if name.startswith(_TIMM) else _factory(name, what)
 
 
-def _factory(name: str, what: str) -> Factory:
+def attribute(name: str, what: str, form: str) -> object:
+    """What an importable module has by the name behind the colon.
+
+    Args:
+        name: ``module:attribute``, the module as in an import statement.
+        what: Where the name was given; it begins the message.
+        form: How such a name is written, for the message.
+
+    Raises:
+        UserError: There is no such module or attribute, or its import fails.
+    """
     module, _, attribute = name.partition(":")
     if not attribute.isidentifier() or not all(part.isidentifier() for part in module.split(".")):
-        raise UserError(f"{what}: must be module:factory, the module as in an import statement, or timm:NAME")
+        raise UserError(f"{what}: must be {form}")
     if "" not in sys.path:
         sys.path.insert(0, "")  # for good, like `python -m`: the factory or the network may import more later
     found = _import(module, what, f"there is no module {module}, also not in this folder")
     if not hasattr(found, attribute):
         raise UserError(f"{what}: module {module} has no {attribute}")
-    factory = getattr(found, attribute)
+    return getattr(found, attribute)
+
+
+def _factory(name: str, what: str) -> Factory:
+    factory = attribute(name, what, "module:factory, the module as in an import statement, or timm:NAME")
+    attribute_name = name.partition(":")[2]
     if not callable(factory):
-        raise UserError(f"{what}: {attribute} is a {type(factory).__name__}: must be a function or class")
-    return partial(_build, what, f"{attribute}(channels=…, classes=…)", factory)
+        raise UserError(f"{what}: {attribute_name} is a {type(factory).__name__}: must be a function or class")
+    return partial(_build, what, f"{attribute_name}(channels=…, classes=…)", factory)
 
 
 def _timm(model: str, what: str) -> Factory:
@@ -72,7 +87,7 @@ def _import(name: str, what: str, absent: str) -> ModuleType:
     except (Exception, SystemExit) as error:
         if isinstance(error, ModuleNotFoundError) and error.name and f"{name}.".startswith(f"{error.name}."):
             raise UserError(f"{what}: {absent}") from error
-        raise UserError(f"{what}: importing {name} raised {_told(error)}") from error
+        raise UserError(f"{what}: importing {name} raised {told(error)}") from error
 
 
 def _build(what: str, call: str, factory: Factory, *, channels: int, classes: int) -> nn.Module:
@@ -81,12 +96,13 @@ def _build(what: str, call: str, factory: Factory, *, channels: int, classes: in
     except UserError:
         raise
     except (Exception, SystemExit) as error:
-        raise UserError(f"{what}: {call} raised {_told(error)}") from error
+        raise UserError(f"{what}: {call} raised {told(error)}") from error
     if not isinstance(network, nn.Module):
         raise UserError(f"{what}: {call} returned a {type(network).__name__}: must be a torch.nn.Module")
     return network
 
 
-def _told(error: BaseException) -> str:
+def told(error: BaseException) -> str:
+    """An error of the user's code in one line."""
     text = re.sub(r"\s+", " ", str(error)).strip()[:200]
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

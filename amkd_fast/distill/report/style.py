@@ -29,6 +29,11 @@ COLOURS = {
     "mkd": "#FB8072",
     "dkd": "#1F3A93",
     "rkd": "#17BECF",
+    "fitnet": "#66A61E",
+    "at": "#E7298A",
+    "sp": "#7570B3",
+    "crd": "#A6761D",
+    "reviewkd": "#1B9E77",
 }
 # For names that are not above, in their order: as far apart from those and each other (Paul Tol's "muted").
 OTHERS = ("#332288", "#999933", "#882255", "#44AA99", "#AA4499", "#117733", "#DDCC77")

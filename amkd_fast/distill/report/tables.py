@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from amkd_fast.distill.epoch_log import COLUMNS, table
+from amkd_fast.distill.epoch_log import COLUMNS, columns, table
 from amkd_fast.distill.fit import Run
 from amkd_fast.distill.metrics import EVERY
 
@@ -15,7 +15,7 @@ SUMMARY = ("method", "quality", "unit", "mean", "sd", "low", "high", "n")
 def to_csv(runs: dict[tuple[str, int], Run]) -> str:
     """One row for every method, seed and epoch."""
     rows = [{"method": method, "seed": seed, **row} for (method, seed), run in runs.items() for row in run.rows]
-    return table(rows, EPOCHS)
+    return table(rows, columns(rows, EPOCHS))
 
 
 def summary_csv(methods: dict[str, dict[str, Any]]) -> str:
