@@ -25,6 +25,7 @@ from amkd_fast.distill.networks import Spec
 from amkd_fast.distill.networks.normalised import Normalisation, Normalised, normalisation_of
 from amkd_fast.distill.settings import CompareSettings, Settings, TrainSettings
 from amkd_fast.distill.teacher import predict
+from amkd_fast.methods import AT, Batch, StepContext
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -414,3 +415,15 @@ def test_crop_and_flip_leave_pixels():
         assert (batch.images.min(), batch.images.max()) == (0.0, 1.0)
         assert batch.images.dtype == torch.float32
     assert torch.equal(af.crop_flip(split.pixels, scale=1 / 16, shift=[0.0]), split.images)
+
+
+def test_stages_go_by_the_networks_own_names():
+    images = torch.rand(4, 3, 8, 8)
+    student, teacher = (Normalised(coloured(torch.float32), *numbers) for numbers in (RGB, ([0.0] * 3, 1.0)))
+    method = AT(student_stages=["stages.0", "stages.2"], teacher_stages=["stages.0", "network.stages.2"])
+    method(Batch(images, torch.zeros(4).long()), teacher, student, StepContext(0, 60)).total.backward()
+    assert float(student.network.conv.weight.grad.abs().sum()) > 0.0
+    with pytest.raises(ValueError, match="ResNet has no module 'layer9'"):
+        AT(student_stages=["layer9"], teacher_stages=["stages.0"])(
+            Batch(images, torch.zeros(4).long()), teacher, student, StepContext(0, 60)
+        )

@@ -56,6 +56,8 @@ def another(kind, field):
 def test_every_setting_is_a_word_and_a_line(kind, tmp_path):
     assert parsed(kind) == kind()
     for field in dataclasses.fields(kind):
+        if field.name == "recipe":  # which changes others: see test_recipes.py
+            continue
         value, word = another(kind, field), "--" + field.name.replace("_", "-")
         words = [word] if value is True else ["--no" + word[1:]] if value is False else [word, str(value)]
         words = [word, "weight=0.5"] if isinstance(value, dict) else words

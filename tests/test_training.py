@@ -17,7 +17,7 @@ from processes import torchrun
 
 from amkd_fast.distill.checkpoint import load_network
 from amkd_fast.distill.cli import main
-from amkd_fast.distill.lightning_module import cosine
+from amkd_fast.distill.lr_schedule import cosine
 
 SMALL = [
     *("--teacher-network", "small-2-1", "--student-network", "small-2-1", "--teacher-images", "256"),

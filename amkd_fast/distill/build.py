@@ -9,7 +9,7 @@ from torch import nn
 
 from amkd_fast import CrossBatchMemory
 from amkd_fast.attacks import BoundaryAttack, frozen
-from amkd_fast.distill import external_method, networks, normalisation, teacher_file
+from amkd_fast.distill import external_method, lr_schedule, networks, normalisation, optimizers, teacher_file
 from amkd_fast.distill.data import Data
 from amkd_fast.distill.distributed import torchrun_variables
 from amkd_fast.distill.errors import UserError, allocating, short
@@ -94,7 +94,7 @@ def _method(name: str, settings: Settings, data: Data, width: int | None, **opti
         **place,
     }
     if name == "kd":
-        return KD(**shared)
+        return KD(**{**shared, **_kd(settings)})
     if name == "tald":
         return TALD(**shared, **_particles(settings, data))
     if name in NEIGHBOURS:
@@ -181,6 +181,16 @@ def _staged(name: str, settings: Settings, place: _Place) -> Method:
     return ReviewKD(review_weight=weight, **stages, **place)
 
 
+def _kd(settings: Settings) -> dict[str, Any]:
+    """Keywords that are KD's alone."""
+    own: dict[str, Any] = {"ce_weight": settings.kd_ce_weight}
+    if settings.kd_temperature is not None:
+        own["temperature"] = settings.kd_temperature
+    if settings.kd_kl_weight is not None:
+        own |= {"kl_weight": settings.kd_kl_weight, "scale_by_t2": True}
+    return own
+
+
 def _particles(settings: Settings, data: Data) -> dict[str, Any]:
     """Keywords of TALD."""
     lower, upper = _PIXELS if settings.bounds == "pixel" else (None, None)
@@ -229,6 +239,7 @@ def check(settings: Settings, device: Any) -> None:
     normalisation.check(settings)
     for role in ("teacher", "student"):
         networks.check(settings.network(role), f"--{role}-network")
+    _check_training(settings)
     if settings.channels_last and device.type == "cpu":
         _check_channels_last(settings)
     names: Sequence[str] = ()
@@ -262,6 +273,15 @@ def check(settings: Settings, device: Any) -> None:
             raise UserError(f"--whole-step: is for the methods {', '.join(USUAL)}, not for {name}")
     if settings.whole_step:
         _check_whole_step(settings, device)
+
+
+def _check_training(settings: Settings) -> None:
+    """Optimiser and learning rate, of the teacher too where it is trained here."""
+    optimizers.check(settings)
+    lr_schedule.check(settings)
+    alone = isinstance(settings, TrainSettings) and settings.method == "student"
+    if not (alone or (isinstance(settings, (TrainSettings, CompareSettings)) and settings.teacher is not None)):
+        lr_schedule.check(settings.of_teacher(), "teacher-")
 
 
 def _check_channels_last(settings: Settings) -> None:

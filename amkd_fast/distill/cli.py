@@ -1,4 +1,4 @@
-"""The command line ``amkd-distill train|compare|evaluate``; :mod:`.exit_codes` makes exit codes of what can happen."""
+"""The command line ``amkd-distill COMMAND``; :mod:`.exit_codes` makes exit codes of what can happen."""
 
 from __future__ import annotations
 
@@ -43,6 +43,16 @@ def _main(arguments: list[str]) -> int:
         return exit_codes.OK
     options = parser.parse_args(arguments)
     require_extra()
+    if options.command == "recipes":
+        from amkd_fast.distill import recipes
+
+        print(recipes.text(options.name) if options.name else recipes.overview(), end="")
+        return exit_codes.OK
+    if options.command == "table":
+        from amkd_fast.distill import published
+
+        print(published.table(options.name, options.folders, markdown=options.markdown), end="")
+        return exit_codes.OK
     return _run(options)
 
 
@@ -111,7 +121,7 @@ def _parser() -> argparse.ArgumentParser:
     about = "Train small networks from large ones: KD, BSS, AMKD."
     parser = _Parser(prog="amkd-distill", description=about, epilog=exit_codes.CODES)
     parser.add_argument("--version", action="version", version=f"amkd_fast {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="train|compare|evaluate")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="train|compare|evaluate|recipes|table")
 
     train = commands.add_parser(
         "train", help="train one student (and its teacher), with checkpoints and resume", epilog=exit_codes.CODES
@@ -125,6 +135,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_evaluation(evaluate)
     _add_machine(evaluate)
 
+    _add_recipes(commands)
     for command, kind in ((train, TrainSettings), (compare, CompareSettings)):
         _add_output(command)
         add_settings(command, kind)
@@ -138,6 +149,21 @@ def _parser() -> argparse.ArgumentParser:
                 help="runs at a time; 0: as many as there is room for",
             )
     return parser
+
+
+def _add_recipes(commands: Any) -> None:
+    recipes = commands.add_parser(
+        "recipes", help="published settings by name, for --recipe of train and compare", epilog=exit_codes.CODES
+    )
+    recipes.add_argument("name", nargs="?", help="show this one; default: list them all")
+    table = commands.add_parser(
+        "table", help="a published table of accuracies beside what was measured here", epilog=exit_codes.CODES
+    )
+    table.add_argument("name", choices=("cifar100",), help="cifar100: teachers and students of the 240 epochs")
+    table.add_argument(
+        "folders", nargs="*", metavar="FOLDER", help="results of train and compare, or folders of such (default: runs)"
+    )
+    table.add_argument("--markdown", action="store_true", help="print it as Markdown")
 
 
 def _add_output(parser: argparse.ArgumentParser) -> None:

@@ -82,6 +82,23 @@ class OwnSignals(pl.Callback):
             signal.signal(signal.SIGTERM, self.handler)
 
 
+class MaxSteps(pl.Callback):
+    """Ends a training after so many steps: it is tested, logged and kept as at the end of an epoch."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self._look(trainer)  # what is resumed may have them behind it
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *batch: Any) -> None:
+        self._look(trainer)
+
+    def _look(self, trainer: pl.Trainer) -> None:
+        if trainer.global_step >= self.steps:
+            trainer.should_stop = True
+
+
 def fit(
     network: nn.Module,
     spec: Spec,
@@ -127,6 +144,8 @@ def fit(
         about = {**about, **network.normalisation.as_dict()}
     log = EpochLog(None if folder is None or not world.first else folder / "log.csv")
     callbacks: list[pl.Callback] = [OwnSignals(), log]  # before the checkpoints, which are of good epochs alone
+    if settings.max_steps is not None:
+        callbacks.append(MaxSteps(settings.max_steps))
     if folder is not None:
         keep = partial(ModelCheckpoint, folder, enable_version_counter=False, save_on_train_epoch_end=True)
         callbacks.append(keep("best", monitor="accuracy", mode="max"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, cast
 
@@ -11,6 +10,7 @@ import torch
 from torch import nn
 from torchmetrics.classification import MulticlassAccuracy
 
+from amkd_fast.distill import lr_schedule, optimizers
 from amkd_fast.distill.checkpoint import FORMAT, KEY
 from amkd_fast.distill.distributed import World
 from amkd_fast.distill.networks import Spec
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class Distillation(pl.LightningModule):
-    """Trains ``network`` by ``method``; SGD, cosine schedule over all steps.
+    """Trains ``network`` by ``method``.
 
     Args:
         network: The student (or a teacher that is being trained).
@@ -110,16 +110,11 @@ class Distillation(pl.LightningModule):
             super().optimizer_zero_grad(epoch, batch_idx, optimizer)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        whole, lr = self.settings.whole_step, self.settings.lr
-        optimizer = torch.optim.SGD(
-            [*self.network.parameters(), *self.method.parameters()],
-            lr=torch.tensor(lr, device=self.device) if whole else lr,
-            momentum=self.settings.momentum,
-            weight_decay=self.settings.weight_decay,
-            fused=True if whole else None,
-        )
-        steps = self.epochs * -(-self.batches // self.settings.accumulate)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: cosine(step / steps))
+        settings = self.settings
+        parameters = [*self.network.parameters(), *self.method.parameters()]
+        optimizer = optimizers.build(parameters, settings, recorded_on=self.device if settings.whole_step else None)
+        factor = lr_schedule.of(settings, self.epochs, -(-self.batches // settings.accumulate))
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _in_format(self, images: torch.Tensor) -> torch.Tensor:
@@ -141,8 +136,3 @@ class Distillation(pl.LightningModule):
         """BatchNorm over all processes: on a GPU Lightning has put torch's SyncBatchNorm in, which a CPU has not."""
         spread = self.world.size > 1 and self.device.type == "cpu"
         return statistics_of(self.network, distributed=True) if spread else nullcontext()
-
-
-def cosine(progress: float) -> float:
-    """Factor on the learning rate, 1 → 0."""
-    return 0.5 * (1.0 + math.cos(math.pi * min(progress, 1.0)))

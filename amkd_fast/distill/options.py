@@ -10,6 +10,7 @@ from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
+from amkd_fast.distill import recipes
 from amkd_fast.distill.errors import UserError, short
 from amkd_fast.distill.settings import Settings, choices, named_value
 
@@ -45,12 +46,14 @@ def add(parser: argparse.ArgumentParser, kind: type[Settings]) -> None:
 
 
 def resolve(kind: type[S], config: str | None, given: dict[str, Any]) -> S:
-    """The settings of a YAML file, changed by what was given on the command line.
+    """The settings of a recipe, changed by those of a YAML file, and these by what was given on the command line.
 
     Raises:
-        UserError: The file cannot be read, or holds a setting that does not exist or a value that breaks its rule.
+        UserError: The file cannot be read, or holds a setting that does not exist or a value that breaks its rule; or
+            there is no such recipe.
     """
-    return kind(**{**({} if config is None else _read(Path(config), kind)), **given})
+    stated = {**({} if config is None else _read(Path(config), kind)), **given}
+    return kind(**recipes.below(kind, stated))
 
 
 def given(kind: type[Settings], values: dict[str, Any]) -> dict[str, Any]:

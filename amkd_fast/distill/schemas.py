@@ -75,20 +75,27 @@ class FitLoop(Stored):
 class Group(Stored):
     """What an optimiser does with some parameters."""
 
-    momentum: float
+    momentum: float | None = None  # of SGD
+    betas: tuple[float, float] | None = None  # of AdamW
 
 
 class Optimizer(Stored):
-    """SGD's state, by the number of the parameter."""
+    """SGD's or AdamW's state, by the number of the parameter."""
 
     state: dict[int, dict[str, Any]]
     param_groups: list[Group] = Field(min_length=1)
 
     @model_validator(mode="after")
-    def _has_momentum(self) -> Optimizer:
-        kept = [entry.get("momentum_buffer") is not None for entry in self.state.values()]
-        if self.param_groups[0].momentum > 0.0 and not (kept and all(kept)):
-            raise ValueError("must hold the momentum of every parameter")
+    def _has_its_averages(self) -> Optimizer:
+        group = self.param_groups[0]
+        if group.momentum is None and group.betas is None:
+            raise ValueError("must hold the momentum of SGD or the betas of AdamW")
+        what, names = (
+            ("averages", ("step", "exp_avg", "exp_avg_sq")) if group.betas else ("momentum", ("momentum_buffer",))
+        )
+        kept = [entry.get(name) is not None for entry in self.state.values() for name in names]
+        if (group.betas or group.momentum) and not (kept and all(kept)):
+            raise ValueError(f"must hold the {what} of every parameter")
         return self
 
 
@@ -147,6 +154,28 @@ class FinishedRun(Stored):
     rows: list[dict[str, int | float]]
     qualities: dict[str, float | None] | None
     diverged: dict[str, Any] | None = None
+
+
+class Trained(Stored):
+    """One run in results.json."""
+
+    method: str
+    last: int | float | None
+
+
+class Result(Stored):
+    """results.json of train or compare; what else is called so has another kind."""
+
+    kind: str
+    settings: dict[str, Any]
+    teacher_accuracy: int | float | None = None
+    method: str | None = None  # of train
+    last: int | float | None = None
+    runs: list[Trained] = []  # of compare
+
+    def trained(self) -> list[Trained]:
+        """Its runs, of either command."""
+        return self.runs if self.method is None else [Trained(method=self.method, last=self.last)]
 
 
 class Torchrun(BaseModel):

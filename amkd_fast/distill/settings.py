@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, get_args, get_origin
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from amkd_fast.typing import BNPolicy, Negatives, PresetName, Selector, Space, Variant
 
@@ -27,9 +27,14 @@ Augment = Literal["auto", "none", "crop", "crop+flip"]
 Bounds = Literal["pixel", "preset"]
 BoundarySchedule = Literal["auto", "falling", "zoo", "constant"]
 Precision = Literal["64", "32", "bf16", "fp16"]
+Optimizer = Literal["sgd", "adamw"]
+LRSchedule = Literal["cosine", "step", "one-cycle", "constant"]
+
+S = TypeVar("S", bound="Settings")
 
 MOST = 2**31 - 1  # of a whole number
 LARGEST = 1e18  # of a number; its square still is one in single precision
+TEACHERS_OWN = ("epochs", "batch_size", "optimizer", "lr", "weight_decay", "schedule", "lr_milestones", "warmup_epochs")
 SEED = 2**32 - 1  # the largest; what draws are numbered by stays an int64
 
 
@@ -178,19 +183,42 @@ class Settings:
     epochs: int = option(60, "of the student", least=1, most=10**6)
     batch_size: int = option(64, "of all ranks together", least=2)
     accumulate: int = option(1, "batches whose gradients are summed up for one step", least=1)
-    lr: float = option(0.1, "learning rate of SGD at the start; it falls as a cosine to 0", above=0.0, most=1e38)
+    max_steps: int | None = option(None, "stop a training after so many steps, to try something out", least=1)
+    optimizer: Optimizer = option("sgd", "sgd, or adamw, which wants a smaller --lr, as 1e-3")
+    lr: float = option(0.1, "learning rate, the highest of the schedule", above=0.0, most=1e38)
     momentum: float = option(0.9, "of SGD", least=0.0)
-    weight_decay: float = option(1e-4, "of SGD", least=0.0)
+    nesterov: bool = option(False, "Nesterov's momentum, of SGD")
+    weight_decay: float = option(1e-4, "of the optimiser; AdamW's is decoupled", least=0.0)
+    schedule: LRSchedule = option("cosine", "of the learning rate, over all steps; cosine falls to 0")
+    lr_milestones: str = option("", "of --schedule step: epochs after which the rate falls, as 150,180,210")
+    lr_factor: float = option(0.1, "of --schedule step: what the rate is multiplied by there", above=0.0, most=1.0)
+    warmup_epochs: int = option(0, "over which the rate rises to --lr as a line; not of one-cycle", least=0, most=10**6)
     precision: Precision = option("32", "of networks and losses; bf16 and fp16 (needs a GPU) by autocast")
     compile: bool = option(False, "torch.compile the student")
     channels_last: bool = option(False, "train in the channels_last memory format; on a CPU only networks of ours")
     fold: bool = option(True, "fold BatchNorm into the teacher's convolutions")
     whole_step: bool = option(False, "record a training step as one CUDA graph (GPU; not run on one yet)")
 
+    teacher_batch_size: int | None = option(
+        None, "default: --batch-size", group="training of the teacher, where it is trained here", least=2
+    )
+    teacher_optimizer: Literal["auto", "sgd", "adamw"] = option("auto", "auto: --optimizer")
+    teacher_lr: float | None = option(None, "default: --lr", above=0.0, most=1e38)
+    teacher_weight_decay: float | None = option(None, "default: --weight-decay", least=0.0)
+    teacher_schedule: Literal["auto", "cosine", "step", "one-cycle", "constant"] = option("auto", "auto: --schedule")
+    teacher_lr_milestones: str | None = option(None, "default: --lr-milestones")
+    teacher_warmup_epochs: int | None = option(None, "default: --warmup-epochs", least=0, most=10**6)
+
     temperature: float = option(3.0, "of the softened distributions", group="kd, bss-*, amkd, tald", above=0.0)
     kl_weight_start: float = option(4.0, "weight of the clean KL in the first epoch, changes linearly", least=0.0)
     kl_weight_end: float = option(1.0, "in the last", least=0.0)
     kl_t2: bool = option(False, "multiply the clean KL by T²")
+
+    kd_temperature: float | None = option(None, "default: --temperature", group="kd", above=0.0)
+    kd_ce_weight: float = option(1.0, "of the labels", least=0.0)
+    kd_kl_weight: float | None = option(
+        None, "of T²·KL, in every epoch; default: what --kl-weight-start, --kl-weight-end and --kl-t2 say", least=0.0
+    )
 
     boundary_weight: float = option(2.0, "β of the first epoch", group="boundary samples: bss-*, amkd", least=0.0)
     boundary_schedule: BoundarySchedule = option("auto", "of β; auto: zoo for bss-zoo, else falling")
@@ -270,6 +298,10 @@ class Settings:
     )
     quality_images: int = option(500, "test images that are attacked; 0: all", least=0)
 
+    recipe: str | None = option(
+        None, "settings below all others: a name that `amkd-distill recipes` tells", group="run"
+    )
+
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -283,6 +315,11 @@ class Settings:
         if name != "auto":
             return name
         return {"teacher": ("small-16-2", "resnet26"), "student": ("small-4-1", "resnet8")}[role][self.data != "digits"]
+
+    def of_teacher(self: S) -> S:
+        """These settings with the teacher's own in the places of the student's, for the training of a teacher."""
+        own = {name: getattr(self, f"teacher_{name}") for name in TEACHERS_OWN}
+        return replace(self, **{name: value for name, value in own.items() if value not in (None, "auto")})
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,8 @@ def train_teacher(data: Data, settings: Settings, **options: Any) -> tuple[Run, 
     """Train the teacher with the labels alone; the options are those of :func:`fit`."""
     network, spec = _built("teacher", TEACHER_SEED, data, settings)
     method = build.method("student", settings, data, distributed=options.get("world", ALONE).size > 1)
-    options = {"epochs": settings.teacher_epochs, "seed": TEACHER_SEED, "about": {}, **options}
+    settings = settings.of_teacher()
+    options = {"epochs": settings.epochs, "seed": TEACHER_SEED, "about": {}, **options}
     return fit(network, spec, method, None, data.teacher, data, settings, **options), spec
 
 

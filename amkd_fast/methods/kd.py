@@ -14,7 +14,7 @@ class KD(Method):
 
     The defaults are the public BSS trainer's: T = 3, CE 1, divergence 4 falling to 1, without T². Those of
     :func:`amkd_fast.distillation_loss` (4, 0.1, 0.9, with T²) and :class:`amkd_fast.AMKDLoss` (3, 1, 1, without T²) are
-    others.
+    others. RepDistiller's and mdistiller's KD is ``KD(temperature=4, ce_weight=0.1, kl_weight=0.9, scale_by_t2=True)``.
 
     Args:
         temperature: T > 0.

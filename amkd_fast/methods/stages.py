@@ -147,7 +147,7 @@ def find_stages(network: nn.Module, images: Tensor) -> list[str]:
     if not names:
         raise ValueError(
             "student_stages, teacher_stages: must be given for a network without modules stages.0, stages.1, … or "
-            f"layer1, layer2, …; {type(network).__name__} has none"
+            f"layer1, layer2, …; {type(_within(network)).__name__} has none"
         )
     last = {shape[2:]: name for name, shape in zip(names, shapes(network, names, images), strict=True)}
     return list(last.values())
@@ -179,13 +179,21 @@ def seen(
     return Seen(logits, found, last)
 
 
+def _within(network: nn.Module) -> nn.Module:
+    """The network in its wrappers, whose only part is called ``network``: stages go by its own names."""
+    while [name for name, _ in network.named_children()] == ["network"]:
+        network = network.get_submodule("network")
+    return network
+
+
 @contextmanager
 def outputs(network: nn.Module, names: Sequence[str]) -> Iterator[list[Tensor]]:
     """What the named modules return while the block runs the network once, in the order of the names."""
-    modules = dict(network.named_modules())
+    own = _within(network)
+    modules = {**dict(own.named_modules()), **dict(network.named_modules())}
     unknown = [name for name in names if name not in modules]
     if unknown:
-        raise ValueError(f"stages: {type(network).__name__} has no module {unknown[0]!r}")
+        raise ValueError(f"stages: {type(own).__name__} has no module {unknown[0]!r}")
     kept: dict[str, Tensor] = {}
     found: list[Tensor] = []
 
@@ -204,7 +212,7 @@ def outputs(network: nn.Module, names: Sequence[str]) -> Iterator[list[Tensor]]:
     missing = [name for name in names if name not in kept]
     if missing:
         raise ValueError(
-            f"stages: {type(network).__name__} did not run its module {missing[0]!r} (compiled networks hide it)"
+            f"stages: {type(own).__name__} did not run its module {missing[0]!r} (compiled networks hide it)"
         )
     found.extend(kept[name] for name in names)
 
