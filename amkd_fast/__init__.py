@@ -4,6 +4,7 @@ from amkd_fast import interrupt as _interrupt  # noqa: F401  before torch: impor
 
 # isort: split
 from amkd_fast import _moved, attacks, backends  # noqa: F401  _moved: imports by old names
+from amkd_fast.load import load_student
 from amkd_fast.losses import (
     AMKDLoss,
     ConsistencyLoss,
@@ -49,6 +50,7 @@ __all__ = [
     "dkd_loss",
     "joint_augment",
     "kl_div",
+    "load_student",
     "mine_triplets",
     "nearest_negatives",
     "rkd_angle_loss",

@@ -56,6 +56,8 @@ def check_whole(folder: Path) -> int:
             with path.open() as file:
                 rows = list(csv.DictReader(file))
             assert [int(row["epoch"]) for row in rows] == list(range(len(rows)))
+        elif path.suffix == ".md":
+            assert path.read_text().endswith("\n")
         else:
             raise AssertionError(f"{path} is no file of ours")
     return len(paths)

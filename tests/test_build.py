@@ -83,6 +83,7 @@ def test_import_is_lean(imported):
     assert "amkd_fast.ops.kl" in loaded
     heavy = {"triton", "torch._dynamo", "torch.fx.experimental"}
     assert not (heavy | EXTRA | FRAMEWORKS) & loaded
+    assert not [name for name in loaded if name.startswith("amkd_fast.distill")]
 
 
 def test_import_adds_less_than_300_ms(imported):

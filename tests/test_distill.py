@@ -53,6 +53,7 @@ FILES = (
     "summary.csv",
     "report.html",
     "teacher.ckpt",
+    "students",
     *(f"{name}.png" for name in PLOTS),
 )
 
@@ -216,7 +217,7 @@ def test_interrupted_and_resumed_is_as_if_nothing_had_happened(method, teacher_f
         for row in rows:
             del row["ms_per_step"]
     assert logs[0] == logs[1]
-    names = ["best.ckpt", "config.yaml", "last.ckpt", "log.csv", "results.json", "run.json", "teacher.ckpt"]
+    names = ["best.ckpt", "card.md", "config.yaml", "last.ckpt", "log.csv", "results.json", "run.json", "teacher.ckpt"]
     assert sorted(os.listdir(tmp_path / "broken")) == names
 
 

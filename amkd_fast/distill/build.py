@@ -11,6 +11,7 @@ from amkd_fast import CrossBatchMemory
 from amkd_fast.attacks import BoundaryAttack, frozen
 from amkd_fast.distill import external_method, lr_schedule, networks, normalisation, optimizers, teacher_file
 from amkd_fast.distill.data import Data
+from amkd_fast.distill.data.sampling import class_weights
 from amkd_fast.distill.distributed import torchrun_variables
 from amkd_fast.distill.errors import UserError, allocating, short
 from amkd_fast.distill.networks.normalised import Normalisation, normalisation_of
@@ -68,8 +69,8 @@ def method(name: str, settings: Settings, data: Data, width: int | None = None, 
         settings: Scales, schedules and choices.
         data: Its classes and channels.
         width: D of the student's features; needed for a memory of features alone.
-        options: ``distributed`` and, for methods that attack, ``fixed_shape`` and the teacher's ``normalisation``
-            (default: that of the networks trained here).
+        options: ``distributed``; for methods that attack, ``fixed_shape``; the teacher's ``normalisation`` (default:
+            that of the networks trained here) and the ``labels`` that are learnt from (default: the student's).
     """
     if is_external(name):
         distributed = options.get("distributed", False)
@@ -85,7 +86,9 @@ def method(name: str, settings: Settings, data: Data, width: int | None = None, 
 def _method(name: str, settings: Settings, data: Data, width: int | None, **options: Any) -> Method:
     distributed = options.get("distributed", False)
     if name == "student":
-        return StudentAlone(distributed=distributed)
+        labels = options.get("labels", data.student.labels)
+        weights = class_weights(labels, len(data.classes)) if settings.balance == "loss" else None
+        return StudentAlone(class_weights=weights, distributed=distributed)
     place: _Place = {"fold": settings.fold, "distributed": distributed}
     shared: dict[str, Any] = {
         "temperature": settings.temperature,
@@ -269,6 +272,11 @@ def check(settings: Settings, device: Any) -> None:
     for name in names:
         if settings.compile and name in LISTENING:
             raise UserError(f"--compile: hides the layers that {name} listens to")
+        if settings.balance == "loss" and name != "student":
+            raise UserError(
+                f"--balance loss: weighs the cross-entropy of the method student and of teachers, not of {name}; "
+                "--balance sampling is for every method"
+            )
         if settings.whole_step and name not in USUAL:
             raise UserError(f"--whole-step: is for the methods {', '.join(USUAL)}, not for {name}")
     if settings.whole_step:

@@ -12,12 +12,20 @@ from typing import Any, NoReturn
 from amkd_fast.distill import exit_codes
 from amkd_fast.distill.errors import UserError, require_extra, short
 from amkd_fast.distill.evaluate_settings import EvaluateSettings
+from amkd_fast.distill.export_settings import FORMATS, OPSET, ExportSettings
 from amkd_fast.distill.options import add as add_settings
 from amkd_fast.distill.options import given, resolve
+from amkd_fast.distill.predict_settings import PredictSettings
 from amkd_fast.distill.settings import LARGEST, MOST, SEED, CompareSettings, RunSettings, TrainSettings
 from amkd_fast.version import __version__
 
 SETTINGS: dict[str, type[RunSettings]] = {"train": TrainSettings, "compare": CompareSettings}
+# What is done with a checkpoint.
+USES: dict[str, type[EvaluateSettings | PredictSettings | ExportSettings]] = {
+    "evaluate": EvaluateSettings,
+    "predict": PredictSettings,
+    "export": ExportSettings,
+}
 THREADS = 1024  # more than this many make no program faster
 
 
@@ -63,9 +71,10 @@ def _run(options: argparse.Namespace) -> int:
     values = vars(options)
     if torchrun_variables().WORLD_SIZE > 1 and options.command != "train":
         raise UserError(f"{options.command}: runs in one process; torchrun is for train")
-    if options.command == "evaluate":
-        named = [field.name for field in fields(EvaluateSettings)]
-        evaluation = EvaluateSettings.from_options({name: values[name] for name in named if name in values})
+    use: EvaluateSettings | PredictSettings | ExportSettings | None = None
+    if options.command in USES:
+        named = [field.name for field in fields(USES[options.command])]
+        use = USES[options.command].from_options({name: values[name] for name in named if name in values})
     else:
         if options.overwrite and options.resume:
             raise UserError("--overwrite, --resume: give one of them")
@@ -77,14 +86,23 @@ def _run(options: argparse.Namespace) -> int:
     import torch
 
     put_aside()
+    if isinstance(use, ExportSettings):
+        from amkd_fast.distill.export import export
+
+        export(use)
+        return exit_codes.OK
     device = _device(options.device)
-    small = options.command != "evaluate" and settings.data == "digits"
+    small = use is None and settings.data == "digits"
     torch.set_num_threads(options.threads or (1 if small else torch.get_num_threads()))
     progress = (sys.stderr is not None and sys.stderr.isatty()) if options.progress is None else options.progress
-    if options.command == "evaluate":
+    if isinstance(use, PredictSettings):
+        from amkd_fast.distill.predict import predict
+
+        return predict(use, device=device, progress=progress)
+    if use is not None:
         from amkd_fast.distill.evaluate import evaluate
 
-        evaluate(evaluation, device=device, progress=progress)
+        evaluate(use, device=device, progress=progress)
         return exit_codes.OK
     from amkd_fast.distill import build
 
@@ -121,7 +139,9 @@ def _parser() -> argparse.ArgumentParser:
     about = "Train small networks from large ones: KD, BSS, AMKD."
     parser = _Parser(prog="amkd-distill", description=about, epilog=exit_codes.CODES)
     parser.add_argument("--version", action="version", version=f"amkd_fast {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="train|compare|evaluate|recipes|table")
+    commands = parser.add_subparsers(
+        dest="command", required=True, metavar="train|compare|evaluate|predict|export|recipes|table"
+    )
 
     train = commands.add_parser(
         "train", help="train one student (and its teacher), with checkpoints and resume", epilog=exit_codes.CODES
@@ -134,6 +154,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_evaluation(evaluate)
     _add_machine(evaluate)
+    predict = commands.add_parser("predict", help="classes of pictures by a checkpoint", epilog=exit_codes.CODES)
+    _add_prediction(predict)
+    _add_machine(predict)
+    export = commands.add_parser(
+        "export", help="a checkpoint's network as a file for other programs", epilog=exit_codes.CODES
+    )
+    _add_export(export)
 
     _add_recipes(commands)
     for command, kind in ((train, TrainSettings), (compare, CompareSettings)):
@@ -227,6 +254,32 @@ def _add_evaluation(parser: argparse.ArgumentParser) -> None:
     add("compare", boundary, metavar="OTHER.ckpt", help="MagSim and AngSim against this network as the teacher")
     add("preset", boundary, choices=e.PRESETS, help=f"attack of --compare (default: {EvaluateSettings.preset})")
     add("targets", boundary, choices=e.TARGETS, help=f"classes of --compare (default: {EvaluateSettings.targets})")
+
+
+def _add_prediction(parser: argparse.ArgumentParser) -> None:
+    def add(name: str, **more: Any) -> None:
+        parser.add_argument("--" + name, default=argparse.SUPPRESS, **more)
+
+    parser.add_argument("checkpoint", help="a .ckpt of train or compare, of a student or a teacher")
+    parser.add_argument("paths", nargs="+", metavar="FILE|FOLDER", help="pictures, and folders of them")
+    add("network", metavar="X", help="module:factory or timm:NAME, to allow its code where a checkpoint names it")
+    add("top", metavar="X", type=_whole(1), help=f"classes told of each picture (default: {PredictSettings.top})")
+    add("batch-size", metavar="X", type=_whole(1), help=f"pictures at once (default: {PredictSettings.batch_size})")
+    add("json", metavar="FILE", help="write the predictions there; -: print them so")
+    add("csv", metavar="FILE", help="likewise as CSV")
+    add("overwrite", action="store_true", help="replace these files")
+
+
+def _add_export(parser: argparse.ArgumentParser) -> None:
+    def add(name: str, **more: Any) -> None:
+        parser.add_argument("--" + name, default=argparse.SUPPRESS, **more)
+
+    parser.add_argument("checkpoint", help="a .ckpt of train or compare, of a student or a teacher")
+    parser.add_argument("--format", choices=FORMATS, required=True, help="; ".join(FORMATS.values()))
+    parser.add_argument("--output", metavar="FILE", required=True, help="where it goes")
+    add("network", metavar="X", help="module:factory or timm:NAME, to allow its code where a checkpoint names it")
+    add("opset", metavar="X", type=_whole(18, 23), help=f"of onnx (default: {OPSET})")
+    add("overwrite", action="store_true", help="replace that file")
 
 
 def _whole(least: int, most: int = MOST) -> Any:

@@ -8,13 +8,29 @@ from typing import Any
 
 from torch import nn
 
-from amkd_fast.distill import build, exit_codes, metrics, networks, pool, report, training_runs
+from amkd_fast.distill import (
+    build,
+    exit_codes,
+    kept_students,
+    metrics,
+    networks,
+    normalisation,
+    pool,
+    report,
+    training_runs,
+)
 from amkd_fast.distill import data as datasets
 from amkd_fast.distill.attack_examples import AttackExamples, attack_examples
+from amkd_fast.distill.checkpoint import load_network
 from amkd_fast.distill.data import Data
 from amkd_fast.distill.files import finite, write_atomic
+from amkd_fast.distill.fit import best_epoch
 from amkd_fast.distill.networks import Spec
+from amkd_fast.distill.networks.normalised import Normalised
 from amkd_fast.distill.report import panels, plots, samples, screen, summary, tables
+from amkd_fast.distill.report.card import NAME as CARD
+from amkd_fast.distill.report.card import card
+from amkd_fast.distill.report.experiment import experiment
 from amkd_fast.distill.report.page import page
 from amkd_fast.distill.report.summary import Runs
 from amkd_fast.distill.result_folder import MARKER, result_folder
@@ -59,19 +75,21 @@ def compare(
             print(f"{output} is complete: there is nothing left to do")
             return exit_codes.OK
         build.check(settings, device)
-        data = datasets.load(settings).to(device)
+        data = datasets.load(settings, device).to(device)
         training_runs.prepare(settings.names(), data, settings)
         network, accuracy = training_runs.obtain_teacher(settings, data, folder, progress=progress, resume=resume)
         names, seeds = settings.names(), settings.seeds
         finished = pool.Finished(folder / "runs")
+        students = folder / kept_students.FOLDER if settings.keep_students else None
         # Seed by seed, so that a drift of the machine's speed meets all methods alike.
         tasks = [(method, seed) for seed in range(seeds) for method in names]
         missing = [task for task in tasks if task not in finished]
         if min(jobs, len(missing)) <= 1:
-            pool.run_here(missing, finished, settings, data, Teacher(network, data, settings.precision), progress)
+            known = Teacher(network, data, settings.precision)
+            pool.run_here(missing, finished, settings, data, known, students, progress)
         else:
             jobs = min(jobs, len(missing))
-            pool.run_apart(missing, finished, settings, folder / "teacher.ckpt", device, jobs)
+            pool.run_apart(missing, finished, settings, folder / "teacher.ckpt", students, device, jobs)
         runs = {(method, seed): finished[method, seed] for method in names for seed in range(seeds)}
         examples = attack_examples(network, data, settings)
         result = {
@@ -79,7 +97,7 @@ def compare(
             "environment": {**report.environment(), "device": str(device)},
             "settings": settings.as_dict(),
             "jobs": jobs,
-            **_subject(network, data, settings),
+            **experiment({"teacher": network, "student": _student(data, settings)}, data, settings),
             "teacher_accuracy": accuracy,
             **_findings(runs, network, data, settings),
             "attack_gaps": examples.quartiles(),
@@ -88,29 +106,21 @@ def compare(
         # From here on every number is one that the JSON can hold.
         result = finite(result)
         written = _write(folder, runs, result, examples, data)
+        if students is not None:
+            _write_cards(students, runs, result, data, settings)
+        write_atomic(folder / MARKER, report.to_json(result))  # the last, see there
         finished.clear()
     screen.show(result)
-    print(f"{result['seconds']:.0f} s; results in {output}: {', '.join(written)}, teacher.ckpt")
+    kept = "" if students is None else f", {kept_students.FOLDER}/"
+    print(f"{result['seconds']:.0f} s; results in {output}: {', '.join(written)}, {MARKER}, teacher.ckpt{kept}")
     return exit_codes.DIVERGED if all(run.diverged for run in runs.values()) else exit_codes.OK
 
 
-def _subject(teacher: nn.Module, data: Data, settings: CompareSettings) -> dict[str, Any]:
-    """Data and networks."""
-    student = networks.build(Spec(settings.network("student"), data.channels, len(data.classes)), 0)
-    described = {
-        role: {"name": settings.network(role), "parameters": sum(part.numel() for part in network.parameters())}
-        for role, network in (("teacher", teacher), ("student", student))
-    }
-    source = "trained here" if settings.teacher is None else f"from {settings.teacher}"
-    return {
-        "data": {
-            "classes": list(data.classes),
-            "dropped": [data.classes[label] for label in data.dropped],
-            "shape": list(data.test.pixels.shape[1:]),
-        },
-        "images": {part: len(getattr(data, part)) for part in ("teacher", "student", "test")},
-        "networks": {**described, "teacher_source": source},
-    }
+def _student(data: Data, settings: CompareSettings) -> Normalised:
+    """A student as it begins, for what does not depend on its weights."""
+    spec = Spec(settings.network("student"), data.channels, len(data.classes))
+    network = Normalised(networks.build(spec, 0), *normalisation.of_student(settings, data))
+    return network.to(data.test.labels.device)
 
 
 def _findings(runs: Runs, teacher: nn.Module, data: Data, settings: Settings) -> dict[str, Any]:
@@ -131,6 +141,7 @@ def _findings(runs: Runs, teacher: nn.Module, data: Data, settings: Settings) ->
                 "last": run.last,
                 "best": run.best,
                 "qualities": run.qualities,
+                "classes": run.classes,
                 "diverged": run.diverged,
                 "epochs": run.rows,
             }
@@ -140,7 +151,7 @@ def _findings(runs: Runs, teacher: nn.Module, data: Data, settings: Settings) ->
 
 
 def _write(folder: Path, runs: Runs, result: dict[str, Any], examples: AttackExamples, data: Data) -> list[str]:
-    """Fill the result folder; return the names of its files."""
+    """Fill the result folder, all but its results.json; return the names of its files."""
     found, accuracy = result["methods"], result["teacher_accuracy"]
     pictures = {
         "accuracy": plots.accuracy(found, accuracy),
@@ -156,8 +167,28 @@ def _write(folder: Path, runs: Runs, result: dict[str, Any], examples: AttackExa
         "results.csv": tables.to_csv(runs),
         "summary.csv": tables.summary_csv(found),
         **{f"{name}.png": content for name, content in pictures.items()},
-        MARKER: report.to_json(result),  # the last, see there
     }
     for name, content in contents.items():
         write_atomic(folder / name, content)
     return list(contents)
+
+
+def _write_cards(students: Path, runs: Runs, result: dict[str, Any], data: Data, settings: CompareSettings) -> None:
+    """A model card beside the best student of each method, among the seeds."""
+    for method in result["methods"]:
+        kept = {
+            seed: run
+            for (name, seed), run in runs.items()
+            # A run of an earlier version, or one that diverged, has left no student.
+            if name == method and (kept_students.folder_of(students, name, seed) / "best.ckpt").is_file()
+        }
+        if not kept:
+            continue
+        seed = max(kept, key=lambda seed: kept[seed].best or 0.0)
+        folder, run = kept_students.folder_of(students, method, seed), kept[seed]
+        last = best = run.qualities or {}
+        if best_epoch(run.rows) is not run.rows[-1]:
+            student, _, _ = load_network(folder / "best.ckpt", settings.network("student"), "--student-network")
+            best = metrics.measure(student.to(data.test.labels.device), None, data, settings)
+        measured = {"best.ckpt": best, "last.ckpt": last, "teacher": result["qualities"]["teacher"]}
+        write_atomic(folder / CARD, card(method, seed, measured, result, settings))

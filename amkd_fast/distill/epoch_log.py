@@ -22,7 +22,8 @@ PARTS = (
     "boundary", "triplet", "segments", "augmented", "particles", "distance", "angle", "hint", "attention", "similarity",
     "contrast", "review",
 )  # fmt: skip
-COLUMNS = ("epoch", "lr", "accuracy", "total", "ce", "kl", *PARTS, *COUNTS, "ms_per_step")
+ACCURACIES = ("accuracy", "validation")  # of the test images; of those that choose best.ckpt, where there are any
+COLUMNS = ("epoch", "lr", *ACCURACIES, "total", "ce", "kl", *PARTS, *COUNTS, "ms_per_step")
 
 
 class EpochLog(Callback):
@@ -70,7 +71,8 @@ class EpochLog(Callback):
 
     def on_train_epoch_end(self, trainer, module) -> None:
         row = {"epoch": trainer.current_epoch, "lr": self.lr}
-        row["accuracy"] = float(trainer.callback_metrics["accuracy"])
+        found = trainer.callback_metrics
+        row.update({name: float(found[name]) for name in ACCURACIES if name in found})
         row.update({name: float(total) / self.steps for name, total in self.sums.items()})
         self._check(row, module)
         if self.counts is not None:

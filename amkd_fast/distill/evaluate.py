@@ -40,7 +40,7 @@ def evaluate(options: EvaluateSettings, *, device: Any, progress: bool) -> None:
 
 
 def _evaluate(options: EvaluateSettings, device: Any, progress: bool) -> None:
-    network, spec, name, settings, data = subject(options)
+    network, spec, name, settings, data = subject(options, device)
     data, network = data.to(device), network.to(device)
     if options.compare is not None:
         read(options.compare)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 from amkd_fast.distill.errors import UserError
+from amkd_fast.distill.files import check_free
 from amkd_fast.typing import AttackLoss, AttackNorm, Keep, PairTargets, PresetName
 
 Attack = Literal["none", "pgd", "boundary"]
@@ -81,15 +80,7 @@ class EvaluateSettings:
             if self.overwrite:
                 raise UserError("--overwrite: is for --output")
             return
-        path = Path(self.output)
-        if path.is_dir():
-            raise UserError(f"--output {path}: is a folder, not a file")
-        if path.exists() and not self.overwrite:
-            raise UserError(f"--output {path}: exists; choose another file or give --overwrite")
-        if not path.parent.is_dir():
-            raise UserError(f"--output {path}: there is no folder {path.parent}")
-        if not os.access(path.parent, os.W_OK):
-            raise UserError(f"--output {path}: the folder {path.parent} cannot be written to")
+        check_free(self.output, "--output", self.overwrite)
 
 
 def _option(name: str) -> str:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
+
+import torch
 
 from amkd_fast.distill import checkpoint, normalisation, schemas, state_dict_file, state_dict_fit, teacher_file
 from amkd_fast.distill import data as datasets
@@ -16,7 +19,9 @@ from amkd_fast.distill.networks.normalised import Normalised
 from amkd_fast.distill.settings import Settings
 
 
-def subject(options: EvaluateSettings) -> tuple[Normalised, Spec, str, Settings, Data]:
+def subject(
+    options: EvaluateSettings, device: torch.device | str = "cpu"
+) -> tuple[Normalised, Spec, str, Settings, Data]:
     """The network of the options' file, how it is built and what it is called; settings and images for it.
 
     Raises:
@@ -25,15 +30,17 @@ def subject(options: EvaluateSettings) -> tuple[Normalised, Spec, str, Settings,
     """
     content = state_dict_file.read(options.checkpoint)
     if not checkpoint.is_ours(content):
-        return _of_state_dict(content, options)
+        return _of_state_dict(content, options, device)
     for name in ("mean", "std"):
         if getattr(options, name) is not None:
             raise UserError(f"--{name}: is for a state dict; checkpoint {options.checkpoint} has its own")
     network, spec, about = checkpoint.load_network(options.checkpoint, options.network or "", about=schemas.Evaluable)
-    return network, spec, about["method"], *images_for(options, spec, about)
+    return network, spec, about["method"], *images_for(options, spec, about, device)
 
 
-def _of_state_dict(content: Any, options: EvaluateSettings) -> tuple[Normalised, Spec, str, Settings, Data]:
+def _of_state_dict(
+    content: Any, options: EvaluateSettings, device: torch.device | str
+) -> tuple[Normalised, Spec, str, Settings, Data]:
     found = state_dict_file.find(content, options.checkpoint)
     if options.network is None or options.data is None:
         fitting = state_dict_fit.names_that_fit(found.tensors)
@@ -43,13 +50,15 @@ def _of_state_dict(content: Any, options: EvaluateSettings) -> tuple[Normalised,
         )
     settings = Settings(data=options.data, mean=options.mean, std=options.std)
     normalisation.check(settings)
-    data = datasets.load(settings)
+    data = datasets.load(settings, device)
     network, spec, prefix = teacher_file.built(found, options.network, data, f"checkpoint {options.checkpoint}")
     told = teacher_file.told(options.checkpoint, found, prefix)
     return Normalised(network, *normalisation.of_student(settings, data)), spec, told, settings, _limited(data, options)
 
 
-def images_for(options: EvaluateSettings, spec: Spec, about: dict[str, Any]) -> tuple[Settings, Data]:
+def images_for(
+    options: EvaluateSettings, spec: Spec, about: dict[str, Any], device: torch.device | str = "cpu"
+) -> tuple[Settings, Data]:
     """The data of the options, ``limit`` of its test images.
 
     Raises:
@@ -66,8 +75,12 @@ def images_for(options: EvaluateSettings, spec: Spec, about: dict[str, Any]) -> 
             student_shots=None,
             classes="",
             image_size=None,
+            val_fraction=None,
+            test_fraction=None,
         )
-    data = datasets.load(settings)
+    if settings.cache is not None and not Path(settings.cache).is_dir():  # the checkpoint is from elsewhere
+        settings = replace(settings, cache=None)
+    data = datasets.load(settings, device, test_alone=True)
     check_network(f"checkpoint {options.checkpoint}", spec, data)
     return settings, _limited(data, options)
 

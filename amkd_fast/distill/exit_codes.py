@@ -15,10 +15,11 @@ from typing import Any
 from amkd_fast.distill.errors import Diverged, UserError, exhausted
 from amkd_fast.version import __version__
 
-OK, BUG, BAD_INPUT, DIVERGED, INTERRUPTED = 0, 1, 2, 3, 130
+OK, BUG, BAD_INPUT, DIVERGED, PARTLY, INTERRUPTED = 0, 1, 2, 3, 4, 130
 CODES = (
     f"exit codes: {OK} done; {BUG} a bug of amkd_fast (a traceback, and how to report it); {BAD_INPUT} "
     f"something to put right: input, files, the machine; {DIVERGED} the training diverged (compare: every run); "
+    f"{PARTLY} predict: some pictures could not be read, the others are predicted; "
     f"{INTERRUPTED} interrupted (SIGINT, SIGTERM, SIGHUP); what is unfinished goes on with --resume"
 )
 STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))

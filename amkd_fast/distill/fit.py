@@ -17,15 +17,16 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.strategies import DDPStrategy
-from torch import nn
+from torch import Tensor, nn
 
 from amkd_fast.distill import checkpoint as checkpoint_files
+from amkd_fast.distill.best_weights import BestWeights
 from amkd_fast.distill.checkpoint import read_training
 from amkd_fast.distill.data import Batches, Data, InOrder, Split
 from amkd_fast.distill.distributed import World
 from amkd_fast.distill.epoch_log import EpochLog
 from amkd_fast.distill.errors import UserError, exhausted
-from amkd_fast.distill.lightning_module import Distillation
+from amkd_fast.distill.lightning_module import CHOOSES, Distillation
 from amkd_fast.distill.networks import Spec
 from amkd_fast.distill.networks.normalised import Normalised
 from amkd_fast.distill.settings import Precision, Settings
@@ -48,6 +49,8 @@ class Run(NamedTuple):
     rows: list[dict[str, float]]
     qualities: dict[str, float | None] | None = None  # by name, where they were measured
     diverged: dict[str, Any] | None = None  # "epoch", from 1, and "what": then the rows are of the epochs before
+    classes: list[float] | None = None  # test accuracy of each after the last epoch, per cent
+    best_weights: dict[str, Tensor] | None = None  # the network's after its best epoch, where they were asked for
 
     @property
     def last(self) -> float | None:
@@ -56,8 +59,13 @@ class Run(NamedTuple):
 
     @property
     def best(self) -> float | None:
-        """Highest test accuracy of all epochs, per cent: chosen on the test set, so optimistic. None as ``last``."""
-        return None if self.diverged else max(row["accuracy"] for row in self.rows)
+        """Test accuracy of best.ckpt, per cent; optimistic where the test set has chosen it. None as ``last``."""
+        return None if self.diverged else best_epoch(self.rows)["accuracy"]
+
+
+def best_epoch(rows: list[dict[str, float]]) -> dict[str, float]:
+    """The first row with the highest accuracy on the validation images or, without these, on the test images."""
+    return max(rows, key=lambda row: row.get(CHOOSES, row["accuracy"]))
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -112,6 +120,7 @@ def fit(
     seed: int,
     about: dict[str, Any],
     folder: Path | None = None,
+    best_weights: bool = False,
     progress: bool = False,
     resume: bool = False,
     world: World = ALONE,
@@ -124,12 +133,13 @@ def fit(
         method: Turns batches into losses.
         teacher: Asked by the method.
         train: What it learns from.
-        data: Test set and augmentation.
+        data: Test and validation set, and augmentation.
         settings: Optimiser settings and batch size.
         epochs: Number of epochs.
         seed: Of batch order, augmentation and attack draws.
         about: Plain values for the checkpoint; mean and std of a :class:`.Normalised` network go with them.
         folder: Where log.csv, last.ckpt and best.ckpt go; None: nothing is written.
+        best_weights: Return also the weights of the best epoch.
         progress: Show a progress bar.
         resume: Go on from ``folder/last.ckpt``, where there is one.
         world: The processes that train together, each on its share of every batch.
@@ -146,9 +156,13 @@ def fit(
     callbacks: list[pl.Callback] = [OwnSignals(), log]  # before the checkpoints, which are of good epochs alone
     if settings.max_steps is not None:
         callbacks.append(MaxSteps(settings.max_steps))
+    monitor = "accuracy" if data.validation is None else CHOOSES
+    best = BestWeights(monitor) if best_weights else None
+    if best is not None:
+        callbacks.append(best)
     if folder is not None:
         keep = partial(ModelCheckpoint, folder, enable_version_counter=False, save_on_train_epoch_end=True)
-        callbacks.append(keep("best", monitor="accuracy", mode="max"))
+        callbacks.append(keep("best", monitor=monitor, mode="max"))
         # Of its own, as `save_last` skips epochs that are not the best so far. After "best", whose state it holds.
         callbacks.append(keep("last"))
     if progress and world.first:
@@ -156,7 +170,16 @@ def fit(
     gpu = train.labels.device.type == "cuda"
     if settings.batch_size < world.size:
         raise UserError(f"--batch-size {settings.batch_size}: must be at least {world.size}, an image for each process")
-    batches = Batches(train, settings.batch_size, seed, data.augment, rank=world.rank, world=world.size)
+    batches = Batches(
+        train,
+        settings.batch_size,
+        seed,
+        data.augment,
+        rank=world.rank,
+        world=world.size,
+        erase=data.erase,
+        balance=settings.balance == "sampling",
+    )
     module = Distillation(
         network,
         spec,
@@ -197,9 +220,9 @@ def fit(
             deterministic="warn" if gpu else False,
             default_root_dir=folder,
         )
-        test = InOrder(data.test, rank=world.rank, world=world.size)
+        held_out = [InOrder(split, rank=world.rank, world=world.size) for split in data.tested_on]
         try:
-            trainer.fit(module, batches, test, ckpt_path=resume_from, weights_only=True)
+            trainer.fit(module, batches, held_out, ckpt_path=resume_from, weights_only=True)
         except SystemExit as stop:  # Lightning's answer to Ctrl-C
             raise KeyboardInterrupt from stop
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
@@ -208,7 +231,7 @@ def fit(
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"--resume: {resume_from} does not fit this training ({reason})") from error
     network.eval()
-    return Run(network.to(train.labels.device), log.rows)
+    return Run(network.to(train.labels.device), log.rows, best_weights=None if best is None else best.weights)
 
 
 @contextmanager

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 
 
+CHOOSES = "validation"  # what the accuracy on the validation images is logged as
+
+
 class Distillation(pl.LightningModule):
     """Trains ``network`` by ``method``.
 
@@ -56,7 +59,9 @@ class Distillation(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.network, self.method = network, method
-        self.accuracy = MulticlassAccuracy(spec.classes, average="micro", validate_args=False)
+        self.accuracy, self.validation = (
+            MulticlassAccuracy(spec.classes, average="micro", validate_args=False) for _ in range(2)
+        )
         student = cast(nn.Module, torch.compile(network)) if settings.compile else network
         self._student, self._teacher = (student,), (teacher,)  # in tuples, where no module's state dict looks
         self.spec, self.settings, self.about, self.world = spec, settings, about, world
@@ -87,13 +92,16 @@ class Distillation(pl.LightningModule):
             for group in self._optimizer().param_groups:
                 group["lr"] = group["lr"].to(self.device)
 
-    def validation_step(self, batch: tuple, batch_idx: int) -> None:
+    def validation_step(self, batch: tuple, batch_idx: int, dataloader_idx: int = 0) -> None:
         images, labels = batch
-        self.accuracy.update(self.network(self._in_format(images)), labels)
+        metric = self.validation if dataloader_idx else self.accuracy
+        metric.update(self.network(self._in_format(images)), labels)
 
     def on_validation_epoch_end(self) -> None:
-        self.log("accuracy", 100.0 * self.accuracy.compute(), prog_bar=True, rank_zero_only=True)
-        self.accuracy.reset()
+        for name, metric in (("accuracy", self.accuracy), (CHOOSES, self.validation)):
+            if metric.update_called:
+                self.log(name, 100.0 * metric.compute(), prog_bar=True, rank_zero_only=True)
+                metric.reset()
 
     def backward(self, loss: torch.Tensor, *args: Any, **options: Any) -> None:
         if not self.settings.whole_step:  # the recording has done it

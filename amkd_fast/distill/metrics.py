@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch.nn.functional as F
-from torch import Tensor, isin, nn
+from torch import Tensor, bincount, isin, nn
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from amkd_fast.attacks import boundary_similarity
@@ -16,7 +16,7 @@ from amkd_fast.distill.data import Data, InOrder
 from amkd_fast.distill.data.subsets import evenly
 from amkd_fast.distill.evaluate_settings import EvaluateSettings
 from amkd_fast.distill.settings import Settings
-from amkd_fast.distill.teacher import predict
+from amkd_fast.distill.teacher import predict, rightly
 from amkd_fast.typing import PairTargets, PresetName
 
 BINS = 15
@@ -103,6 +103,14 @@ def measure(network: nn.Module, teacher: nn.Module | None, data: Data, settings:
         found["unseen_accuracy"] = 100.0 * int(right[unseen].sum()) / int(unseen.sum())
         names += OF_DROPPED_LABELS
     return {name: _finite(found.get(name)) for name in names}
+
+
+def class_accuracies(network: nn.Module, data: Data) -> list[float]:
+    """Per cent of the test images of each class [K] that are classified rightly."""
+    labels = data.test.labels
+    right = rightly(predict(network, data.test), labels).double()
+    found = bincount(labels, right, len(data.classes)) / bincount(labels, minlength=len(data.classes))
+    return [100.0 * share for share in found.tolist()]
 
 
 def protocol(data: Data, settings: Settings) -> dict[str, Any]:

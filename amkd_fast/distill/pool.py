@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from amkd_fast.distill import data as datasets
-from amkd_fast.distill import metrics, schemas, training_runs
+from amkd_fast.distill import kept_students, metrics, schemas, training_runs
 from amkd_fast.distill.data import Data
 from amkd_fast.distill.errors import Diverged, UserError
 from amkd_fast.distill.files import read_json, write_atomic
@@ -49,11 +49,11 @@ class Finished:
         found = schemas.check(schemas.FinishedRun, read_json(path, "--resume"), f"--resume: {path}")
         if not found.diverged and not (found.rows and all("accuracy" in row for row in found.rows)):
             raise UserError(f"--resume: {path}: rows have no accuracy")
-        return Run(None, found.rows, found.qualities, found.diverged)
+        return Run(None, found.rows, found.qualities, found.diverged, found.classes)
 
     def keep(self, task: Task, run: Run, seconds: float) -> None:
         """Put a run into its file and say what came out."""
-        found = {"rows": run.rows, "qualities": run.qualities, "diverged": run.diverged}
+        found = {"rows": run.rows, "qualities": run.qualities, "diverged": run.diverged, "classes": run.classes}
         write_atomic(self._path(task), json.dumps(found))
         method, seed = task
         if run.diverged:
@@ -72,14 +72,28 @@ class Finished:
 
 
 def run_here(
-    tasks: list[Task], finished: Finished, settings: Settings, data: Data, teacher: Teacher, progress: bool
+    tasks: list[Task],
+    finished: Finished,
+    settings: Settings,
+    data: Data,
+    teacher: Teacher,
+    students: Path | None,
+    progress: bool,
 ) -> None:
-    """Train and measure one student after the other."""
+    """Train and measure one student after the other; keep it in ``students``, if that is a folder."""
     for task in tasks:
-        finished.keep(task, *_one(task, settings, data, teacher, progress))
+        finished.keep(task, *_one(task, settings, data, teacher, students, progress))
 
 
-def run_apart(tasks: list[Task], finished: Finished, settings: Settings, teacher: Path, device: Any, jobs: int) -> None:
+def run_apart(
+    tasks: list[Task],
+    finished: Finished,
+    settings: Settings,
+    teacher: Path,
+    students: Path | None,
+    device: Any,
+    jobs: int,
+) -> None:
     """Train ``jobs`` students at a time: the numbers of :func:`run_here`, the times of a shared CPU.
 
     Args:
@@ -87,6 +101,7 @@ def run_apart(tasks: list[Task], finished: Finished, settings: Settings, teacher
         finished: Where they go.
         settings: Of all of them.
         teacher: Its checkpoint.
+        students: Folder for the trained students; None: they are let go.
         device: Where to train.
         jobs: Number of processes, which end with this one.
 
@@ -96,7 +111,7 @@ def run_apart(tasks: list[Task], finished: Finished, settings: Settings, teacher
     context = _starting()
     # The workers hold the other end: when this one closes, by us or by our death, they end.
     theirs, leash = context.Pipe(duplex=False)
-    arguments = (theirs, settings, teacher, device, torch.get_num_threads())
+    arguments = (theirs, settings, teacher, students, device, torch.get_num_threads())
     pool = ProcessPoolExecutor(jobs, context, _prepare, arguments)
     try:
         dead, futures = None, {}
@@ -159,26 +174,34 @@ def _end_with(leash: Connection) -> None:
 
 
 def _train(task: Task) -> tuple[Run, float]:
-    return _one(task, *_subject(*_about), False)
+    settings, teacher, students, *machine = _about
+    return _one(task, *_subject(settings, teacher, *machine), students, False)
 
 
 @functools.cache
 def _subject(settings: Settings, teacher: Path, device: Any, threads: int) -> tuple[Settings, Data, Teacher]:
     """What all runs of a process share."""
     torch.set_num_threads(threads)
-    data = datasets.load(settings).to(device)
+    data = datasets.load(settings, device).to(device)
     network, _ = training_runs.load_teacher(teacher, data, settings)
     return settings, data, Teacher(network, data, settings.precision)
 
 
-def _one(task: Task, settings: Settings, data: Data, teacher: Teacher, progress: bool) -> tuple[Run, float]:
-    """What came out of a run, and its seconds; the network is measured and let go."""
+def _one(
+    task: Task, settings: Settings, data: Data, teacher: Teacher, students: Path | None, progress: bool
+) -> tuple[Run, float]:
+    """What came out of a run, and its seconds; the network is measured, kept and let go."""
     start = time.perf_counter()
     try:
-        run = training_runs.train_student(*task, teacher, data, settings, progress=progress)
+        keep = students is not None
+        run = training_runs.train_student(*task, teacher, data, settings, best_weights=keep, progress=progress)
     except Diverged as error:
         diverged = {"epoch": error.epoch, "what": error.what}
         return Run(None, error.rows, None, diverged), time.perf_counter() - start
     assert run.network is not None, "fit returns it"
     found = metrics.measure(run.network, teacher.network, data, settings)
-    return run._replace(network=None, qualities=found), time.perf_counter() - start
+    classes = metrics.class_accuracies(run.network, data)
+    if students is not None:
+        kept_students.keep(students, *task, run, data, settings)
+    run = run._replace(network=None, best_weights=None, qualities=found, classes=classes)
+    return run, time.perf_counter() - start

@@ -41,7 +41,8 @@ def stored(folder: Path, command: str, settings: S, given: dict[str, Any]) -> S:
     of = found.command or ("compare" if "methods" in found.settings else "train")
     if of != command:
         raise UserError(f"--resume: {folder} is a run of {of}, not of {command}")
-    settings = schemas.settings(type(settings), found.settings, f"--resume: {path}")
+    of_then = {"val_fraction": 0.0, **found.settings}  # a version without it chose on the test set
+    settings = schemas.settings(type(settings), of_then, f"--resume: {path}")
     values = settings.as_dict()
     for name, value in given.items():
         if values[name] != value:

@@ -66,6 +66,12 @@ class Evaluable(About):
     settings: dict[str, Any]
 
 
+class Named(Evaluable):
+    """What it must say so that its network's answers have names."""
+
+    classes: list[str]
+
+
 class FitLoop(Stored):
     """Lightning's place in a training."""
 
@@ -153,6 +159,7 @@ class FinishedRun(Stored):
 
     rows: list[dict[str, int | float]]
     qualities: dict[str, float | None] | None
+    classes: list[float] | None = None  # missing in those of earlier versions
     diverged: dict[str, Any] | None = None
 
 

@@ -24,6 +24,8 @@ METHODS = (*USUAL, *NEIGHBOURS)
 ALL = "all"  # of METHODS, as a word
 
 Augment = Literal["auto", "none", "crop", "crop+flip"]
+Balance = Literal["none", "sampling", "loss"]
+Resize = Literal["squash", "crop"]
 Bounds = Literal["pixel", "preset"]
 BoundarySchedule = Literal["auto", "falling", "zoo", "constant"]
 Precision = Literal["64", "32", "bf16", "fp16"]
@@ -147,19 +149,39 @@ class Settings:
     data: str = option(
         "digits", "digits, cifar10, cifar100, tiny-imagenet, or a folder with train/<class>/ and test/", group="data"
     )
+    val_fraction: float | None = option(
+        None,
+        "share of the training images that chooses best.ckpt; 0: the test set chooses; default: val/ beside test/",
+        least=0.0,
+        most=0.9,
+    )
+    test_fraction: float | None = option(
+        None, "share of a folder's training images that is its test set, where it has none", above=0.0, most=0.9
+    )
     data_root: str = option("data", "folder in which the named sets lie")
     image_size: int | None = option(
         None, "side to which pictures are brought; default: 32, tiny-imagenet 64", least=8, most=1 << 14
     )
+    resize: Resize = option(
+        "squash", "how a picture becomes square: its sides squashed, or the centre cropped out of it"
+    )
     grayscale: bool = option(False, "read pictures in grey")
     classes: str = option("", "keep these classes alone: names with commas between, or numbers like 0-4")
+    cache: str | None = option(None, "folder that keeps decoded pictures for the next time; default: none is kept")
+    resident: float | None = option(
+        None, "GiB of pixels that stay in memory, the rest is streamed; default: half of what is free", least=0.0
+    )
     data_seed: int = option(0, "which images go where", least=0, most=SEED)
     teacher_images: int | None = option(None, "the teacher's; 0: all; default: 1000 of digits, else all", least=0)
     student_images: int | None = option(None, "0: all the teacher's; default: 200 of digits, else all", least=0)
     student_fraction: float | None = option(None, "instead: share of the teacher's images", above=0.0)
     student_shots: int | None = option(None, "instead: images of each class", least=1)
     drop_labels: str = option("", "labels of which the student gets no image; written as --classes")
+    balance: Balance = option(
+        "none", "classes of unequal size: sampling shows all equally often, loss weighs the labels' (method student)"
+    )
     augment: Augment = option("auto", "of training images; auto: none for digits, else crop+flip")
+    erase: float = option(0.0, "probability of a black rectangle in a training image", least=0.0, most=1.0)
 
     teacher_network: str = option(
         "auto",
@@ -369,6 +391,7 @@ class CompareSettings(Settings):
     )
     teacher_mean: str | None = option(None, "of --teacher, written as --mean; default: its file's, else the student's")
     teacher_std: str | None = option(None, "likewise, written as --std")
+    keep_students: bool = option(True, "keep every run's best and last student")
 
     def names(self) -> tuple[str, ...]:
         """The methods, one by one."""

@@ -17,7 +17,7 @@ class Teacher:
         self.network = network.eval().requires_grad_(False)
         if precision == "64":
             self.network.double()
-        self.known = predict(network, data.student) if data.augment == "none" else None
+        self.known = None if data.augmented else predict(network, data.student)
 
     def inform(self, batch: Batch) -> Batch:
         """The batch with the teacher's logits, if they are known."""

@@ -68,7 +68,7 @@ def other_normalisation(network: Normalised, test: Split, enough: float) -> str:
 
     The words are empty where none is that good.
     """
-    some, channels = test.take(evenly(len(test), _TRIED)), test.pixels.shape[1]
+    some, channels = test.take(evenly(len(test), _TRIED)), len(network.normalisation.mean)
     usual = {name: found for name, found in PUBLISHED.items() if len(found.mean) == channels}
     for mean, std in ((0.0, 1.0), (0.5, 0.5)):
         words = ",".join([f"{mean:g}"] * channels), ",".join([f"{std:g}"] * channels)

@@ -17,7 +17,10 @@ from amkd_fast.distill.settings import Settings
 from amkd_fast.distill.state_dict_file import Claim, FoundStateDict
 
 # Of the settings of the data, those that leave the test images as they are.
-_TRAINING_ONLY = ("teacher_images", "student_images", "student_fraction", "student_shots", "drop_labels", "augment")
+_TRAINING_ONLY = (
+    *("teacher_images", "student_images", "student_fraction", "student_shots", "drop_labels", "augment", "erase"),
+    *("val_fraction", "balance", "cache", "resident"),
+)
 
 
 class TeacherFile(NamedTuple):

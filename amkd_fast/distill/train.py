@@ -7,11 +7,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from amkd_fast.distill import build, report, training_runs
+from amkd_fast.distill import build, metrics, report, training_runs
 from amkd_fast.distill import data as datasets
+from amkd_fast.distill.checkpoint import load_network
+from amkd_fast.distill.data import Data
 from amkd_fast.distill.distributed import World, process_group
 from amkd_fast.distill.errors import Diverged, UserError
 from amkd_fast.distill.files import write_atomic
+from amkd_fast.distill.fit import Run, best_epoch
+from amkd_fast.distill.networks.normalised import Normalised
+from amkd_fast.distill.report.card import NAME as CARD
+from amkd_fast.distill.report.card import card
+from amkd_fast.distill.report.experiment import experiment
 from amkd_fast.distill.result_folder import MARKER, result_folder
 from amkd_fast.distill.settings import TrainSettings
 from amkd_fast.distill.teacher import Teacher
@@ -32,7 +39,8 @@ def train(
     Args:
         settings: Of a fresh run.
         given: The settings that the user stated; a resumed run must not contradict them.
-        output: Result folder: teacher.ckpt, last.ckpt, best.ckpt, log.csv, config.yaml, run.json, results.json.
+        output: Result folder: teacher.ckpt, last.ckpt, best.ckpt, card.md, log.csv, config.yaml, run.json,
+            results.json.
         overwrite: Replace an earlier result once this one is complete.
         resume: Go on with the run in ``output``.
         device: Where to train.
@@ -51,9 +59,10 @@ def train(
                 print(f"{output} is complete: there is nothing left to do")
             return
         build.check(settings, device)
-        data = datasets.load(settings).to(device)
+        data = datasets.load(settings, device).to(device)
         training_runs.prepare([settings.method], data, settings, world.size > 1)
         teacher: Teacher | None = None
+        network: Normalised | None = None  # the teacher's
         accuracy: float | None = None
         common: dict[str, Any] = {"progress": progress, "resume": resume, "world": world}
         if settings.method != "student":
@@ -66,7 +75,9 @@ def train(
             )
         except Diverged as error:
             raise training_runs.told(settings.method, error, folder, settings.epochs) from error
-        result = {
+        assert run.network is not None, "fit returns it"
+        accuracies = metrics.class_accuracies(run.network, data)
+        result: dict[str, Any] = {
             "kind": "train",
             "environment": {**report.environment(), "device": str(device), "processes": world.size},
             "method": settings.method,
@@ -75,13 +86,41 @@ def train(
             "teacher_accuracy": accuracy,
             "last": run.last,
             "best": run.best,
+            "best_epoch": best_epoch(run.rows)["epoch"],
+            "chosen_on": data.chosen_on,
+            "classes": dict(zip(data.classes, accuracies, strict=True)),
             "epochs": run.rows,
         }
         if world.first:
+            result |= _findings(folder, run, network, data, settings)
+            measured = {f"{name}.ckpt": result["qualities"][name] for name in ("best", "last")}
+            if accuracy is not None:
+                measured["teacher"] = {"accuracy": accuracy}
+            write_atomic(folder / CARD, card(settings.method, settings.seed, measured, result, settings))
             write_atomic(folder / MARKER, report.to_json(result))
     if world.first:
-        print(f"{settings.method}: last epoch {run.last:.1f} %, best {run.best:.1f} % (chosen on the test set)")
-        print(f"Results: {output}/last.ckpt, best.ckpt, log.csv, config.yaml, results.json")
+        print(f"{settings.method}: last epoch {run.last:.1f} %, best {run.best:.1f} % (chosen on {data.chosen_on})")
+        print(f"Results: {output}/last.ckpt, best.ckpt, card.md, log.csv, config.yaml, results.json")
+
+
+def _findings(
+    folder: Path, run: Run, teacher: Normalised | None, data: Data, settings: TrainSettings
+) -> dict[str, Any]:
+    """What the checkpoints are worth by themselves, and what the experiment was made with."""
+    student: Normalised | None = None
+    found: dict[str, dict[str, float | None]] = {}
+    for name in ("last", "best"):
+        if name == "best" and best_epoch(run.rows) is run.rows[-1]:
+            found[name] = found["last"]  # the same network
+            continue
+        student, _, _ = load_network(folder / f"{name}.ckpt", settings.network("student"), "--student-network")
+        found[name] = metrics.measure(student.to(data.test.labels.device), None, data, settings)
+    assert student is not None, "the last one is always measured"
+    described = {"student": student} if teacher is None else {"student": student, "teacher": teacher}
+    return {
+        **experiment(described, data, settings),
+        "qualities": {**found, "protocol": metrics.protocol(data, settings)},
+    }
 
 
 @contextlib.contextmanager

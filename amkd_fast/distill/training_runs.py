@@ -32,7 +32,8 @@ TEACHER_SEED = 0
 def train_teacher(data: Data, settings: Settings, **options: Any) -> tuple[Run, Spec]:
     """Train the teacher with the labels alone; the options are those of :func:`fit`."""
     network, spec = _built("teacher", TEACHER_SEED, data, settings)
-    method = build.method("student", settings, data, distributed=options.get("world", ALONE).size > 1)
+    spread = options.get("world", ALONE).size > 1
+    method = build.method("student", settings, data, distributed=spread, labels=data.teacher.labels)
     settings = settings.of_teacher()
     options = {"epochs": settings.epochs, "seed": TEACHER_SEED, "about": {}, **options}
     return fit(network, spec, method, None, data.teacher, data, settings, **options), spec

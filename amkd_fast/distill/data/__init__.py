@@ -1,28 +1,25 @@
-"""Labelled images, whole sets resident as uint8: digits, CIFAR, Tiny ImageNet, or a folder of pictures."""
+"""Labelled images as uint8, resident or streamed: digits, CIFAR, Tiny ImageNet, or a folder of pictures."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from amkd_fast.distill.data import cifar, digits, folder, subsets, tiny_imagenet
+from amkd_fast.distill.data import cifar, digits, folder, memory, subsets, tiny_imagenet
 from amkd_fast.distill.data.batches import Batches, InOrder, Labelled
+from amkd_fast.distill.data.memory import Room
 from amkd_fast.distill.data.split import Source, Split
+from amkd_fast.distill.data.statistics import Statistics
 from amkd_fast.distill.errors import UserError, allocating
 from amkd_fast.distill.settings import Settings
 from amkd_fast.methods.base import Batch
 
-__all__ = ["READERS", "Batch", "Batches", "Data", "InOrder", "Labelled", "Split", "load"]
+__all__ = ["Batch", "Batches", "Data", "InOrder", "Labelled", "Split", "load"]
 
-READERS = {
-    "digits": digits.read,
-    "cifar10": cifar.read,
-    "cifar100": cifar.read,
-    "tiny-imagenet": tiny_imagenet.read,
-}  # anything else is a folder
+RESIDENT = {"digits": digits.read, "cifar10": cifar.read, "cifar100": cifar.read}
+PICTURES = {"tiny-imagenet": tiny_imagenet.read}  # as anything else, a folder
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,11 +30,11 @@ class Data:
         teacher: Training set of the teacher.
         student: Some or all of it, training set of the student.
         test: Test set of both.
+        validation: What best.ckpt is chosen on; None: on the test set.
         classes: Names, in the order of the labels.
-        mean: Of the teacher's images, one a channel, in [0, 1] pixel units; no image is normalised here.
-        std: Their standard deviation, one number over all channels.
-        stds: Likewise, one a channel.
+        statistics: Of the teacher's images; no image is normalised here.
         augment: ``none``, ``crop`` or ``crop+flip``.
+        erase: Probability of a black rectangle in a training image.
         level: Pixel value of one uint8 level: 1/16 for digits, whose levels are 0 to 16, else 1/255.
         dropped: Labels of which the student gets no image.
     """
@@ -46,87 +43,121 @@ class Data:
     student: Split
     test: Split
     classes: tuple[str, ...]
-    mean: tuple[float, ...]
-    std: float
-    stds: tuple[float, ...]
+    statistics: Statistics
     augment: str
     level: float
     dropped: tuple[int, ...] = ()
+    validation: Split | None = None
+    erase: float = 0.0
+
+    @property
+    def augmented(self) -> bool:
+        """Whether training images change from epoch to epoch."""
+        return self.augment != "none" or self.erase > 0.0
 
     @property
     def channels(self) -> int:
         return self.test.pixels.shape[1]
 
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """Of the teacher's images, one a channel, in [0, 1] pixel units."""
+        return self.statistics.moments.mean
+
+    @property
+    def std(self) -> float:
+        """Their standard deviation, one number over all channels."""
+        return self.statistics.moments.std
+
+    @property
+    def stds(self) -> tuple[float, ...]:
+        """Likewise, one a channel."""
+        return self.statistics.moments.stds
+
+    @property
+    def tested_on(self) -> tuple[Split, ...]:
+        """The test set and, where there is one, the validation set."""
+        return (self.test,) if self.validation is None else (self.test, self.validation)
+
+    @property
+    def chosen_on(self) -> str:
+        """The images by whose accuracy best.ckpt is chosen, in words."""
+        return "the test set" if self.validation is None else f"{len(self.validation)} validation images"
+
     def to(self, device: torch.device | str) -> Data:
-        """The same data resident on ``device``; a student that learns from all of the teacher's shares its memory."""
+        """The same data on ``device``; a student that learns from all of the teacher's shares its memory."""
         teacher, test = self.teacher.to(device), self.test.to(device)
         student = teacher if self.student is self.teacher else self.student.to(device)
-        return replace(self, teacher=teacher, student=student, test=test)
+        validation = None if self.validation is None else self.validation.to(device)
+        return replace(self, teacher=teacher, student=student, test=test, validation=validation)
 
 
-def load(settings: Settings) -> Data:
+def load(settings: Settings, device: torch.device | str = "cpu", *, test_alone: bool = False) -> Data:
     """Read the data that ``settings.data`` names.
 
     Args:
         settings: ``data`` is ``digits``, ``cifar10``, ``cifar100``, ``tiny-imagenet`` (these three unpacked under
-            ``data_root``; nothing is downloaded) or a folder with ``train/<class>/`` and ``test/<class>/`` or
-            ``val/<class>/``. ``classes`` keeps some classes; ``teacher_images`` and ``student_images``,
-            ``student_shots`` or ``student_fraction`` keep some images of each.
+            ``data_root``; nothing is downloaded) or a folder (see :func:`.folder.read`). ``val_fraction`` of the
+            training images are the validation set. ``classes`` keeps some classes; ``teacher_images`` and
+            ``student_images``, ``student_shots`` or ``student_fraction`` keep some images of each. What exceeds
+            ``resident`` GiB of pictures is streamed.
+        device: Where the data will lie.
+        test_alone: Only the test images are wanted: other pictures are streamed, and so decoded by who asks for them.
 
     Returns:
-        Resident data on the CPU.
+        Data on the CPU.
 
     Raises:
         UserError: The data is missing, empty, unreadable, or the classes or images wished for are not there.
     """
     what = f"--data {settings.data}" + (f" --image-size {settings.image_size}" if settings.image_size else "")
     with allocating(what):
-        return _load(settings)
+        return _load(settings, Room(memory.limit(settings.resident, torch.device(device)), test_alone))
 
 
-def _load(settings: Settings) -> Data:
-    source: Source = READERS.get(settings.data, folder.read)(settings)
+def _load(settings: Settings, room: Room) -> Data:
+    source: Source
+    if settings.data in RESIDENT:
+        source = RESIDENT[settings.data](settings)
+    else:
+        source = PICTURES.get(settings.data, folder.read)(settings, room)
     _check(source, settings.data)
+    if settings.test_fraction is not None and settings.data in (*RESIDENT, *PICTURES):
+        raise UserError(f"--test-fraction {settings.test_fraction:g}: {settings.data} has a test set already")
     train, test = (replace(split, level=source.level) for split in (source.train, source.test))
+    validation = source.validation and replace(source.validation, level=source.level)
+    if settings.val_fraction:
+        rest, out = subsets.held_out(
+            train.labels, settings.val_fraction, source.classes, settings.data_seed, "--val-fraction"
+        )
+        train, validation = train.take(rest), train.take(out)
     wish = settings.teacher_images or 0
     teacher = subsets.stratified(train, wish, len(source.classes), settings.data_seed, "--teacher-images")
     student = subsets.of_student(teacher, source.classes, settings)
     student, dropped = subsets.without(student, source.classes, settings.drop_labels)
-    mean, std, stds = _statistics(teacher.pixels, source.level)
-    if std == 0.0:
-        raise UserError(f"--data {settings.data}: all training images are of one colour")
+    statistics = Statistics(teacher, settings.data)
+    if isinstance(teacher.pixels, Tensor):
+        _ = statistics.moments  # refuses images of one colour now
     augment = "none" if settings.data == "digits" else "crop+flip"
     return Data(
         teacher=teacher,
         student=student,
         test=test,
         classes=source.classes,
-        mean=mean,
-        std=std,
-        stds=stds,
+        statistics=statistics,
         augment=augment if settings.augment == "auto" else settings.augment,
         level=source.level,
         dropped=dropped,
+        validation=validation,
+        erase=settings.erase,
     )
 
 
 def _check(source: Source, name: str) -> None:
-    for part, split in (("training", source.train), ("test", source.test)):
+    for part, split in (("training", source.train), ("test", source.test), ("validation", source.validation)):
+        if split is None:
+            continue
         counts = torch.bincount(split.labels, minlength=len(source.classes))
         empty = [name for name, count in zip(source.classes, counts.tolist(), strict=True) if count == 0]
         if empty:
             raise UserError(f"--data {name}: no {part} images of {', '.join(empty[:5])}")
-
-
-def _statistics(pixels: Tensor, level: float) -> tuple[tuple[float, ...], float, tuple[float, ...]]:
-    """Means per channel, standard deviation over all and per channel, from histograms: exact, no float copy of all."""
-    counts = torch.stack([torch.bincount(pixels[:, c].flatten(), minlength=256) for c in range(pixels.shape[1])])
-    values = torch.arange(256)
-    sums, squares = ((counts * values**power).sum(1).tolist() for power in (1, 2))  # [C], Python's integers
-    each = int(counts[0].sum())
-
-    def spread(count: int, total: int, square: int) -> float:
-        return level * math.sqrt((square * count - total * total) / (count * max(count - 1, 1)))
-
-    stds = tuple(spread(each, *of_channel) for of_channel in zip(sums, squares, strict=True))
-    return tuple(level * value / each for value in sums), spread(each * len(sums), sum(sums), sum(squares)), stds

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from amkd_fast import checks, philox
+from amkd_fast.distill.data.erasing import erase
+from amkd_fast.distill.data.sampling import balanced, shuffled
 from amkd_fast.distill.data.split import Split
+from amkd_fast.distill.data.streamed import Streamed, ahead
 from amkd_fast.methods.base import Batch
-from amkd_fast.ops.images import crop_flip
+from amkd_fast.ops.images import crop_flip, reference
 
 AUGMENTS = ("none", "crop", "crop+flip")
 _STREAM = 0x6570  # of the draws that turn seed and epoch into the key of an epoch's augmentation
@@ -32,13 +35,16 @@ class Batches:
     one be empty. Lightning calls ``sampler.set_epoch`` before each epoch, after a resume too.
 
     Args:
-        split: What to learn from, on its device.
+        split: What to learn from, on its device. A streamed set gives the same batches, bit by bit, as a resident one.
         batch_size: Images of all ranks together.
         seed: Of order and augmentation.
         augment: ``crop`` shifts each image by up to an eighth of its height and fills the border with level 0 (black);
             ``crop+flip`` also mirrors every other one; ``none``.
         rank: Which share.
         world: How many shares.
+        erase: Probability of a black rectangle in an image (:func:`.erasing.erase`).
+        balance: Show all classes equally often (:func:`.sampling.balanced`). An image that comes again in an epoch is
+            augmented in another way, unless the same batch has it twice.
 
     Raises:
         ValueError: ``augment`` is another one, ``rank`` is not below ``world``, or a batch has fewer images than there
@@ -46,12 +52,21 @@ class Batches:
     """
 
     def __init__(
-        self, split: Split, batch_size: int, seed: int, augment: str, *, rank: int = 0, world: int = 1
+        self,
+        split: Split,
+        batch_size: int,
+        seed: int,
+        augment: str,
+        *,
+        rank: int = 0,
+        world: int = 1,
+        erase: float = 0.0,
+        balance: bool = False,
     ) -> None:
         checks.choice("augment", augment, AUGMENTS)
         _check_share(batch_size, rank, world)
         self.split, self.batch_size, self.seed, self.augment = split, batch_size, seed, augment
-        self.rank, self.world = rank, world
+        self.rank, self.world, self.erase, self.balance = rank, world, checks.unit("erase", erase), balance
         self.epoch = 0
         self.sampler = self
 
@@ -67,19 +82,20 @@ class Batches:
         if self.augment != "none":
             pad = max(1, split.pixels.shape[2] // 8)
         draws = torch.Generator().manual_seed(self.seed * 100_003 + self.epoch)
-        order = torch.randperm(len(split), generator=draws).to(split.pixels.device)
+        order = balanced(split.labels.cpu(), draws) if self.balance else shuffled(len(split), draws)
         key, no_shift = _key(self.seed, self.epoch), torch.zeros(split.pixels.shape[1], device=split.pixels.device)
-        for rows in order.split(self.batch_size):
-            index = rows[_share(len(rows), self.rank, self.world)]
-            images = crop_flip(
-                split.pixels,
-                index,
-                scale=split.level,
-                shift=no_shift,
-                pad=pad,
-                flip=self.augment == "crop+flip",
-                seed=key,
-            )
+        pixels, parts = split.pixels, order.to(split.pixels.device).split(self.batch_size)
+        shares = [rows[_share(len(rows), self.rank, self.world)] for rows in parts]
+        decoded = ahead(pixels[index] for index in shares) if isinstance(pixels, Streamed) else iter(())
+        options: Any = {"scale": split.level, "shift": no_shift, "pad": pad, "flip": self.augment == "crop+flip"}
+        for number, index in enumerate(shares):
+            seed = _key(key, number) if self.balance else key
+            if isinstance(pixels, Streamed):
+                images = reference.crop_flip(next(decoded), None, **options, seed=seed, rows=index).contiguous()
+            else:
+                images = crop_flip(pixels, index, **options, seed=seed)
+            if self.erase > 0.0:
+                images = erase(images, index, self.erase, seed)
             yield Batch(images, split.labels[index], index)
 
 
@@ -122,6 +138,6 @@ def _check_share(batch_size: int, rank: int, world: int) -> None:
 
 
 def _key(seed: int, epoch: int) -> int:
-    """63 random bits of ``seed`` and ``epoch``: they fit an operator's int64."""
+    """63 random bits of two numbers: they fit an operator's int64."""
     high, low, _, _ = philox.words(seed, torch.tensor(epoch), stream=_STREAM)
     return (int(high) << 32 | int(low)) >> 1

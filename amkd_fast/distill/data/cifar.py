@@ -85,7 +85,7 @@ def read(settings: Settings) -> Source:
         )
     source = subsets.of_classes(Source(train, test, classes, LEVEL), settings.classes)
     if settings.grayscale:
-        train, test = (Split(pictures.grey(part.pixels), part.labels) for part in (source.train, source.test))
+        train, test = (Split(pictures.grey(part.levels), part.labels) for part in (source.train, source.test))
         source = source._replace(train=train, test=test)
     return source
 

@@ -1,24 +1,37 @@
-"""A folder of pictures: ``train/<class>/`` and ``test/<class>/`` (or ``val/<class>/``), folders within a class too."""
+"""A folder of pictures: ``train/<class>/``, ``test/<class>/`` and ``val/<class>/``, or ``<class>/`` alone."""
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
-from amkd_fast.distill.data import pictures, subsets
+from amkd_fast.distill.data import cache, pictures, subsets
+from amkd_fast.distill.data.memory import Room
 from amkd_fast.distill.data.split import Source, Split
+from amkd_fast.distill.data.streamed import Streamed
 from amkd_fast.distill.errors import UserError
 from amkd_fast.distill.settings import Settings
 
 SIZE = 32  # unless the settings say otherwise
 LEVEL = 1.0 / 255.0
 DEEPEST = 32  # folders within a class
+VALIDATION = ("val", "validation", "valid")
 
 
-def read(settings: Settings) -> Source:
+def read(settings: Settings, room: Room) -> Source:
     """The pictures of the folder ``settings.data``; classes are its folders' names, sorted.
+
+    They are decoded now as far as there is ``room``, else whenever they are asked for.
+
+    Where there are both ``test/`` and ``val/`` (or ``validation/``, ``valid/``), the latter is the validation set,
+    unless ``settings.val_fraction`` is 0; where there is one of them, it is the test set. Without ``test/``,
+    ``settings.test_fraction`` of every class in ``train/``, or in the folder itself, can be the test set.
 
     Raises:
         UserError: The folder, a class or its pictures are missing, or a picture is unreadable (named).
@@ -29,19 +42,55 @@ def read(settings: Settings) -> Source:
             f"--data {root}: no such folder (give 'digits', 'cifar10', 'cifar100', 'tiny-imagenet' or a folder with"
             " train/<class>/ and test/<class>/)"
         )
-    held = "val" if (root / "val").is_dir() and not (root / "test").exists() else "test"
-    names = {part: class_names(root / part) for part in ("train", held)}
-    if names["train"] != names[held]:
-        odd = ", ".join(sorted(set(names["train"]) ^ set(names[held])))
-        raise UserError(
-            f"--data {root}: train has {len(names['train'])} classes and {held} {len(names[held])}; not in both: {odd}"
-        )
-    if len(names["train"]) < 2:
+    parts = _parts(root, settings)
+    train = parts["train"]
+    names = class_names(train)
+    for part in parts.values():
+        others = class_names(part)
+        if names != others:
+            odd = ", ".join(sorted(set(names) ^ set(others)))
+            raise UserError(
+                f"--data {root}: train has {len(names)} classes and {part.name} {len(others)}; not in both: {odd}"
+            )
+    if len(names) < 2:
         raise UserError(f"--data {root}: one class only; at least two are needed")
-    classes = tuple(names["train"][number] for number in subsets.choose(tuple(names["train"]), settings.classes))
-    size = SIZE if settings.image_size is None else settings.image_size
-    train, test = ([found(root / part / name) for name in classes] for part in ("train", held))
-    return Source(pixels(train, size, settings.grayscale), pixels(test, size, settings.grayscale), classes, LEVEL)
+    classes = tuple(names[number] for number in subsets.choose(tuple(names), settings.classes))
+    files = {part: listed([found(place / name) for name in classes]) for part, place in parts.items()}
+    if settings.test_fraction is not None:
+        seed, option = settings.data_seed, "--test-fraction"
+        rest, out = subsets.held_out(files["train"].labels, settings.test_fraction, classes, seed, option)
+        files |= {"train": files["train"].take(rest), "test": files["train"].take(out)}
+    splits = pixels(files, settings, SIZE, room)
+    return Source(splits["train"], splits["test"], classes, LEVEL, splits.get("validation"))
+
+
+def _parts(root: Path, settings: Settings) -> dict[str, Path]:
+    """The folders of ``train``, ``test`` (unless it is split off) and ``validation`` (where there is one)."""
+    test, validation = root / "test", [root / name for name in VALIDATION if (root / name).is_dir()]
+    if len(validation) > 1:
+        raise UserError(f"--data {root}: {' and '.join(path.name for path in validation)}: must be one of them")
+    parts = {"train": root / "train"}
+    if test.exists():
+        parts["test"] = test
+    elif validation and settings.test_fraction is None:
+        parts["test"] = validation.pop()
+    if validation and settings.val_fraction != 0.0:
+        parts["validation"] = validation[0]
+    if settings.test_fraction is None:
+        if "test" not in parts:
+            raise UserError(
+                f"--data {root}: {test} is missing, and so is val; --test-fraction 0.2 takes that share of the"
+                f" training images{'' if parts['train'].is_dir() else ', or of <class>/ where there is no train/'}"
+            )
+    elif "test" in parts:
+        raise UserError(f"--test-fraction {settings.test_fraction:g}: {parts['test']} is the test set already")
+    elif not parts["train"].is_dir():
+        parts["train"] = root
+    if settings.val_fraction and "validation" in parts:
+        raise UserError(
+            f"--val-fraction {settings.val_fraction:g}: {parts['validation']} is the validation set already"
+        )
+    return parts
 
 
 def class_names(folder: Path) -> list[str]:
@@ -68,14 +117,61 @@ def found(folder: Path) -> list[Path]:
     """
     paths = _walk(folder, ())
     if not paths:
-        raise UserError(f"--data: {folder} holds no .png or .jpg (nor .jpeg, .bmp, .webp or .ppm)")
+        raise UserError(f"--data: {folder} holds no .png or .jpg (nor .jpeg, .bmp, .webp, .ppm or .tif)")
     return paths
 
 
-def pixels(classes: list[list[Path]], size: int, grayscale: bool) -> Split:
+class Files(NamedTuple):
+    """Pictures that have not been read yet."""
+
+    paths: list[Path]
+    labels: Tensor  # int64 [N]
+
+    def take(self, rows: Tensor) -> Files:
+        """These pictures, in their order."""
+        return Files([self.paths[row] for row in rows.tolist()], self.labels[rows])
+
+
+def listed(classes: list[list[Path]]) -> Files:
     """The pictures of every class, class by class."""
     labels = torch.arange(len(classes)).repeat_interleave(torch.tensor([len(paths) for paths in classes]))
-    return Split(pictures.read([path for paths in classes for path in paths], size, grayscale), labels)
+    return Files([path for paths in classes for path in paths], labels)
+
+
+def pixels(parts: dict[str, Files], settings: Settings, usual: int, room: Room) -> dict[str, Split]:
+    """The pictures of every part, as the settings wish.
+
+    Args:
+        parts: By name.
+        settings: ``image_size``, ``grayscale``, ``resize``, ``cache``.
+        usual: Their size unless the settings give one.
+        room: What is beyond it is streamed.
+    """
+    size = usual if settings.image_size is None else settings.image_size
+    image = (1 if settings.grayscale else 3, size, size)
+    resident = room.residents({name: len(files.paths) * math.prod(image) for name, files in parts.items()})
+    splits = {}
+    for name, (paths, labels) in parts.items():
+        levels: Tensor | Streamed
+        kept = None if room.test_alone and name != "test" else settings.cache
+        if kept is not None:
+            found = cache.read(kept, paths, size, settings.grayscale, settings.resize)
+            levels = found if name in resident else Streamed(found.__getitem__, torch.arange(len(paths)), image)
+        elif name in resident:
+            levels = pictures.read(paths, size, settings.grayscale, settings.resize)
+        else:
+            levels = Streamed(_decoder(paths, settings, size), torch.arange(len(paths)), image)
+        splits[name] = Split(levels, labels)
+    return splits
+
+
+def _decoder(paths: list[Path], settings: Settings, size: int) -> Callable[[Tensor], Tensor]:
+    def decode(rows: Tensor) -> Tensor:
+        chosen = [paths[row] for row in rows.tolist()]
+        empty = torch.empty(0, 1 if settings.grayscale else 3, size, size, dtype=torch.uint8)
+        return torch.cat([empty, *pictures.blocks(chosen, size, settings.grayscale, settings.resize)])
+
+    return decode
 
 
 def _walk(folder: Path, around: tuple[tuple[int, int], ...]) -> list[Path]:

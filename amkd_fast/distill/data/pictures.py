@@ -6,7 +6,7 @@ import io
 import os
 import stat
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -14,28 +14,32 @@ import torch
 from torch import Tensor
 
 from amkd_fast.distill.errors import UserError
+from amkd_fast.distill.settings import Resize
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm")
-FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM")  # whatever the suffix says, no other decoder is tried
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM", "TIFF")  # whatever the suffix says, no other decoder is tried
 MOST_BYTES = 64 * 2**20
 MOST_PIXELS = 64_000_000
 EIGHT_BITS = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")  # modes that PIL converts to levels
 TASK = 16  # pictures that a thread reads before it takes the next ones
+AHEAD = 512 * 2**20  # bytes that may wait for whoever takes them
 PLACED = 64 * 2**20  # bytes put in their place at once: torch's own threads, once awake, take the readers' time
 
 
-def read(paths: Sequence[str | os.PathLike[str]], size: int, grayscale: bool) -> Tensor:
+def read(paths: Sequence[str | os.PathLike[str]], size: int, grayscale: bool, resize: Resize = "squash") -> Tensor:
     """Pixels of picture files, in their order.
 
-    A picture is converted to RGB (or grey), then brought to ``size`` x ``size`` bilinearly, whatever its shape was.
-    It is turned as its EXIF orientation says, as viewers show it. Of 16 bits the upper eight count, as PIL has it for
-    colours. Transparency is dropped: a pixel has the colour that is stored for it. Of an animation the first frame
-    counts.
+    A picture is converted to RGB (or grey), then brought to ``size`` x ``size`` bilinearly: ``squash`` does so whatever
+    its shape was; ``crop`` brings its shorter side to ``size`` and takes the centre out, rounding as torchvision's
+    ``Resize`` and ``CenterCrop`` do. It is turned as its EXIF orientation says, as viewers show it. Of 16 bits the
+    upper eight count, as PIL has it for colours. Transparency is dropped: a pixel has the colour that is stored for
+    it. Of an animation the first frame counts.
 
     Args:
-        paths: PNG, JPEG, BMP, WebP or PPM files.
+        paths: PNG, JPEG, BMP, WebP, PPM or TIFF files.
         size: Height and width.
         grayscale: Grey (one channel) instead of RGB (three).
+        resize: ``squash`` or ``crop``.
 
     Returns:
         uint8 [N, C, size, size].
@@ -45,31 +49,46 @@ def read(paths: Sequence[str | os.PathLike[str]], size: int, grayscale: bool) ->
             floating-point, or larger than 64 MiB or 64 megapixels. The latter is found in its header, before anything
             is decoded.
     """
-    from PIL import Image, WebPImagePlugin  # noqa: F401 - registers the one format that preinit leaves out
+    channels, done = 1 if grayscale else 3, 0
+    pixels = torch.empty(len(paths), channels, size, size, dtype=torch.uint8)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")  # odd metadata; a bomb is refused by our own, lower limit
+        for part in blocks(paths, size, grayscale, resize):
+            pixels[done : done + len(part)] = part
+            done += len(part)
+    return pixels
+
+
+def blocks(
+    paths: Sequence[str | os.PathLike[str]], size: int, grayscale: bool, resize: Resize = "squash"
+) -> Iterator[Tensor]:
+    """The same, some pictures at a time; PIL's warnings come through.
+
+    Yields:
+        uint8 [n, C, size, size], not contiguous.
+    """
+    from PIL import Image, TiffImagePlugin, WebPImagePlugin  # noqa: F401 - registers what preinit leaves out
 
     Image.preinit()
     mode, channels = ("L", 1) if grayscale else ("RGB", 3)
-    pixels = torch.empty(len(paths), channels, size, size, dtype=torch.uint8)
-    done = 0
 
     def some(start: int) -> bytes:
-        return b"".join(_picture(path, size, mode) for path in paths[start : start + TASK])
+        return b"".join(_picture(path, size, mode, resize) for path in paths[start : start + TASK])
 
-    def place(flat: bytearray) -> int:
-        part = torch.frombuffer(flat, dtype=torch.uint8).view(-1, size, size, channels)
-        pixels[done : done + len(part)] = part.permute(0, 3, 1, 2)
-        return done + len(part)
+    def placed(flat: bytearray) -> Tensor:
+        return torch.frombuffer(flat, dtype=torch.uint8).view(-1, size, size, channels).permute(0, 3, 1, 2)
 
-    with warnings.catch_warnings(), ThreadPoolExecutor(_threads()) as pool:
-        warnings.filterwarnings("ignore", module=r"PIL\.")  # odd metadata; a bomb is refused by our own, lower limit
-        waiting = bytearray()
-        for flat in pool.map(some, range(0, len(paths), TASK)):
-            waiting += flat
-            if len(waiting) >= PLACED:
-                done, waiting = place(waiting), bytearray()
-        if waiting:
-            place(waiting)
-    return pixels
+    ahead = max(1, AHEAD // (TASK * size * size * channels)) * TASK
+    with ThreadPoolExecutor(_threads()) as pool:
+        for first in range(0, len(paths), ahead):
+            waiting = bytearray()
+            for flat in pool.map(some, range(first, min(first + ahead, len(paths)), TASK)):
+                waiting += flat
+                if len(waiting) >= PLACED:
+                    yield placed(waiting)
+                    waiting = bytearray()
+            if waiting:
+                yield placed(waiting)
 
 
 def _threads() -> int:
@@ -77,7 +96,7 @@ def _threads() -> int:
     return min(cores, 16)
 
 
-def _picture(path: str | os.PathLike[str], size: int, mode: str) -> bytes:
+def _picture(path: str | os.PathLike[str], size: int, mode: str, resize: Resize) -> bytes:
     from PIL import Image, UnidentifiedImageError
 
     try:
@@ -86,18 +105,19 @@ def _picture(path: str | os.PathLike[str], size: int, mode: str) -> bytes:
             width, height = picture.size
             if width * height > MOST_PIXELS:
                 raise ValueError(f"{width} x {height} are more than {MOST_PIXELS // 1_000_000} megapixels")
-            return _fitted(picture, size, mode).tobytes()
+            return _fitted(picture, size, mode, resize).tobytes()
     except UnidentifiedImageError:
-        raise _refusal(path, f"no {', '.join(FORMATS[:-1])} or {FORMATS[-1]} picture") from None
+        raise refusal(path, f"no {', '.join(FORMATS[:-1])} or {FORMATS[-1]} picture") from None
     except Image.DecompressionBombError:
-        raise _refusal(path, f"more than {MOST_PIXELS // 1_000_000} megapixels") from None
+        raise refusal(path, f"more than {MOST_PIXELS // 1_000_000} megapixels") from None
     except OSError as error:
-        raise _refusal(path, error.strerror or error) from error
+        raise refusal(path, error.strerror or error) from error
     except Exception as error:  # a decoder that stumbles over a broken file raises whatever it stumbled into
-        raise _refusal(path, error) from error
+        raise refusal(path, error) from error
 
 
-def _refusal(path: str | os.PathLike[str], reason: object) -> UserError:
+def refusal(path: str | os.PathLike[str], reason: object) -> UserError:
+    """What says that a picture cannot be read, and why."""
     return UserError(f"--data: cannot read the picture {path}: {' '.join(str(reason).split())}")
 
 
@@ -114,14 +134,21 @@ def _content(path: str | os.PathLike[str]) -> bytes:
     return content
 
 
-def _fitted(picture: Any, size: int, mode: str) -> Any:
+def _fitted(picture: Any, size: int, mode: str, resize: Resize) -> Any:
     from PIL import Image
 
     picture = _turned(_in_eight_bits(picture))
     if picture.mode != mode:
         picture = picture.convert(mode)
-    if picture.size != (size, size):
-        picture = picture.resize((size, size), Image.Resampling.BILINEAR)
+    short = min(picture.size)
+    width, height = (int(size * side / short) if resize == "crop" else size for side in picture.size)
+    if width * height > max(MOST_PIXELS, size * size):
+        raise ValueError(f"cropped it would be {width} x {height}, more than {MOST_PIXELS // 1_000_000} megapixels")
+    if picture.size != (width, height):
+        picture = picture.resize((width, height), Image.Resampling.BILINEAR)
+    if (width, height) != (size, size):
+        left, top = round((width - size) / 2), round((height - size) / 2)
+        picture = picture.crop((left, top, left + size, top + size))
     return picture
 
 
@@ -145,6 +172,7 @@ def _in_eight_bits(picture: Any) -> Any:
 def _turned(picture: Any) -> Any:
     from PIL import Image
 
+    picture.load()  # of a TIFF that turns it, and says so
     try:
         orientation = picture.getexif().get(0x0112, 1)
     except Exception:  # metadata that cannot be read say nothing

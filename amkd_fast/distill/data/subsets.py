@@ -63,7 +63,7 @@ def of_classes(source: Source, wish: str) -> Source:
         return Split(split.pixels[rows], labels[rows])
 
     names = tuple(source.classes[number] for number in numbers)
-    return Source(kept(source.train), kept(source.test), names, source.level)
+    return source._replace(train=kept(source.train), test=kept(source.test), classes=names)
 
 
 def of_student(teacher: Split, classes: tuple[str, ...], settings: Settings) -> Split:
@@ -157,6 +157,28 @@ def shots(split: Split, count: int, classes: tuple[str, ...], seed: int) -> Spli
             raise UserError(f"--student-shots {count}: class {name!r} has {size} images only")
     order, place, _ = _places(split.labels, len(classes), seed)
     return split.take(order[place < count])
+
+
+def held_out(labels: Tensor, share: float, classes: tuple[str, ...], seed: int, option: str) -> tuple[Tensor, Tensor]:
+    """Rows that stay and rows that are held out, both in their order.
+
+    Args:
+        labels: int64 [N].
+        share: Of every class's images, in (0, 1); one image at least is held out, and one stays.
+        classes: All names.
+        seed: Of the choice.
+        option: Where it was wished for; it begins the message.
+
+    Raises:
+        UserError: A class has fewer than two images.
+    """
+    counts = torch.bincount(labels, minlength=len(classes))
+    for name, size in zip(classes, counts.tolist(), strict=True):
+        if size < 2:
+            raise UserError(f"{option} {share:g}: class {name!r} has {size} images: must have at least 2")
+    order, place, size = _places(labels, len(classes), seed)
+    out = place < (share * size).round().clamp(min=torch.ones_like(size), max=size - 1)
+    return order[~out].sort().values, order[out].sort().values
 
 
 def _places(labels: Tensor, classes: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from amkd_fast.distill.data import folder, subsets
+from amkd_fast.distill.data.memory import Room
 from amkd_fast.distill.data.split import Source
 from amkd_fast.distill.errors import UserError
 from amkd_fast.distill.settings import Settings
@@ -13,7 +14,7 @@ NAME = "tiny-imagenet-200"
 SIZE = 64  # unless the settings say otherwise
 
 
-def read(settings: Settings) -> Source:
+def read(settings: Settings, room: Room) -> Source:
     """Its training pictures, and its validation pictures as the test set (its own test set has no labels).
 
     Raises:
@@ -31,9 +32,8 @@ def read(settings: Settings) -> Source:
     train = [folder.found(root / "train" / name / "images") for name in classes]
     labelled = _annotations(root / "val" / "val_annotations.txt", everything)
     test = [[root / "val" / "images" / file for file in labelled[name]] for name in classes]
-    size = SIZE if settings.image_size is None else settings.image_size
-    learnt, held_out = (folder.pixels(part, size, settings.grayscale) for part in (train, test))
-    return Source(learnt, held_out, classes, folder.LEVEL)
+    splits = folder.pixels({"train": folder.listed(train), "test": folder.listed(test)}, settings, SIZE, room)
+    return Source(splits["train"], splits["test"], classes, folder.LEVEL)
 
 
 def _annotations(path: Path, classes: tuple[str, ...]) -> dict[str, list[str]]:

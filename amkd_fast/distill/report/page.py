@@ -11,7 +11,7 @@ from jinja2 import Environment, StrictUndefined
 
 from amkd_fast.distill.metrics import EVERY
 from amkd_fast.distill.report.statistics import LEVEL
-from amkd_fast.distill.report.tables import chance
+from amkd_fast.distill.report.tables import chance, worst
 
 TEMPLATE = "page.html.jinja"
 
@@ -84,6 +84,11 @@ def page(result: dict[str, Any], pictures: dict[str, bytes]) -> str:
         tests={name: [test for test in result["tests"] if test["quality"] == name] for name in measured},
         seeds=max(len(found["last"]["values"]) for found in result["methods"].values()),
         diverged={name: found["diverged"] for name, found in result["methods"].items() if found["diverged"]},
+        worst={
+            name: worst(found["classes"], result["data"]["classes"])
+            for name, found in result["methods"].items()
+            if found.get("classes")  # not of runs of earlier versions
+        },
         level=100.0 * LEVEL,
     )
 

@@ -41,7 +41,8 @@ def _methods(result: dict[str, Any]) -> Table:
         qualities = [found["qualities"][name]["mean"] for name in ("pgd_accuracy", "ece", "agreement")]
         numbers = (found["best"]["mean"], *qualities, found["ms_per_step"])
         view.add_row(Text(method), _accuracy(found), *(_number(number) for number in numbers))
-    view.caption = "last epoch: test accuracy, ± half the 95 % interval over the seeds\n* chosen on the test set"
+    chosen_on = result.get("chosen_on", "the test set")
+    view.caption = f"last epoch: test accuracy, ± half the 95 % interval over the seeds\n* chosen on {chosen_on}"
     return view
 
 

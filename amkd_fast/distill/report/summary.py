@@ -68,11 +68,17 @@ def _method(of_seeds: dict[int, Run], names: list[str]) -> dict[str, Any]:
         "best": spread([run.best for run in runs]),
         "diverged": {str(seed): run.diverged for seed, run in of_seeds.items() if run.diverged},
         "qualities": {quality: spread([_value(run, quality) for run in runs]) for quality in names},
+        "classes": _classes([run.classes for run in runs if run.classes]),
         "attacked": attacked,
         **{f"{name}_share": value for name, value in share.items()},
         "ms_per_step": statistics.fmean(row["ms_per_step"] for row in rows) if rows else None,
         "ms_per_attacking_step": statistics.median(attacking) if attacking else None,
     }
+
+
+def _classes(runs: list[list[float]]) -> list[float]:
+    """Mean over the runs of each class's accuracy; empty where no run has any."""
+    return [statistics.fmean(values) for values in zip(*runs, strict=True)]
 
 
 def _value(run: Run, quality: str) -> float | None:

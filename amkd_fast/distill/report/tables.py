@@ -34,6 +34,11 @@ def summary_csv(methods: dict[str, dict[str, Any]]) -> str:
     return table(rows, SUMMARY)
 
 
+def worst(accuracies: list[float], classes: list[str], most: int = 3) -> list[tuple[str, float]]:
+    """The classes with the lowest accuracies, the lowest first; of equal ones the first."""
+    return sorted(zip(classes, accuracies, strict=True), key=lambda found: found[1])[:most]
+
+
 def chance(value: float | None) -> str:
     """A p-value for a table."""
     return "–" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"

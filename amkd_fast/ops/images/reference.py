@@ -12,12 +12,22 @@ STREAM = 0x6372  # of the draws, apart from those of the attack
 
 
 def crop_flip(
-    pixels: Tensor, index: Tensor | None, scale: float, shift: Tensor, pad: int, flip: bool, seed: int | Tensor
+    pixels: Tensor,
+    index: Tensor | None,
+    scale: float,
+    shift: Tensor,
+    pad: int,
+    flip: bool,
+    seed: int | Tensor,
+    rows: Tensor | None = None,
 ) -> Tensor:
-    """The batch [B, C, H, W] in the dtype of ``shift``."""
+    """The batch [B, C, H, W] in the dtype of ``shift``.
+
+    ``rows`` [B]: by which images are drawn for, where their places in ``pixels`` are not what they are in their set.
+    """
     count, _, height, width = pixels.shape
-    rows = torch.arange(count, device=pixels.device) if index is None else index.clamp(0, count - 1)
-    images = pixels[rows]
+    place = torch.arange(count, device=pixels.device) if index is None else index.clamp(0, count - 1)
+    images, rows = pixels[place], place if rows is None else rows
     if pad or flip:
         w0, w1, w2, _ = philox.words(seed, rows, stream=STREAM)  # [B]
         x = torch.arange(width, device=pixels.device)  # [W]
