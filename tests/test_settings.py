@@ -137,7 +137,7 @@ def test_wishes_that_cannot_be_granted(words, expected, tmp_path, monkeypatch, c
 
 def test_channels_last_on_a_cpu_is_for_our_own_networks(monkeypatch):
     monkeypatch.setitem(sys.modules, "mine_in_memory", types.SimpleNamespace(make=lambda channels, classes: None))
-    monkeypatch.setattr("amkd_fast.distill.checkpoint.read", lambda path: None)
+    monkeypatch.setattr("amkd_fast.distill.teacher_file.check", lambda path, network: None)
     cpu, mine = torch.device("cpu"), "mine_in_memory:make"
     for settings in (TrainSettings, CompareSettings):
         build.check(settings(channels_last=True), cpu)

@@ -9,7 +9,7 @@ from torch import nn
 
 from amkd_fast import CrossBatchMemory
 from amkd_fast.attacks import BoundaryAttack, frozen
-from amkd_fast.distill import checkpoint, external_method, loggers, lr_schedule, networks, normalisation, optimizers
+from amkd_fast.distill import external_method, loggers, lr_schedule, networks, normalisation, optimizers, teacher_file
 from amkd_fast.distill.data import Data
 from amkd_fast.distill.data.sampling import class_weights
 from amkd_fast.distill.distributed import torchrun_variables
@@ -235,8 +235,11 @@ def boundary_attack(settings: Settings, network: nn.Module, preset: PresetName, 
 def check(settings: Settings, device: Any) -> None:
     """Raise :class:`UserError` for settings that do not go together, or not here, before any work is done."""
     loggers.check(settings.logger)
-    if isinstance(settings, (TrainSettings, CompareSettings)) and settings.teacher is not None:
-        checkpoint.read(settings.teacher)
+    if isinstance(settings, (TrainSettings, CompareSettings)):
+        if settings.teacher is not None:
+            teacher_file.check(settings.teacher, settings.teacher_network)
+        elif settings.expect_teacher is not None:
+            raise UserError("--expect-teacher: is for --teacher; one that is trained here gets as good as it gets")
     normalisation.check(settings)
     for role in ("teacher", "student"):
         networks.check(settings.network(role), f"--{role}-network")

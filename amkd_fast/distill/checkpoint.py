@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from amkd_fast.distill import networks, schemas
+from amkd_fast.distill import networks, schemas, state_dict_file
 from amkd_fast.distill.errors import UserError, allocating, short
 from amkd_fast.distill.files import write_atomic
 from amkd_fast.distill.networks import Spec
@@ -36,24 +36,27 @@ def read(path: str | Path, about: type[schemas.About] = schemas.About) -> dict[s
     Raises:
         UserError: The file is missing, damaged, or written by something else.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"checkpoint {path}: no such file")
-    try:
-        with allocating(f"checkpoint {path}"):
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except UserError:
-        raise
-    except Exception as error:  # a damaged file raises nearly anything
-        reason = " ".join(str(error).split())[:120] or type(error).__name__
-        raise UserError(f"checkpoint {path}: cannot be read, damaged or no checkpoint ({reason})") from error
-    if not isinstance(checkpoint, dict) or KEY not in checkpoint or not isinstance(checkpoint.get("state_dict"), dict):
+    return checked(state_dict_file.read(path), path, about)
+
+
+def checked(checkpoint: Any, path: str | Path, about: type[schemas.About] = schemas.About) -> dict[str, Any]:
+    """What was read from ``path``, if it is one of our checkpoints.
+
+    Raises:
+        UserError: It was written by something else.
+    """
+    if not is_ours(checkpoint) or not isinstance(checkpoint.get("state_dict"), dict):
         raise UserError(f"checkpoint {path}: was not written by amkd-distill")
     found = checkpoint[KEY]
     if isinstance(found, dict) and "format" in found and found["format"] != FORMAT:
         raise UserError(f"checkpoint {path}: format {short(found['format'])}, this version reads {FORMAT}")
     schemas.check(about, found, f"checkpoint {path}")
     return checkpoint
+
+
+def is_ours(content: object) -> bool:
+    """Whether a file with this content says that it was written here."""
+    return isinstance(content, dict) and KEY in content
 
 
 def read_training(path: Path, about: dict[str, Any], spec: Spec) -> None:
@@ -120,7 +123,7 @@ def load_network(
         normalisation = stored_normalisation(f"checkpoint {path}", found, found["network"]["channels"])
     try:
         spec = Spec(**{name: found["network"][name] for name in Spec._fields})
-        if networks.is_users(spec.name) and spec.name != allowed:
+        if networks.is_users(spec.name) and spec.name != networks.untrained(allowed):
             raise UserError(f"checkpoint {path}: its network is code; {option} {spec.name} allows it to run")
         with allocating(f"checkpoint {path}"):
             network = networks.build(spec, seed=0)

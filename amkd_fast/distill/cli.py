@@ -239,8 +239,10 @@ def _add_evaluation(parser: argparse.ArgumentParser) -> None:
             more["metavar"] = "X"
         group.add_argument("--" + name, default=argparse.SUPPRESS, **more)
 
-    parser.add_argument("checkpoint", help="a .ckpt of train or compare")
-    add("network", help="module:factory or timm:NAME, to allow its code where a checkpoint names it")
+    parser.add_argument("checkpoint", help="a .ckpt of train or compare, or a state dict (.pth, .safetensors)")
+    add("network", help="module:factory or timm:NAME, to allow its code where a checkpoint names it; a state dict's")
+    add("mean", help="of a state dict's network, written as for train (default: the data's)")
+    add("std", help="likewise")
     add("data", help="other data than it was trained with")
     add("attack", choices=e.ATTACKS, help="pgd: robust accuracy; boundary: how the presets reach it (default: none)")
     add("steps", type=_whole(1), help=f"of an attack (default: {EvaluateSettings.steps})")

@@ -11,14 +11,13 @@ from torch import nn
 
 from amkd_fast.attacks import wilson_interval
 from amkd_fast.distill import boundaries, report, robustness
-from amkd_fast.distill.checkpoint import load_network, read
+from amkd_fast.distill.checkpoint import read
 from amkd_fast.distill.data import Split
 from amkd_fast.distill.errors import Diverged
 from amkd_fast.distill.evaluate_settings import EvaluateSettings
-from amkd_fast.distill.evaluation_data import images_for
+from amkd_fast.distill.evaluation_data import subject
 from amkd_fast.distill.files import write_atomic
 from amkd_fast.distill.lock import locked
-from amkd_fast.distill.schemas import Evaluable
 from amkd_fast.distill.teacher import predict
 from amkd_fast.distill.training_runs import rehearse
 
@@ -41,14 +40,13 @@ def evaluate(options: EvaluateSettings, *, device: Any, progress: bool) -> None:
 
 
 def _evaluate(options: EvaluateSettings, device: Any, progress: bool) -> None:
-    network, spec, about = load_network(options.checkpoint, options.network or "", about=Evaluable)
-    settings, data = images_for(options, spec, about, device)
+    network, spec, name, settings, data = subject(options, device)
     data, network = data.to(device), network.to(device)
     if options.compare is not None:
         read(options.compare)
     rehearse(network, f"checkpoint {options.checkpoint}", spec, data)
     clean = _clean(network, data.test, options.checkpoint)
-    print(f"{about['method']}: {100.0 * clean['accuracy']:.2f} % on {clean['images']} clean test images", flush=True)
+    print(f"{name}: {100.0 * clean['accuracy']:.2f} % on {clean['images']} clean test images", flush=True)
     found: dict[str, Any] = {"clean": clean}
     if options.attack == "pgd":
         found["pgd"] = robustness.measure(network, data, options, progress)
@@ -63,7 +61,7 @@ def _evaluate(options: EvaluateSettings, device: Any, progress: bool) -> None:
         about_run = {
             "kind": "evaluate",
             "environment": {**report.environment(), "device": str(device)},
-            "method": about["method"],
+            "method": name,
             "plan": asdict(options),
             "settings": settings.as_dict(),
         }

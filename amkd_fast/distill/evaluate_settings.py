@@ -26,7 +26,9 @@ class EvaluateSettings:
     """An evaluation. Radii and step sizes are in pixel units, the pixels being in [0, 1]."""
 
     checkpoint: str
-    network: str | None = None  # the one of the user's own that a checkpoint may name
+    network: str | None = None  # the one of the user's own that a checkpoint may name; whose weights a state dict has
+    mean: str | None = None  # of a state dict's network, as in Settings
+    std: str | None = None
     data: str | None = None  # None: what the checkpoint was trained with
     attack: Attack = "none"
     steps: int = 10

@@ -185,7 +185,8 @@ class Settings:
 
     teacher_network: str = option(
         "auto",
-        "resnet32x4, wrn-40-2, vgg13, …, module:factory, timm:NAME; auto: small-16-2 for digits, else resnet26",
+        "resnet32x4, wrn-40-2, vgg13, …, module:factory, timm:NAME[@pretrained]; auto: small-16-2 for digits, else "
+        "resnet26",
         group="networks",
     )
     student_network: str = option("auto", "likewise; auto: small-4-1 for digits, else resnet8")
@@ -356,7 +357,16 @@ class TrainSettings(Settings):
         rule=known_method,
     )
     seed: int = option(0, "of initial weights, batches and draws", least=0, most=SEED)
-    teacher: str | None = option(None, "checkpoint of a teacher; default: train one")
+    teacher: str | None = option(
+        None,
+        "checkpoint of a teacher, or a state dict (.pth, .safetensors) of --teacher-network; default: train one",
+    )
+    expect_teacher: float | None = option(
+        None,
+        "the accuracy of --teacher, per cent: 2 points less stop the run; default: what its file says",
+        least=0.0,
+        most=100.0,
+    )
     teacher_mean: str | None = option(None, "of --teacher, written as --mean; default: its file's, else the student's")
     teacher_std: str | None = option(None, "likewise, written as --std")
 
@@ -371,7 +381,16 @@ class CompareSettings(Settings):
         group="run",
     )
     seeds: int = option(3, "number of seeds", least=1, most=10_000)
-    teacher: str | None = option(None, "checkpoint of a teacher; default: train one")
+    teacher: str | None = option(
+        None,
+        "checkpoint of a teacher, or a state dict (.pth, .safetensors) of --teacher-network; default: train one",
+    )
+    expect_teacher: float | None = option(
+        None,
+        "the accuracy of --teacher, per cent: 2 points less stop the run; default: what its file says",
+        least=0.0,
+        most=100.0,
+    )
     teacher_mean: str | None = option(None, "of --teacher, written as --mean; default: its file's, else the student's")
     teacher_std: str | None = option(None, "likewise, written as --std")
     keep_students: bool = option(True, "keep every run's best and last student")

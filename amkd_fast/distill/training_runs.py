@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 import time
 from collections.abc import Iterable
@@ -12,8 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from amkd_fast.distill import build, networks, normalisation
-from amkd_fast.distill.checkpoint import load_network, save_network
+from amkd_fast.distill import build, networks, normalisation, teacher_check, teacher_file
+from amkd_fast.distill.checkpoint import save_network
 from amkd_fast.distill.data import Data
 from amkd_fast.distill.distributed import World
 from amkd_fast.distill.errors import Diverged, UserError, allocating
@@ -22,7 +21,9 @@ from amkd_fast.distill.forecast import Expected, Task
 from amkd_fast.distill.networks import Spec
 from amkd_fast.distill.networks.normalised import Normalised, normalisation_of
 from amkd_fast.distill.settings import CompareSettings, RunSettings, Settings
-from amkd_fast.distill.teacher import Teacher, accuracy, predict
+from amkd_fast.distill.state_dict_file import Claim
+from amkd_fast.distill.teacher import Teacher, predict, rightly
+from amkd_fast.distill.teacher_file import TeacherFile
 from amkd_fast.methods import Method
 from amkd_fast.methods.outputs import with_features
 
@@ -60,10 +61,12 @@ def obtain_teacher(
     """
     kept, growing = folder / "teacher.ckpt", folder / "teacher"
     path = kept if resume and kept.is_file() else settings.teacher
+    claim = None
     if path is not None:
-        network, spec = load_teacher(path, data, settings)
-        how = f"teacher from {path}"
+        network, spec, source, claim = _read_teacher(path, data, settings)
+        how = f"teacher from {source}"
     else:
+        _tell_of_foreign(settings, world)
         start = time.perf_counter()
         try:
             run, spec = train_teacher(data, settings, folder=growing, resume=resume, world=world, **options)
@@ -71,30 +74,56 @@ def obtain_teacher(
             raise told("teacher", error, growing, settings.teacher_epochs) from error
         assert isinstance(run.network, Normalised), "fit returns it"
         network, how = run.network, f"teacher trained in {time.perf_counter() - start:.0f} s"
-    correct = accuracy(network, data.test)
-    if not math.isfinite(float(predict(network, data.test.take(slice(0, 64))).sum())):
+    logits = predict(network, data.test)
+    correct = 100.0 * float(rightly(logits, data.test.labels).float().mean())
+    if not bool(logits.isfinite().all()):
         how += " (its logits are not finite)"
+        claim = None  # it has diverged, as the training will say
     if world.first:
         print(
             f"{how}: {correct:.1f} % on {len(data.test)} test images, normalised by {network.normalisation}", flush=True
         )
+        teacher_check.warn_of_chance(correct, len(data.test), len(data.classes))
+    if settings.expect_teacher is not None:
+        claim = Claim(settings.expect_teacher, "--expect-teacher")
+    if claim is not None:
+        teacher_check.check(network, data.test, logits, claim, f"--teacher {path}")
+    if world.first:
         if path != kept:
-            save_network(kept, network, spec, describe("teacher", TEACHER_SEED, data, settings))
+            about = describe("teacher", TEACHER_SEED, data, settings)
+            save_network(kept, network, spec, {**about, "accuracy": correct})
         shutil.rmtree(growing, ignore_errors=True)
     return network, correct
 
 
 def load_teacher(path: str | Path, data: Data, settings: Settings) -> tuple[Normalised, Spec]:
-    """A teacher from a checkpoint, checked against the data."""
-    usual = normalisation.of_student(settings, data)
-    network, spec, _ = load_network(path, settings.teacher_network, "--teacher-network", otherwise=usual)
-    for name, value in (("channels", data.channels), ("classes", len(data.classes))):
-        if getattr(spec, name) != value:
-            raise UserError(f"--teacher {path}: has {getattr(spec, name)} {name}, the data has {value}")
-    wished = normalisation.of_teacher(settings, data, network.normalisation)
-    network = Normalised(network.network, *wished).to(data.test.labels.device)
-    rehearse(network, f"--teacher {path}", spec, data)
-    return network, spec
+    """A teacher from a file, checked against the data."""
+    return _read_teacher(path, data, settings)[:2]
+
+
+def _read_teacher(path: str | Path, data: Data, settings: Settings) -> TeacherFile:
+    found = teacher_file.load(path, data, settings)
+    network = found.network.to(data.test.labels.device)
+    rehearse(network, f"--teacher {path}", found.spec, data)
+    return found._replace(network=network)
+
+
+def _tell_of_foreign(settings: Settings, world: World) -> None:
+    """What somebody who names a published network may not expect: that it is trained here."""
+    name = settings.network("teacher")
+    if not networks.is_users(name) or not world.first:
+        return
+    if name != networks.untrained(name):
+        begin = "its pretrained weights, with a new head where the classes are others"
+    elif name.startswith("timm:"):
+        begin = f"random weights ({name}@pretrained has pretrained ones)"
+    else:
+        begin = "the weights that it is built with"
+    print(
+        f"teacher {name}: is trained here, {settings.teacher_epochs} epochs from {begin}; --teacher FILE takes it "
+        "as it is in a file",
+        flush=True,
+    )
 
 
 def expected(settings: RunSettings, data: Data, students: Iterable[Task], folder: Path) -> dict[Task, Expected]:
@@ -202,7 +231,7 @@ def _built(role: str, seed: int, data: Data, settings: Settings) -> tuple[Normal
         network = Normalised(networks.build(spec, seed), *normalisation.of_student(settings, data))
         network.to(data.test.labels.device)
     rehearse(network, what, spec, data)
-    return network, spec
+    return network, spec._replace(name=networks.untrained(spec.name))
 
 
 @torch.no_grad()

@@ -15,7 +15,8 @@
 ``shufflenetv2``      ShuffleNetV2 1x for small images, :class:`.shufflenetv2.ShuffleNetV2`
 ``small-W-B``         three stages of B blocks, W channels in the first, :class:`.small_resnet.ResNet`
 ``module:factory``    what ``factory(channels=…, classes=…)`` of an importable module returns
-``timm:NAME``         ``timm.create_model(NAME)`` without pretrained weights, where timm is installed
+``timm:NAME``         ``timm.create_model(NAME)`` without pretrained weights, where timm is installed; with them where
+                      the name ends in ``@pretrained`` and they are on this machine (:mod:`.timm_weights`)
 ====================  ==================================================================================================
 
 Each maps images [B, channels, H, W] to logits [B, classes]. Our own also have ``embed(images)``, the pooled features
@@ -34,7 +35,7 @@ from amkd_fast import checks
 from amkd_fast.distill.networks import external, names
 from amkd_fast.distill.networks.published import in_published_layout, translated
 
-__all__ = ["Spec", "build", "check", "in_published_layout", "is_users", "translated"]
+__all__ = ["Spec", "build", "check", "in_published_layout", "is_users", "translated", "untrained"]
 
 
 class Spec(NamedTuple):
@@ -125,6 +126,17 @@ def is_users(name: str) -> bool:
         (True, True, False)
     """
     return ":" in name
+
+
+def untrained(name: str) -> str:
+    """The name of the same network whose weights do not matter, as a checkpoint has them: without ``@pretrained``.
+
+    Example:
+        >>> from amkd_fast.distill.networks import untrained
+        >>> untrained("timm:resnet18.a1_in1k@pretrained"), untrained("resnet8")
+        ('timm:resnet18.a1_in1k', 'resnet8')
+    """
+    return name.removesuffix(external.PRETRAINED) if is_users(name) else name
 
 
 def _factory(name: str, what: str) -> names.Factory:

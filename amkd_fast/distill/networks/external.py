@@ -7,14 +7,16 @@ import re
 import sys
 from functools import partial
 from types import ModuleType
+from typing import Any
 
 from torch import nn
 
-from amkd_fast.distill import broken_torchvision
+from amkd_fast.distill import broken_torchvision, state_dict_file
 from amkd_fast.distill.errors import UserError
+from amkd_fast.distill.networks import timm_weights
 from amkd_fast.distill.networks.names import Factory
 
-_TIMM = "timm:"
+_TIMM, PRETRAINED = "timm:", "@pretrained"
 
 
 def find(name: str, what: str) -> Factory:
@@ -62,11 +64,19 @@ def _timm(model: str, what: str) -> Factory:
     timm = _import(
         "timm", what, "timm is not installed: run `pip install timm` with a torchvision that matches your torch"
     )
+    model, pretrained = model.removesuffix(PRETRAINED), model.endswith(PRETRAINED)
+    if "@" in model:
+        raise UserError(f"{what}: nothing but {PRETRAINED} may stand behind a model of timm")
     if not timm.is_model(model):
         raise UserError(f"{what}: timm has no model {model}; timm.list_models() lists them")
+    path = timm_weights.find(timm, model, what) if pretrained else None
 
     def create(*, channels: int, classes: int) -> nn.Module:
-        return timm.create_model(model, pretrained=False, in_chans=channels, num_classes=classes)
+        options: dict[str, Any] = {"in_chans": channels, "num_classes": classes}
+        if path is not None:
+            options["pretrained_cfg_overlay"] = {"state_dict": state_dict_file.read(path)}
+        with timm_weights.offline():
+            return timm.create_model(model, pretrained=path is not None, **options)
 
     return partial(_build, what, "timm.create_model", create)
 
@@ -83,6 +93,8 @@ def _import(name: str, what: str, absent: str) -> ModuleType:
 def _build(what: str, call: str, factory: Factory, *, channels: int, classes: int) -> nn.Module:
     try:
         network = factory(channels=channels, classes=classes)
+    except UserError:
+        raise
     except (Exception, SystemExit) as error:
         raise UserError(f"{what}: {call} raised {told(error)}") from error
     if not isinstance(network, nn.Module):

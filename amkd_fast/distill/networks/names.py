@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 from torch import nn
@@ -46,6 +46,13 @@ _RULE = (
     f"{', '.join(list(FACTORIES)[2 * len(DEPTHS) :])}, {wide_resnet.NAMES}, small-W-B, module:factory or timm:NAME "
     "(D, K, W, B at most 9999)"
 )
+
+
+def common() -> Iterator[str]:
+    """Names that people use; there are others, of any depth and width."""
+    yield from FACTORIES
+    yield from (f"wrn-{depth}-{width}" for depth in range(10, 41, 6) for width in (1, 2, 4, 8, 10))
+    yield from (f"small-{width}-{blocks}" for width in (2, 4, 8, 16, 32, 64) for blocks in (1, 2, 3))
 
 
 def find(name: str, what: str) -> Factory:
