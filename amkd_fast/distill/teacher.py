@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from amkd_fast.distill.data import Data, Split
+from amkd_fast.distill.data.split import TESTED
 from amkd_fast.methods.base import Batch
 
 
@@ -25,7 +26,7 @@ class Teacher:
 
 
 @torch.no_grad()
-def predict(network: nn.Module, split: Split, batch: int = 1024) -> Tensor:
+def predict(network: nn.Module, split: Split, batch: int = TESTED) -> Tensor:
     """Logits of many images in eval mode [N, K]."""
     was_training = network.training
     network.eval()

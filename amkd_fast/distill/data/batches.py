@@ -11,7 +11,7 @@ from torch import Tensor
 from amkd_fast import checks, philox
 from amkd_fast.distill.data.erasing import erase
 from amkd_fast.distill.data.sampling import balanced, shuffled
-from amkd_fast.distill.data.split import Split
+from amkd_fast.distill.data.split import TESTED, Split
 from amkd_fast.distill.data.streamed import Streamed, ahead
 from amkd_fast.methods.base import Batch
 from amkd_fast.ops.images import crop_flip, reference
@@ -112,7 +112,7 @@ class InOrder:
         ValueError: ``rank`` is not below ``world``, or a batch has fewer images than there are ranks.
     """
 
-    def __init__(self, split: Split, batch_size: int = 1024, *, rank: int = 0, world: int = 1) -> None:
+    def __init__(self, split: Split, batch_size: int = TESTED, *, rank: int = 0, world: int = 1) -> None:
         _check_share(batch_size, rank, world)
         self.split, self.batch_size, self.rank, self.world = split, batch_size, rank, world
 

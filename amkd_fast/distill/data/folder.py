@@ -11,9 +11,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from amkd_fast.distill.data import cache, pictures, subsets
+from amkd_fast.distill.data import cache, memory, pictures, subsets
 from amkd_fast.distill.data.memory import Room
-from amkd_fast.distill.data.split import Source, Split
+from amkd_fast.distill.data.split import TESTED, Source, Split
 from amkd_fast.distill.data.streamed import Streamed
 from amkd_fast.distill.errors import UserError
 from amkd_fast.distill.settings import Settings
@@ -21,6 +21,7 @@ from amkd_fast.distill.settings import Settings
 SIZE = 32  # unless the settings say otherwise
 LEVEL = 1.0 / 255.0
 DEEPEST = 32  # folders within a class
+WIDENED = 5  # bytes of a level in a batch: its own, and those of float32
 VALIDATION = ("val", "validation", "valid")
 
 
@@ -146,12 +147,17 @@ def pixels(parts: dict[str, Files], settings: Settings, usual: int, room: Room) 
         settings: ``image_size``, ``grayscale``, ``resize``, ``cache``.
         usual: Their size unless the settings give one.
         room: What is beyond it is streamed.
+
+    Raises:
+        MemoryError: A streamed batch alone is more than there is memory.
     """
     size = usual if settings.image_size is None else settings.image_size
     image = (1 if settings.grayscale else 3, size, size)
     resident = room.residents({name: len(files.paths) * math.prod(image) for name, files in parts.items()})
     splits = {}
     for name, (paths, labels) in parts.items():
+        if name not in resident and min(len(paths), TESTED) * math.prod(image) * WIDENED > memory.available():
+            raise MemoryError
         levels: Tensor | Streamed
         kept = None if room.test_alone and name != "test" else settings.cache
         if kept is not None:

@@ -46,13 +46,13 @@ def limit(resident: float | None, device: torch.device) -> float:
     """
     if resident is not None:
         return resident * GIB
-    free = _free() / (torchrun_variables().LOCAL_WORLD_SIZE or 1)
+    free = available() / (torchrun_variables().LOCAL_WORLD_SIZE or 1)
     if device.type == "cuda":
         free = min(free, float(torch.cuda.mem_get_info(device)[0]))
     return free / 2.0
 
 
-def _free() -> float:
+def available() -> float:
     """Bytes that this process can still have."""
     free = math.inf
     for line in _text(_MEMINFO).splitlines():

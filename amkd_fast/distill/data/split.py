@@ -10,6 +10,8 @@ from torch import Tensor
 
 from amkd_fast.distill.data.streamed import Streamed
 
+TESTED = 1024  # images that a network is tested on at a time
+
 
 @dataclass(frozen=True, eq=False)
 class Split:
