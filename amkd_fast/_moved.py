@@ -40,7 +40,7 @@ MODULES = {
     "amkd_fast.distill.methods.triplets": ("amkd_fast.methods.triplet_kd",),
     "amkd_fast.distill.methods.views": ("amkd_fast.methods.ccd",),
     "amkd_fast.distill.models": ("amkd_fast.distill.schemas",),
-    "amkd_fast.distill.module": ("amkd_fast.distill.lightning_module",),
+    "amkd_fast.distill.module": ("amkd_fast.distill.lightning_module", "amkd_fast.distill.lr_schedule"),
     "amkd_fast.distill.networks.users": ("amkd_fast.distill.networks.external",),
     "amkd_fast.distill.plan": ("amkd_fast.distill.evaluate_settings",),
     "amkd_fast.distill.probe": ("amkd_fast.distill.attack_examples",),

@@ -361,17 +361,21 @@ def test_bad_checkpoints(teacher_file, tmp_path, monkeypatch, capsys):
     assert "has 10 classes, the data has 2" in one_line(capsys)
 
 
+def contents(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def test_an_earlier_result_survives(teacher_file, tmp_path, monkeypatch, capsys, unpainted):
     out = tmp_path / "out"
     words = ["compare", *WORDS, "--seeds", "1", "--epochs", "1", "--methods", "student", "--output", str(out)]
     words += ["--teacher", str(teacher_file)]
     assert main(words) == 0
-    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    before = contents(out)
     capsys.readouterr()
 
     assert main(words) == 2
     assert "--overwrite" in one_line(capsys)
-    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert contents(out) == before
 
     for failing in ("fsync", "replace"):
 
@@ -382,7 +386,7 @@ def test_an_earlier_result_survives(teacher_file, tmp_path, monkeypatch, capsys,
             patch.setattr(files.os, failing, full)
             assert main([*words, "--overwrite"]) == 2
         assert "No space left on device" in one_line(capsys)
-        assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+        assert contents(out) == before
         assert sorted(os.listdir(tmp_path)) == ["out"]
 
     assert main([*words, "--overwrite", "--epochs", "2"]) == 0

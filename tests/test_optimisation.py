@@ -132,7 +132,7 @@ def test_what_cannot_be_followed(settings, line):
 
 
 def test_a_teacher_that_is_not_trained_here_needs_no_schedule(monkeypatch):
-    monkeypatch.setattr("amkd_fast.distill.checkpoint.read", lambda path: None)
+    monkeypatch.setattr("amkd_fast.distill.teacher_file.check", lambda *_: None)
     late = {"schedule": "step", "lr_milestones": "45"}
     build.check(TrainSettings(teacher="a file", **late), torch.device("cpu"))
     build.check(TrainSettings(teacher_schedule="cosine", **late), torch.device("cpu"))

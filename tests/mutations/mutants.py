@@ -387,7 +387,7 @@ CPU = _in(
     ),
     (
         "attack-disagreement-label", "attack", "attack/rows_cpu_kernels.cpp",
-        "if (label >= k && label < k + kStep) {", "if (label > k && label < k + kStep) {",
+        "with(difference, k, label, 0.0)", "with(difference, k, label + (label == k), 0.0)",
         "for some labels the disagreement about the label itself counts",
     ),
     (
