@@ -16,6 +16,8 @@ T = 4.0
 CE_WEIGHT, KL_WEIGHT = 0.1, 0.9
 TARGET_WEIGHT, OTHER_WEIGHT = 1.0, 8.0
 
+Views = Tensor | tuple[Tensor, Tensor]  # logits of two views [2, B, K], or one after the other
+
 
 def log_target(student: Tensor, teacher: Tensor) -> Tensor:
     """``F.kl_div`` with T², from the teacher's log-probabilities."""
@@ -76,7 +78,16 @@ def standardised(student: Tensor, teacher: Tensor) -> Tensor:
     return softmax_target(standard(student), standard(teacher))
 
 
-def each_view(students: Tensor, teachers: Tensor) -> Tensor:
+def views_apart(loss: Callable[[Views, Views], Tensor]) -> Callable[..., Tensor]:
+    """A loss of both views as one of four tensors."""
+
+    def call(student: Tensor, teacher: Tensor, augmented_student: Tensor, augmented_teacher: Tensor) -> Tensor:
+        return loss((student, augmented_student), (teacher, augmented_teacher))
+
+    return call
+
+
+def each_view(students: Views, teachers: Views) -> Tensor:
     """``F.kl_div`` of either view, rows of the second weighted by ``F.cosine_similarity``."""
 
     def divergence(view: int, reduction: str) -> Tensor:
@@ -88,8 +99,9 @@ def each_view(students: Tensor, teachers: Tensor) -> Tensor:
     return T**2 * 0.5 * (divergence(0, "batchmean") + augmented)
 
 
-def both_views(students: Tensor, teachers: Tensor) -> Tensor:
+def both_views(students: Views, teachers: Views) -> Tensor:
     """The same in one call."""
+    students, teachers = (views if isinstance(views, Tensor) else torch.stack(views) for views in (students, teachers))
     log_q, p = F.log_softmax(students / T, -1), F.softmax(teachers / T, -1)
     weight = F.cosine_similarity(teachers[0], teachers[1]) + 1.0
     clean, augmented = F.kl_div(log_q, p, reduction="none").sum(-1).unbind()

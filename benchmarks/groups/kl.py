@@ -36,6 +36,7 @@ def groups() -> list[Group]:
         *(loss("dkd_loss", *shape, FP32) for shape in ((128, 10), (256, 1000))),
         loss("consistency_kl", 128, 10, FP32, 2.0),
         loss("consistency_kl", 256, 100, FP32),
+        *(loss("consistency_kl one tensor", *shape, FP32) for shape in ((128, 10), (256, 100))),
         loss("standardised_kl_div", 128, 10, FP32, 3.0),
         loss("standardised_kl_div", 256, 100, FP32),
     ]
@@ -71,10 +72,15 @@ def inplace_backward() -> Callable[..., Tensor]:
     return call
 
 
-def consistency(students: Tensor, teachers: Tensor, temperature: float) -> Tensor:
+def consistency(student: Tensor, teacher: Tensor, *augmented: Tensor, temperature: float) -> Tensor:
+    """Each view is a batch of its own to the networks, as the method CCD has it."""
+    return af.consistency_kl(student, teacher, *augmented, temperature).total
+
+
+def consistency_one_tensor(students: Tensor, teachers: Tensor, temperature: float) -> Tensor:
     """The logits of both views lie in one tensor, as they come from a network that gets both in one batch."""
     (student, augmented), (teacher, augmented_teacher) = students.unbind(), teachers.unbind()
-    return af.consistency_kl(student, teacher, augmented, augmented_teacher, temperature).total
+    return consistency(student, teacher, augmented, augmented_teacher, temperature=temperature)
 
 
 # Ours, which gets the temperature, and what computes the same in plain PyTorch.
@@ -90,6 +96,13 @@ LOSSES = {
     "dkd_loss": (af.dkd_loss, {"masks and -1000": baselines.decoupled}),
     "consistency_kl": (
         consistency,
+        {
+            "kl_div of each view": baselines.views_apart(baselines.each_view),
+            "kl_div of both views": baselines.views_apart(baselines.both_views),
+        },
+    ),
+    "consistency_kl one tensor": (
+        consistency_one_tensor,
         {"kl_div of each view": baselines.each_view, "kl_div of both views": baselines.both_views},
     ),
     "standardised_kl_div": (af.standardised_kl_div, {"std and kl_div": baselines.standardised}),
@@ -98,11 +111,19 @@ LOSSES = {
 
 def loss(name: str, rows: int, classes: int, dtype: torch.dtype, speedup: float | None = None) -> Group:
     """One of :data:`LOSSES`."""
-    shape = (2, rows, classes) if name == "consistency_kl" else (rows, classes)
+    shape = (2, rows, classes) if name.startswith("consistency_kl") else (rows, classes)
 
     def draw() -> tuple[Tensor, ...]:
         draws = torch.Generator().manual_seed(0)
         student, teacher = (torch.randn(shape, generator=draws).mul_(3.0).to(dtype) for _ in range(2))
+        if name == "consistency_kl":
+            clean, augmented = student.unbind()
+            return (
+                clean.clone().requires_grad_(),
+                teacher[0].clone(),
+                augmented.clone().requires_grad_(),
+                teacher[1].clone(),
+            )
         labels = torch.randint(classes, (rows,), generator=draws)
         return student.requires_grad_(), teacher, *([labels] if name in ("distillation_loss", "dkd_loss") else [])
 
