@@ -10,7 +10,7 @@ from torch import nn
 from amkd_fast import CrossBatchMemory
 from amkd_fast.attacks import BoundaryAttack, frozen
 from amkd_fast.distill import external_method, loggers, lr_schedule, networks, normalisation, optimizers, teacher_file
-from amkd_fast.distill.data import Data
+from amkd_fast.distill.data import Data, torchvision_transforms
 from amkd_fast.distill.data.sampling import class_weights
 from amkd_fast.distill.distributed import torchrun_variables
 from amkd_fast.distill.errors import UserError, allocating, short
@@ -280,6 +280,7 @@ def check(settings: Settings, device: Any) -> None:
             )
         if settings.whole_step and name not in USUAL:
             raise UserError(f"--whole-step: is for the methods {', '.join(USUAL)}, not for {name}")
+    torchvision_transforms.check(settings, tuple(names))
     if settings.whole_step:
         _check_whole_step(settings, device)
 

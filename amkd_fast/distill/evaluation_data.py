@@ -11,6 +11,7 @@ import torch
 from amkd_fast.distill import checkpoint, normalisation, schemas, state_dict_file, state_dict_fit, teacher_file
 from amkd_fast.distill import data as datasets
 from amkd_fast.distill.data import Data
+from amkd_fast.distill.data.hugging_face import PREFIX
 from amkd_fast.distill.data.subsets import evenly
 from amkd_fast.distill.errors import UserError
 from amkd_fast.distill.evaluate_settings import EvaluateSettings
@@ -75,6 +76,7 @@ def images_for(
             student_shots=None,
             classes="",
             image_size=None,
+            label_column=settings.label_column if options.data.startswith(PREFIX) else None,
             val_fraction=None,
             test_fraction=None,
         )

@@ -191,6 +191,9 @@ def fit(
         world=world.size,
         erase=data.erase,
         balance=settings.balance == "sampling",
+        rand_augment=data.rand_augment,
+        mixing=data.mixing,
+        classes=len(data.classes),
     )
     module = Distillation(
         network,

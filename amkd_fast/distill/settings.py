@@ -37,6 +37,7 @@ S = TypeVar("S", bound="Settings")
 MOST = 2**31 - 1  # of a whole number
 LARGEST = 1e18  # of a number; its square still is one in single precision
 TEACHERS_OWN = ("epochs", "batch_size", "optimizer", "lr", "weight_decay", "schedule", "lr_milestones", "warmup_epochs")
+BETA = 0.05  # alphas below it are drawn wrongly by torch: both of its gammas may underflow, and shares become a half
 SEED = 2**32 - 1  # the largest; what draws are numbered by stays an int64
 
 
@@ -147,7 +148,9 @@ class Settings:
     """Data, networks, recipe and loss scales shared by all methods of a comparison."""
 
     data: str = option(
-        "digits", "digits, cifar10, cifar100, tiny-imagenet, or a folder with train/<class>/ and test/", group="data"
+        "digits",
+        "digits, cifar10, cifar100, tiny-imagenet, a folder with train/<class>/ and test/, or hf:FOLDER of datasets",
+        group="data",
     )
     val_fraction: float | None = option(
         None,
@@ -166,6 +169,7 @@ class Settings:
         "squash", "how a picture becomes square: its sides squashed, or the centre cropped out of it"
     )
     grayscale: bool = option(False, "read pictures in grey")
+    label_column: str | None = option(None, "of --data hf:, where several are ClassLabels")
     classes: str = option("", "keep these classes alone: names with commas between, or numbers like 0-4")
     cache: str | None = option(None, "folder that keeps decoded pictures for the next time; default: none is kept")
     resident: float | None = option(
@@ -182,6 +186,19 @@ class Settings:
     )
     augment: Augment = option("auto", "of training images; auto: none for digits, else crop+flip")
     erase: float = option(0.0, "probability of a black rectangle in a training image", least=0.0, most=1.0)
+    rand_augment: int | None = option(
+        None, "operations of torchvision's RandAugment on a training image; default: no RandAugment", least=1, most=100
+    )
+    rand_augment_magnitude: int | None = option(None, "of these operations; default: torchvision's", least=0, most=30)
+    mixup: float | None = option(
+        None,
+        "alpha of torchvision's MixUp, for the method student and teachers; default: no mixup",
+        least=BETA,
+        most=100.0,
+    )
+    cutmix: float | None = option(
+        None, "likewise of CutMix; with --mixup, one of them for each batch", least=BETA, most=100.0
+    )
 
     teacher_network: str = option(
         "auto",

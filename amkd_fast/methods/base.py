@@ -18,7 +18,7 @@ class Batch(NamedTuple):
     """What one step learns from."""
 
     images: Tensor  # [B, C, H, W], as both networks take them
-    labels: Tensor  # [B], int64
+    labels: Tensor  # [B], int64; of mixtures [B, K], the classes' shares, which StudentAlone alone takes
     index: Tensor | None = None  # type: ignore[assignment]  # hides tuple.index, and is public: [B], rows of the training set
     teacher_logits: Tensor | None = None  # [B, K], where they are known already
 

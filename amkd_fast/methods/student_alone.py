@@ -10,7 +10,7 @@ from amkd_fast.methods.base import Batch, Losses, Method, StepContext
 
 
 class StudentAlone(Method):
-    """Cross-entropy with the labels; the teacher is not asked.
+    """Cross-entropy with the labels, or with the classes' shares of mixtures; the teacher is not asked.
 
     Args:
         class_weights: [K], what an image of each class counts; None: all count 1. The sum over a batch is divided by

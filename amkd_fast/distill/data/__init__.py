@@ -1,4 +1,4 @@
-"""Labelled images as uint8, resident or streamed: digits, CIFAR, Tiny ImageNet, or a folder of pictures."""
+"""Labelled images as uint8, resident or streamed: digits, CIFAR, Tiny ImageNet, or folders of pictures or tables."""
 
 from __future__ import annotations
 
@@ -7,11 +7,21 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from amkd_fast.distill.data import cifar, digits, folder, memory, subsets, tiny_imagenet
+from amkd_fast.distill.data import (
+    cifar,
+    digits,
+    folder,
+    hugging_face,
+    memory,
+    subsets,
+    tiny_imagenet,
+    torchvision_transforms,
+)
 from amkd_fast.distill.data.batches import Batches, InOrder, Labelled
 from amkd_fast.distill.data.memory import Room
 from amkd_fast.distill.data.split import Source, Split
 from amkd_fast.distill.data.statistics import Statistics
+from amkd_fast.distill.data.torchvision_transforms import Mixing, RandAugment
 from amkd_fast.distill.errors import UserError, allocating
 from amkd_fast.distill.settings import Settings
 from amkd_fast.methods.base import Batch
@@ -35,6 +45,8 @@ class Data:
         statistics: Of the teacher's images; no image is normalised here.
         augment: ``none``, ``crop`` or ``crop+flip``.
         erase: Probability of a black rectangle in a training image.
+        rand_augment: What else is done to a training image.
+        mixing: How training images and their labels are mixed.
         level: Pixel value of one uint8 level: 1/16 for digits, whose levels are 0 to 16, else 1/255.
         dropped: Labels of which the student gets no image.
     """
@@ -49,11 +61,14 @@ class Data:
     dropped: tuple[int, ...] = ()
     validation: Split | None = None
     erase: float = 0.0
+    rand_augment: RandAugment | None = None
+    mixing: Mixing | None = None
 
     @property
     def augmented(self) -> bool:
         """Whether training images change from epoch to epoch."""
-        return self.augment != "none" or self.erase > 0.0
+        plain = self.augment == "none" and self.rand_augment is None and self.mixing is None
+        return not plain or self.erase > 0.0
 
     @property
     def channels(self) -> int:
@@ -97,7 +112,8 @@ def load(settings: Settings, device: torch.device | str = "cpu", *, test_alone: 
 
     Args:
         settings: ``data`` is ``digits``, ``cifar10``, ``cifar100``, ``tiny-imagenet`` (these three unpacked under
-            ``data_root``; nothing is downloaded) or a folder (see :func:`.folder.read`). ``val_fraction`` of the
+            ``data_root``; nothing is downloaded), a folder (see :func:`.folder.read`), or ``hf:`` and a folder of
+            ``datasets`` (:func:`.hugging_face.read`). ``val_fraction`` of the
             training images are the validation set. ``classes`` keeps some classes; ``teacher_images`` and
             ``student_images``, ``student_shots`` or ``student_fraction`` keep some images of each. What exceeds
             ``resident`` GiB of pictures is streamed.
@@ -117,7 +133,12 @@ def load(settings: Settings, device: torch.device | str = "cpu", *, test_alone: 
 
 def _load(settings: Settings, room: Room) -> Data:
     source: Source
-    if settings.data in RESIDENT:
+    hugging = settings.data.startswith(hugging_face.PREFIX)
+    if settings.label_column is not None and not hugging:
+        raise UserError(f"--label-column {settings.label_column}: is for --data {hugging_face.PREFIX}FOLDER")
+    if hugging:
+        source = hugging_face.read(settings, room)
+    elif settings.data in RESIDENT:
         source = RESIDENT[settings.data](settings)
     else:
         source = PICTURES.get(settings.data, folder.read)(settings, room)
@@ -150,6 +171,8 @@ def _load(settings: Settings, room: Room) -> Data:
         dropped=dropped,
         validation=validation,
         erase=settings.erase,
+        rand_augment=torchvision_transforms.rand_augment(settings),
+        mixing=torchvision_transforms.mixing(settings),
     )
 
 

@@ -13,6 +13,7 @@ from amkd_fast.distill.data.erasing import erase
 from amkd_fast.distill.data.sampling import balanced, shuffled
 from amkd_fast.distill.data.split import TESTED, Split
 from amkd_fast.distill.data.streamed import Streamed, ahead
+from amkd_fast.distill.data.torchvision_transforms import Mixing, RandAugment
 from amkd_fast.methods.base import Batch
 from amkd_fast.ops.images import crop_flip, reference
 
@@ -45,6 +46,9 @@ class Batches:
         erase: Probability of a black rectangle in an image (:func:`.erasing.erase`).
         balance: Show all classes equally often (:func:`.sampling.balanced`). An image that comes again in an epoch is
             augmented in another way, unless the same batch has it twice.
+        rand_augment: Of every image, before a rectangle is erased.
+        mixing: Last of all. The labels of a batch are then the shares of the classes, float32 [B, K].
+        classes: K, for ``mixing``.
 
     Raises:
         ValueError: ``augment`` is another one, ``rank`` is not below ``world``, or a batch has fewer images than there
@@ -62,11 +66,15 @@ class Batches:
         world: int = 1,
         erase: float = 0.0,
         balance: bool = False,
+        rand_augment: RandAugment | None = None,
+        mixing: Mixing | None = None,
+        classes: int = 0,
     ) -> None:
         checks.choice("augment", augment, AUGMENTS)
         _check_share(batch_size, rank, world)
         self.split, self.batch_size, self.seed, self.augment = split, batch_size, seed, augment
         self.rank, self.world, self.erase, self.balance = rank, world, checks.unit("erase", erase), balance
+        self.rand_augment, self.mixing, self.classes = rand_augment, mixing, classes
         self.epoch = 0
         self.sampler = self
 
@@ -85,7 +93,7 @@ class Batches:
         order = balanced(split.labels.cpu(), draws) if self.balance else shuffled(len(split), draws)
         key, no_shift = _key(self.seed, self.epoch), torch.zeros(split.pixels.shape[1], device=split.pixels.device)
         pixels, parts = split.pixels, order.to(split.pixels.device).split(self.batch_size)
-        shares = [rows[_share(len(rows), self.rank, self.world)] for rows in parts]
+        shares = [self._rows(rows) for rows in parts]
         decoded = ahead(pixels[index] for index in shares) if isinstance(pixels, Streamed) else iter(())
         options: Any = {"scale": split.level, "shift": no_shift, "pad": pad, "flip": self.augment == "crop+flip"}
         for number, index in enumerate(shares):
@@ -94,9 +102,22 @@ class Batches:
                 images = reference.crop_flip(next(decoded), None, **options, seed=seed, rows=index).contiguous()
             else:
                 images = crop_flip(pixels, index, **options, seed=seed)
+            if self.rand_augment is not None:
+                images = self.rand_augment(images, index, seed)
             if self.erase > 0.0:
                 images = erase(images, index, self.erase, seed)
-            yield Batch(images, split.labels[index], index)
+            labels = split.labels[index]
+            if self.mixing is not None:
+                images, labels = self.mixing(images, labels, self.classes, _key(key, number))
+                index = index[1:]
+            yield Batch(images, labels, index)
+
+    def _rows(self, rows: Tensor) -> Tensor:
+        """This rank's of a batch, after the one that the first of them is mixed with."""
+        share = _share(len(rows), self.rank, self.world)
+        if self.mixing is None:
+            return rows[share]
+        return torch.cat([rows[[share.start - 1]], rows[share]])
 
 
 class InOrder:

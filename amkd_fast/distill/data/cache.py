@@ -23,7 +23,7 @@ SUFFIX = ".pixels"
 DIGEST = hashlib.sha256().digest_size
 
 
-def read(folder: str | Path, paths: Sequence[Path], size: int, grayscale: bool, resize: Resize) -> Tensor:
+def read(folder: str | Path, paths: Sequence[pictures.Picture], size: int, grayscale: bool, resize: Resize) -> Tensor:
     """What :func:`.pictures.read` returns, out of a file in ``folder``, which is written where there is none.
 
     The file is named by a digest of what the pixels come from: the pictures' paths, sizes and times of their last
@@ -79,11 +79,14 @@ def _mapped(path: Path, shape: tuple[int, ...]) -> Tensor | None:
     return pixels.view(shape)
 
 
-def _key(paths: Sequence[Path], size: int, grayscale: bool, resize: Resize) -> str:
+def _key(paths: Sequence[pictures.Picture], size: int, grayscale: bool, resize: Resize) -> str:
     import PIL
 
     digest = hashlib.sha256(json.dumps([VERSION, PIL.__version__, size, grayscale, resize]).encode())
     for path in paths:
+        if isinstance(path, pictures.Stored):
+            digest.update(path.origin())
+            continue
         try:
             about = os.stat(path)
         except OSError as error:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from amkd_fast.distill.data import cache, memory, pictures, subsets
+from amkd_fast.distill.data import cache, memory, parts, pictures, subsets
 from amkd_fast.distill.data.memory import Room
 from amkd_fast.distill.data.split import TESTED, Source, Split
 from amkd_fast.distill.data.streamed import Streamed
@@ -22,7 +22,6 @@ SIZE = 32  # unless the settings say otherwise
 LEVEL = 1.0 / 255.0
 DEEPEST = 32  # folders within a class
 WIDENED = 5  # bytes of a level in a batch: its own, and those of float32
-VALIDATION = ("val", "validation", "valid")
 
 
 def read(settings: Settings, room: Room) -> Source:
@@ -43,10 +42,9 @@ def read(settings: Settings, room: Room) -> Source:
             f"--data {root}: no such folder (give 'digits', 'cifar10', 'cifar100', 'tiny-imagenet' or a folder with"
             " train/<class>/ and test/<class>/)"
         )
-    parts = _parts(root, settings)
-    train = parts["train"]
-    names = class_names(train)
-    for part in parts.values():
+    places = parts.choose(_found(root, settings), root / "test", settings, _hint(root))
+    names = class_names(places["train"])
+    for part in places.values():
         others = class_names(part)
         if names != others:
             odd = ", ".join(sorted(set(names) ^ set(others)))
@@ -56,7 +54,16 @@ def read(settings: Settings, room: Room) -> Source:
     if len(names) < 2:
         raise UserError(f"--data {root}: one class only; at least two are needed")
     classes = tuple(names[number] for number in subsets.choose(tuple(names), settings.classes))
-    files = {part: listed([found(place / name) for name in classes]) for part, place in parts.items()}
+    files = {part: listed([found(place / name) for name in classes]) for part, place in places.items()}
+    return source(files, classes, settings, room)
+
+
+def source(files: dict[str, Files], classes: tuple[str, ...], settings: Settings, room: Room) -> Source:
+    """The pictures of every part; ``settings.test_fraction`` of those of ``train`` can be ``test``.
+
+    Raises:
+        UserError: A class has too few pictures for that, or one is unreadable (named).
+    """
     if settings.test_fraction is not None:
         seed, option = settings.data_seed, "--test-fraction"
         rest, out = subsets.held_out(files["train"].labels, settings.test_fraction, classes, seed, option)
@@ -65,33 +72,17 @@ def read(settings: Settings, room: Room) -> Source:
     return Source(splits["train"], splits["test"], classes, LEVEL, splits.get("validation"))
 
 
-def _parts(root: Path, settings: Settings) -> dict[str, Path]:
-    """The folders of ``train``, ``test`` (unless it is split off) and ``validation`` (where there is one)."""
-    test, validation = root / "test", [root / name for name in VALIDATION if (root / name).is_dir()]
-    if len(validation) > 1:
-        raise UserError(f"--data {root}: {' and '.join(path.name for path in validation)}: must be one of them")
-    parts = {"train": root / "train"}
-    if test.exists():
-        parts["test"] = test
-    elif validation and settings.test_fraction is None:
-        parts["test"] = validation.pop()
-    if validation and settings.val_fraction != 0.0:
-        parts["validation"] = validation[0]
-    if settings.test_fraction is None:
-        if "test" not in parts:
-            raise UserError(
-                f"--data {root}: {test} is missing, and so is val; --test-fraction 0.2 takes that share of the"
-                f" training images{'' if parts['train'].is_dir() else ', or of <class>/ where there is no train/'}"
-            )
-    elif "test" in parts:
-        raise UserError(f"--test-fraction {settings.test_fraction:g}: {parts['test']} is the test set already")
-    elif not parts["train"].is_dir():
-        parts["train"] = root
-    if settings.val_fraction and "validation" in parts:
-        raise UserError(
-            f"--val-fraction {settings.val_fraction:g}: {parts['validation']} is the validation set already"
-        )
-    return parts
+def _found(root: Path, settings: Settings) -> dict[str, Path]:
+    """The folders of the parts that there are; of ``train`` the folder itself, where that has to be split."""
+    places = {name: root / name for name in parts.VALIDATION if (root / name).is_dir()}
+    if (root / "test").exists():
+        places["test"] = root / "test"
+    flat = settings.test_fraction is not None and "test" not in places and not (root / "train").is_dir()
+    return {"train": root if flat else root / "train", **places}
+
+
+def _hint(root: Path) -> str:
+    return "" if (root / "train").is_dir() else ", or of <class>/ where there is no train/"
 
 
 def class_names(folder: Path) -> list[str]:
@@ -125,7 +116,7 @@ def found(folder: Path) -> list[Path]:
 class Files(NamedTuple):
     """Pictures that have not been read yet."""
 
-    paths: list[Path]
+    paths: Sequence[pictures.Picture]
     labels: Tensor  # int64 [N]
 
     def take(self, rows: Tensor) -> Files:
@@ -139,11 +130,11 @@ def listed(classes: list[list[Path]]) -> Files:
     return Files([path for paths in classes for path in paths], labels)
 
 
-def pixels(parts: dict[str, Files], settings: Settings, usual: int, room: Room) -> dict[str, Split]:
+def pixels(files: dict[str, Files], settings: Settings, usual: int, room: Room) -> dict[str, Split]:
     """The pictures of every part, as the settings wish.
 
     Args:
-        parts: By name.
+        files: By the part's name.
         settings: ``image_size``, ``grayscale``, ``resize``, ``cache``.
         usual: Their size unless the settings give one.
         room: What is beyond it is streamed.
@@ -153,9 +144,9 @@ def pixels(parts: dict[str, Files], settings: Settings, usual: int, room: Room) 
     """
     size = usual if settings.image_size is None else settings.image_size
     image = (1 if settings.grayscale else 3, size, size)
-    resident = room.residents({name: len(files.paths) * math.prod(image) for name, files in parts.items()})
+    resident = room.residents({name: len(part.paths) * math.prod(image) for name, part in files.items()})
     splits = {}
-    for name, (paths, labels) in parts.items():
+    for name, (paths, labels) in files.items():
         if name not in resident and min(len(paths), TESTED) * math.prod(image) * WIDENED > memory.available():
             raise MemoryError
         levels: Tensor | Streamed
@@ -171,7 +162,7 @@ def pixels(parts: dict[str, Files], settings: Settings, usual: int, room: Room) 
     return splits
 
 
-def _decoder(paths: list[Path], settings: Settings, size: int) -> Callable[[Tensor], Tensor]:
+def _decoder(paths: Sequence[pictures.Picture], settings: Settings, size: int) -> Callable[[Tensor], Tensor]:
     def decode(rows: Tensor) -> Tensor:
         chosen = [paths[row] for row in rows.tolist()]
         empty = torch.empty(0, 1 if settings.grayscale else 3, size, size, dtype=torch.uint8)

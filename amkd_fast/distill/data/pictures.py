@@ -6,6 +6,7 @@ import io
 import os
 import stat
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -20,13 +21,29 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM", "TIFF")  # whatever the suffix says, no other decoder is tried
 MOST_BYTES = 64 * 2**20
 MOST_PIXELS = 64_000_000
+TOO_LARGE = f"the file is larger than {MOST_BYTES // 2**20} MiB"
 EIGHT_BITS = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")  # modes that PIL converts to levels
 TASK = 16  # pictures that a thread reads before it takes the next ones
 AHEAD = 512 * 2**20  # bytes that may wait for whoever takes them
 PLACED = 64 * 2**20  # bytes put in their place at once: torch's own threads, once awake, take the readers' time
 
 
-def read(paths: Sequence[str | os.PathLike[str]], size: int, grayscale: bool, resize: Resize = "squash") -> Tensor:
+class Stored(ABC):
+    """A picture within a larger file; its text is its name."""
+
+    @abstractmethod
+    def content(self) -> bytes:
+        """What a file of it would hold."""
+
+    @abstractmethod
+    def origin(self) -> bytes:
+        """Tells it from any other one, and from what it was before the larger file changed."""
+
+
+Picture = str | os.PathLike[str] | Stored
+
+
+def read(paths: Sequence[Picture], size: int, grayscale: bool, resize: Resize = "squash") -> Tensor:
     """Pixels of picture files, in their order.
 
     A picture is converted to RGB (or grey), then brought to ``size`` x ``size`` bilinearly: ``squash`` does so whatever
@@ -36,7 +53,7 @@ def read(paths: Sequence[str | os.PathLike[str]], size: int, grayscale: bool, re
     it. Of an animation the first frame counts.
 
     Args:
-        paths: PNG, JPEG, BMP, WebP, PPM or TIFF files.
+        paths: PNG, JPEG, BMP, WebP, PPM or TIFF files, or what stands for one within a larger file.
         size: Height and width.
         grayscale: Grey (one channel) instead of RGB (three).
         resize: ``squash`` or ``crop``.
@@ -59,9 +76,7 @@ def read(paths: Sequence[str | os.PathLike[str]], size: int, grayscale: bool, re
     return pixels
 
 
-def blocks(
-    paths: Sequence[str | os.PathLike[str]], size: int, grayscale: bool, resize: Resize = "squash"
-) -> Iterator[Tensor]:
+def blocks(paths: Sequence[Picture], size: int, grayscale: bool, resize: Resize = "squash") -> Iterator[Tensor]:
     """The same, some pictures at a time; PIL's warnings come through.
 
     Yields:
@@ -96,12 +111,16 @@ def _threads() -> int:
     return min(cores, 16)
 
 
-def _picture(path: str | os.PathLike[str], size: int, mode: str, resize: Resize) -> bytes:
+def _picture(path: Picture, size: int, mode: str, resize: Resize) -> bytes:
     from PIL import Image, UnidentifiedImageError
 
     try:
-        content = _content(path)
-        with Image.open(io.BytesIO(content), formats=FORMATS) as picture:
+        encoded = path.content() if isinstance(path, Stored) else content(path)
+        if len(encoded) > MOST_BYTES:
+            raise ValueError(TOO_LARGE)
+        if not encoded:
+            raise ValueError("the file is empty")
+        with Image.open(io.BytesIO(encoded), formats=FORMATS) as picture:
             width, height = picture.size
             if width * height > MOST_PIXELS:
                 raise ValueError(f"{width} x {height} are more than {MOST_PIXELS // 1_000_000} megapixels")
@@ -116,22 +135,25 @@ def _picture(path: str | os.PathLike[str], size: int, mode: str, resize: Resize)
         raise refusal(path, error) from error
 
 
-def refusal(path: str | os.PathLike[str], reason: object) -> UserError:
+def refusal(path: Picture, reason: object) -> UserError:
     """What says that a picture cannot be read, and why."""
     return UserError(f"--data: cannot read the picture {path}: {' '.join(str(reason).split())}")
 
 
-def _content(path: str | os.PathLike[str]) -> bytes:
+def content(path: str | os.PathLike[str]) -> bytes:
+    """Of a picture file.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It is no file, or too large.
+    """
     about = os.stat(path)
     if not stat.S_ISREG(about.st_mode):  # a pipe would keep us waiting
         raise ValueError("no file")
     if about.st_size > MOST_BYTES:
-        raise ValueError(f"the file is larger than {MOST_BYTES // 2**20} MiB")
+        raise ValueError(TOO_LARGE)
     with open(path, "rb", buffering=0) as file:
-        content = file.read(about.st_size)
-    if not content:
-        raise ValueError("the file is empty")
-    return content
+        return file.read(about.st_size)
 
 
 def _fitted(picture: Any, size: int, mode: str, resize: Resize) -> Any:
