@@ -158,7 +158,7 @@ def test_one_set_is_split(package, tmp_path):
 def test_parquet_files_by_the_names_of_their_splits(package, tmp_path):
     names = ("train-00000-of-00002", "train-00001-of-00002", "test-00000-of-00001", "validation-00000-of-00001")
     for number, name in enumerate(names):
-        path = tmp_path / "repository" / "data" / f"{name}.parquet"
+        path = tmp_path / "repository" / "valid" / f"{name}.parquet"  # whose files say something else
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
         saved[str(path)] = table(4, seed=number)
