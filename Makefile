@@ -29,7 +29,7 @@ INDUCTOR = tests/test_memory.py::test_compiles_into_one_full_graph
 CLANG_FORMAT = "$$($(PY) -c 'import sys; print(sys.prefix)')/bin/clang-format"
 PIP = $(PY) -m pip install -q --disable-pip-version-check
 
-.PHONY: all demo test gates levels emulated check lint format bench gpu clean
+.PHONY: all demo test gates levels emulated check lint format bench evidence gpu clean
 
 all: build/.built
 
@@ -100,6 +100,12 @@ bench: build/.built
 	$(PY) -m pytest benchmarks --results benchmarks/results --benchmark-json=build/pytest-benchmark.json
 	$(PY) -m benchmarks.scaling
 	$(PY) -m benchmarks.report
+
+# What the methods reach on CIFAR-10 (DATA: a folder with train/<class>/ and test/<class>/): 30 hours on two cores; it goes on
+# where the committed lines of benchmarks/results/cifar10 end.
+DATA ?= cifar10
+evidence: build/.built
+	$(PY) -m benchmarks.evidence --data $(DATA)
 
 gpu:
 	$(PYTHON) tests/gpu/run.py

@@ -15,6 +15,7 @@ from benchmarks.timing import Patience
 
 DEVICES = ("cpu", "cuda")
 QUICKLY = "made with --quick"
+EVIDENCE = "cifar10-{}.json"  # of a part
 _ROW = {"contestants", "left_out", "ratios", "limit", "extras"}
 
 
@@ -26,6 +27,7 @@ class Results:
     scaling: dict[str, dict[str, Any]] = field(default_factory=dict)  # by device
     digits: dict[str, Any] | None = None  # of `amkd-distill compare`
     dropped: dict[str, Any] | None = None  # the same with labels that the student never sees
+    evidence: dict[str, dict[str, Any]] = field(default_factory=dict)  # of benchmarks.evidence, by part
     presets: dict[str, Any] | None = None  # of benchmarks.presets
     machines: dict[str, dict[str, Any]] = field(default_factory=dict)  # where, when and of what, by the file's name
     doubts: dict[str, str] = field(default_factory=dict)  # why a file makes drafts only, by its name
@@ -51,6 +53,9 @@ def load(folder: Path) -> Results:
             results.scaling[device] = found
     results.digits = _take(folder / "digits.json", "compare", results)
     results.dropped = _take(folder / "digits-dropped.json", "compare", results)
+    for path in sorted(folder.glob(EVIDENCE.format("*"))):
+        if found := _take(path, "compare", results):
+            results.evidence[path.stem.removeprefix(EVIDENCE.partition("{")[0])] = found
     results.presets = _take(folder / "presets-digits.json", "presets", results)
     return results
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from benchmarks.report import words
-from benchmarks.report.load import Results
+from benchmarks.report.load import EVIDENCE, Results
 
 METHODS = {
     "student": "student alone",
@@ -35,8 +36,22 @@ _TEST = "p: paired t-test, Holm-corrected over all pairs."
 
 
 def methods(results: Results) -> str:
+    """Accuracy and more of every method on the digits."""
+    return _methods(results, results.digits, "digits.json")
+
+
+def evidence(part: str) -> Callable[[Results], str]:
+    """The same on CIFAR-10, of a part of its protocol."""
+
+    def table(results: Results) -> str:
+        file = EVIDENCE.format(part)
+        return _methods(results, results.evidence.get(part), file)
+
+    return table
+
+
+def _methods(results: Results, found: dict[str, Any] | None, file: str) -> str:
     """Accuracy and more of every method over the seeds of ``amkd-distill compare``."""
-    found = results.digits
     if found is None:
         return words.NOT_YET
     over_kd, teacher = _over_kd(found, "accuracy"), found["qualities"]["teacher"]
@@ -53,7 +68,7 @@ def methods(results: Results) -> str:
     note = (
         f"Per cent of {images['test']} test images, mean of {seeds} seeds ± half the 95 % interval; the teacher has "
         f"{images['teacher']} training images, the students {images['student']} of them. {_TEST} \\* chosen on the "
-        f"test set. {words.made(results, 'digits.json')}"
+        f"test set. {words.made(results, file)}"
     )
     return f"{words.table(header, lines)}\n\n{note}"
 

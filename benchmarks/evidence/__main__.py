@@ -1,0 +1,114 @@
+"""Run what is missing: ``python -m benchmarks.evidence --data FOLDER [PART …]`` (``make evidence``)."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from amkd_fast.distill.files import write_atomic
+from amkd_fast.distill.options import to_yaml
+from amkd_fast.distill.result_folder import MARKER
+from amkd_fast.distill.settings import Settings
+from benchmarks import machine
+from benchmarks.evidence import protocol, store
+from benchmarks.report.load import EVIDENCE, shortened
+
+LINES = machine.RESULTS / "cifar10"  # <part>.jsonl of finished runs, search.jsonl
+LOOK = 20.0  # seconds between two looks for runs that have finished
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.evidence", description=__doc__.splitlines()[0])
+    parser.add_argument("parts", nargs="*", metavar="PART", help="teacher, search or a comparison; default: all")
+    parser.add_argument("--data", required=True, help="folder of CIFAR-10 with train/<class>/ and test/<class>/")
+    parser.add_argument("--output", type=Path, default=Path("runs/evidence"), help="folder for checkpoints and reports")
+    parser.add_argument("--teacher", type=Path, help="checkpoint of the teacher; default: trained in --output")
+    parser.add_argument("--jobs", default="1", help="runs at a time")
+    parser.add_argument("--list", action="store_true", help="say what is missing, and how long that takes")
+    options = parser.parse_args(arguments)
+    trained = options.output / "teacher" / "last.ckpt"
+    found = protocol.read(options.data, str(options.teacher or trained))
+    names = ["teacher", "search", *(part.name for part in found.parts)]
+    if unknown := set(options.parts) - set(names):
+        parser.error(f"{', '.join(sorted(unknown))}: there are {', '.join(names)}")
+    wanted = options.parts or names
+    for part in found.parts:
+        done = len(_finished(part))
+        total = len(part.settings.names()) * part.settings.seeds
+        print(f"{part.name}: {done} of {total} runs are there; all take about {part.hours:.1f} h", flush=True)
+    if options.list:
+        return 0
+    if options.teacher is None and not trained.exists():
+        _distill("train", found.teacher, trained.parent)
+    if "search" in wanted:
+        for point in found.search:
+            _try(point, options.output / "search")
+    for part in found.parts:
+        if part.name in wanted:
+            _compare(part, options.output / part.name, options.jobs)
+    return 0
+
+
+def _finished(part: protocol.Part) -> list[dict[str, Any]]:
+    runs = store.lines(LINES / f"{part.name}.jsonl")
+    return [run for run in runs if run["method"] in part.settings.names() and run["seed"] < part.settings.seeds]
+
+
+def _compare(part: protocol.Part, output: Path, jobs: str) -> None:
+    """Run what is missing of a part, each run's line written when it has finished; then its shortened result."""
+    path, done = LINES / f"{part.name}.jsonl", threading.Event()
+    resumed = store.restore(output, path, part.settings)
+
+    def watch() -> None:
+        while not done.wait(LOOK):
+            store.collect(output, path)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        _distill("compare", part.settings, output, "--jobs", jobs, resume=resumed)
+    finally:
+        done.set()
+        watcher.join()
+        store.collect(output, path)
+    result = json.loads((output / MARKER).read_text())
+    known = {(run["method"], run["seed"]) for run in store.lines(path)}
+    for run in result["runs"]:  # those that ended after the last look
+        if (run["method"], run["seed"]) not in known:
+            about = {"rows": run["epochs"], **{name: run.get(name) for name in ("qualities", "diverged", "classes")}}
+            store.add(path, {"method": run["method"], "seed": run["seed"], **about})
+    write_atomic(machine.RESULTS / EVIDENCE.format(part.name), json.dumps(store.rounded(shortened(result))) + "\n")
+
+
+def _try(point: protocol.Point, folder: Path) -> None:
+    """Train a point of the search, unless its line is there, and write how it does on the validation images."""
+    path = LINES / "search.jsonl"
+    key = {"group": point.group, "tried": point.tried, "seed": point.settings.seed}
+    if any({name: line[name] for name in key} == key for line in store.lines(path)):
+        return
+    begun = time.perf_counter()
+    output = folder / point.group
+    _distill("train", point.settings, output, overwrite=True)
+    rows = json.loads((output / MARKER).read_text())["epochs"]
+    line = {"validation": rows[-1]["validation"], "minutes": (time.perf_counter() - begun) / 60}
+    store.add(path, {**key, "method": point.settings.method, **line})
+    print(point.group, point.tried, f"{line['validation']:.1f} %", flush=True)
+
+
+def _distill(command: str, settings: Settings, output: Path, *words: str, **flags: bool) -> None:
+    output.parent.mkdir(parents=True, exist_ok=True)
+    config = output.with_name(output.name + ".yaml")
+    write_atomic(config, to_yaml(settings))
+    switches = [f"--{name}" for name, on in flags.items() if on]
+    call = [sys.executable, "-m", "amkd_fast.distill", command, "--config", str(config), "--output", str(output)]
+    subprocess.run([*call, *words, *switches], check=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,95 @@
+"""What is run: protocol.yaml, read and checked."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from amkd_fast.distill import schemas
+from amkd_fast.distill.settings import CompareSettings, TrainSettings
+
+FILE = Path(__file__).with_name("protocol.yaml")
+
+
+@dataclass(frozen=True)
+class Part:
+    """A comparison of all methods over several seeds.
+
+    Attributes:
+        name: Of its files.
+        settings: Of ``amkd-distill compare``.
+        minutes: That a run has taken, by method, on the machine that the protocol names.
+    """
+
+    name: str
+    settings: CompareSettings
+    minutes: dict[str, float]
+
+    @property
+    def hours(self) -> float:
+        """An estimate of all its runs."""
+        return self.settings.seeds * sum(self.minutes[method] for method in self.settings.names()) / 60
+
+
+@dataclass(frozen=True)
+class Point:
+    """A training that is judged on validation images alone.
+
+    Attributes:
+        group: Which question it belongs to.
+        tried: The settings that differ within the group.
+        settings: Of ``amkd-distill train``.
+    """
+
+    group: str
+    tried: dict[str, Any]
+    settings: TrainSettings
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """All of it; the teacher is trained first, then every part's students learn from it."""
+
+    teacher: TrainSettings
+    parts: tuple[Part, ...]
+    search: tuple[Point, ...]
+
+
+def read(data: str, teacher: str, path: Path = FILE) -> Protocol:
+    """The protocol of a file.
+
+    Args:
+        data: Folder of the images.
+        teacher: Checkpoint of the teacher, which may not be there yet.
+        path: Of the file.
+
+    Raises:
+        UserError: A setting does not exist, or a value breaks its rule.
+    """
+    found = yaml.safe_load(path.read_text())
+    shared = {**found["shared"], "data": data}
+
+    def settings(kind: Any, own: dict[str, Any], where: str) -> Any:
+        return schemas.settings(kind, {**shared, **own}, f"{path.name}: {where}")
+
+    taught = {**found["students"], "teacher": teacher}
+    parts = tuple(
+        Part(name, settings(CompareSettings, {**taught, **about["settings"]}, name), about["minutes"])
+        for name, about in found["parts"].items()
+    )
+    search = tuple(
+        Point(group, tried, settings(TrainSettings, {**taught, **about["settings"], **tried}, group))
+        for group, about in found["search"].items()
+        for tried in _grid(about["grid"])
+    )
+    return Protocol(settings(TrainSettings, found["teacher"], "teacher"), parts, search)
+
+
+def _grid(values: dict[str, list[Any]]) -> Iterator[dict[str, Any]]:
+    for chosen in itertools.product(*values.values()):
+        yield dict(zip(values, chosen, strict=True))
