@@ -15,7 +15,16 @@ from amkd_fast.distill.data.sampling import class_weights
 from amkd_fast.distill.distributed import torchrun_variables
 from amkd_fast.distill.errors import UserError, allocating, short
 from amkd_fast.distill.networks.normalised import Normalisation, normalisation_of
-from amkd_fast.distill.settings import METHODS, NEIGHBOURS, USUAL, CompareSettings, Settings, TrainSettings, is_external
+from amkd_fast.distill.settings import (
+    METHODS,
+    NEIGHBOURS,
+    USUAL,
+    CompareSettings,
+    RunSettings,
+    Settings,
+    TrainSettings,
+    is_external,
+)
 from amkd_fast.methods import (
     AMKD,
     AT,
@@ -235,7 +244,7 @@ def boundary_attack(settings: Settings, network: nn.Module, preset: PresetName, 
 def check(settings: Settings, device: Any) -> None:
     """Raise :class:`UserError` for settings that do not go together, or not here, before any work is done."""
     loggers.check(settings.logger)
-    if isinstance(settings, (TrainSettings, CompareSettings)):
+    if isinstance(settings, RunSettings):
         if settings.teacher is not None:
             teacher_file.check(settings.teacher, settings.teacher_network)
         elif settings.expect_teacher is not None:
@@ -290,13 +299,13 @@ def _check_training(settings: Settings) -> None:
     optimizers.check(settings)
     lr_schedule.check(settings)
     alone = isinstance(settings, TrainSettings) and settings.method == "student"
-    if not (alone or (isinstance(settings, (TrainSettings, CompareSettings)) and settings.teacher is not None)):
+    if not (alone or (isinstance(settings, RunSettings) and settings.teacher is not None)):
         lr_schedule.check(settings.of_teacher(), "teacher-")
 
 
 def _check_channels_last(settings: Settings) -> None:
     """Refuse networks that may have a strided 1x1 convolution: oneDNN corrupts memory in it (parts.subsampled)."""
-    given = isinstance(settings, (TrainSettings, CompareSettings)) and settings.teacher is not None
+    given = isinstance(settings, RunSettings) and settings.teacher is not None
     for role in ("student",) if given else ("teacher", "student"):
         name = settings.network(role)
         if networks.is_users(name):

@@ -17,10 +17,10 @@ from amkd_fast.distill.options import add as add_settings
 from amkd_fast.distill.options import given, resolve
 from amkd_fast.distill.predict_settings import PredictSettings
 from amkd_fast.distill.progress import EVERY
-from amkd_fast.distill.settings import LARGEST, MOST, SEED, CompareSettings, RunSettings, TrainSettings
+from amkd_fast.distill.settings import LARGEST, MOST, SEED, CompareSettings, TrainSettings
 from amkd_fast.version import __version__
 
-SETTINGS: dict[str, type[RunSettings]] = {"train": TrainSettings, "compare": CompareSettings}
+SETTINGS: dict[str, type[TrainSettings] | type[CompareSettings]] = {"train": TrainSettings, "compare": CompareSettings}
 # What is done with a checkpoint.
 USES: dict[str, type[EvaluateSettings | PredictSettings | ExportSettings]] = {
     "evaluate": EvaluateSettings,
@@ -81,7 +81,7 @@ def _run(options: argparse.Namespace) -> int:
             raise UserError("--overwrite, --resume: give one of them")
         kind = SETTINGS[options.command]
         words = given(kind, values)
-        settings: RunSettings = resolve(kind, options.config, words)
+        settings: TrainSettings | CompareSettings = resolve(kind, options.config, words)
 
     # Only now, with the arguments known to be good: torch and lightning take seconds to import.
     import torch

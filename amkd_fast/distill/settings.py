@@ -364,19 +364,13 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class TrainSettings(Settings):
-    """One student."""
+class RunSettings(Settings):
+    """What trains students."""
 
-    method: str = option(
-        "amkd",
-        f"what the student learns by, of {', '.join(METHODS)}; or module:Class of your own",
-        group="run",
-        rule=known_method,
-    )
-    seed: int = option(0, "of initial weights, batches and draws", least=0, most=SEED)
     teacher: str | None = option(
         None,
         "checkpoint of a teacher, or a state dict (.pth, .safetensors) of --teacher-network; default: train one",
+        group="a teacher from a file",
     )
     expect_teacher: float | None = option(
         None,
@@ -389,7 +383,20 @@ class TrainSettings(Settings):
 
 
 @dataclass(frozen=True)
-class CompareSettings(Settings):
+class TrainSettings(RunSettings):
+    """One student."""
+
+    method: str = option(
+        "amkd",
+        f"what the student learns by, of {', '.join(METHODS)}; or module:Class of your own",
+        group="run",
+        rule=known_method,
+    )
+    seed: int = option(0, "of initial weights, batches and draws", least=0, most=SEED)
+
+
+@dataclass(frozen=True)
+class CompareSettings(RunSettings):
     """Every method over several seeds."""
 
     methods: str = option(
@@ -398,23 +405,8 @@ class CompareSettings(Settings):
         group="run",
     )
     seeds: int = option(3, "number of seeds", least=1, most=10_000)
-    teacher: str | None = option(
-        None,
-        "checkpoint of a teacher, or a state dict (.pth, .safetensors) of --teacher-network; default: train one",
-    )
-    expect_teacher: float | None = option(
-        None,
-        "the accuracy of --teacher, per cent: 2 points less stop the run; default: what its file says",
-        least=0.0,
-        most=100.0,
-    )
-    teacher_mean: str | None = option(None, "of --teacher, written as --mean; default: its file's, else the student's")
-    teacher_std: str | None = option(None, "likewise, written as --std")
     keep_students: bool = option(True, "keep every run's best and last student")
 
     def names(self) -> tuple[str, ...]:
         """The methods, one by one."""
         return METHODS if self.methods == ALL else tuple(self.methods.split(","))
-
-
-RunSettings = TrainSettings | CompareSettings
