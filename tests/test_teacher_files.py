@@ -502,6 +502,8 @@ def test_from_a_file_of_ones_own_to_a_student(digits, place, capsys):
     student = teacher_file.load("a/last.ckpt", digits, TrainSettings(student_images=7))
     assert student.claim == Claim(json.loads(Path("a/results.json").read_text())["last"], "accuracy in a/last.ckpt")
     assert teacher_file.load("a/last.ckpt", digits, TrainSettings(data_seed=1)).claim is None
+    trained_otherwise = TrainSettings(rand_augment=1, mixup=1.0, erase=0.5, student_images=20)
+    assert teacher_file.load("a/last.ckpt", digits, trained_otherwise).claim == student.claim
 
     # With the kept one as the file, what it reached is what is expected of it on the same images.
     again = ["train", "--method", "kd", *RUN, "--teacher", "a/teacher.ckpt", "--output", "b"]

@@ -181,6 +181,7 @@ def test_a_card_tells_what_results_tell_and_its_lines_run(tmp_path, monkeypatch)
         assert found["multiply_adds"] > 10_000
         assert found["images_per_second"] > 0.0
     assert "| parameters | 1,384 | 1,384 |" in card
+    assert "method_option" not in card  # a setting that nobody has changed
     for quality, heading, digits in (("accuracy", "accuracy, %", 2), ("ece", "ECE, %", 2), ("nll", "NLL, nat", 3)):
         best, last = (result["qualities"][name][quality] for name in ("best", "last"))
         assert f"| {heading} | {best:.{digits}f} | {last:.{digits}f} |" in card

@@ -6,13 +6,13 @@ import argparse
 import os
 import re
 import stat
-from dataclasses import MISSING, Field, fields
+from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from amkd_fast.distill import recipes
 from amkd_fast.distill.errors import UserError, short
-from amkd_fast.distill.settings import Settings, choices, named_value
+from amkd_fast.distill.settings import Settings, choices, default_of, named_value
 
 S = TypeVar("S", bound=Settings)
 _LARGEST = 1 << 20  # bytes of a YAML file
@@ -179,9 +179,9 @@ def _base(hint: Any) -> type:
 
 def _help(field: Field) -> str:
     text = field.metadata["help"]
-    known = field.default is not MISSING and field.default is not None and field.default != ""
-    if known and "default" not in text:
-        text += f" (default: {field.default})"
+    default = default_of(field)
+    if default not in (None, "", {}) and "default" not in text:
+        text += f" (default: {default})"
     return text.strip().replace("%", "%%")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import MISSING, fields
+from dataclasses import fields
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from pydantic import (
@@ -19,7 +19,7 @@ from pydantic import (
 )
 
 from amkd_fast.distill.errors import UserError, short
-from amkd_fast.distill.settings import LARGEST, MOST, Settings, choices
+from amkd_fast.distill.settings import LARGEST, MOST, Settings, choices, default_of
 
 Format = Literal[2]  # of checkpoints
 FORMAT: int = get_args(Format)[0]
@@ -224,7 +224,7 @@ def of_settings(kind: type[Settings]) -> type[BaseModel]:
         members: dict[str, Any] = {
             field.name: (
                 _member(hints[field.name], field.metadata),
-                {} if field.default is MISSING else field.default,
+                default_of(field),
             )
             for field in fields(kind)
         }

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import MISSING, Field, asdict, dataclass, field, replace
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from amkd_fast.typing import BNPolicy, Negatives, PresetName, Selector, Space, Variant
@@ -66,6 +66,11 @@ def option(
     if isinstance(default, dict):
         return field(default_factory=dict, hash=False, metadata=rules)
     return field(default=default, metadata=rules)
+
+
+def default_of(field: Field[Any]) -> Any:
+    """What a setting is where nothing is said."""
+    return field.default if field.default_factory is MISSING else field.default_factory()
 
 
 def choices(hint: Any) -> tuple[str, ...]:

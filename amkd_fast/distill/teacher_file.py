@@ -13,13 +13,13 @@ from amkd_fast.distill.data import Data
 from amkd_fast.distill.errors import UserError, allocating
 from amkd_fast.distill.networks import Spec
 from amkd_fast.distill.networks.normalised import Normalised
-from amkd_fast.distill.settings import Settings
+from amkd_fast.distill.settings import Settings, default_of
 from amkd_fast.distill.state_dict_file import Claim, FoundStateDict
 
 # Of the settings of the data, those that leave the test images as they are.
 _TRAINING_ONLY = (
     *("teacher_images", "student_images", "student_fraction", "student_shots", "drop_labels", "augment", "erase"),
-    *("val_fraction", "balance", "cache", "resident"),
+    *("rand_augment", "rand_augment_magnitude", "mixup", "cutmix", "val_fraction", "balance", "cache", "resident"),
 )
 
 
@@ -139,4 +139,4 @@ def _same_test_images(about: dict[str, Any], settings: Settings) -> bool:
         heading = field.metadata["group"] or heading
         if heading == "data" and field.name not in _TRAINING_ONLY:
             deciding.append(field)
-    return all(before.get(field.name, field.default) == getattr(settings, field.name) for field in deciding)
+    return all(before.get(field.name, default_of(field)) == getattr(settings, field.name) for field in deciding)

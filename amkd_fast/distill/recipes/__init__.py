@@ -11,7 +11,7 @@ from importlib.resources import files
 from typing import Any
 
 from amkd_fast.distill.errors import UserError, short
-from amkd_fast.distill.settings import Settings, TrainSettings
+from amkd_fast.distill.settings import Settings, TrainSettings, default_of
 
 
 def names() -> list[str]:
@@ -61,7 +61,7 @@ def below(kind: type[Settings], stated: dict[str, Any]) -> dict[str, Any]:
         return stated
     recipe = load(name)
     values = {**recipe["settings"], **recipe.get("train" if kind is TrainSettings else "compare", {})}
-    default = {field.name: field.default for field in fields(kind)}
+    default = {field.name: default_of(field) for field in fields(kind)}
     for case in recipe.get("cases", ()):
         found = {**default, **values, **stated}
         if all(found[setting] in wanted for setting, wanted in case["when"].items()):

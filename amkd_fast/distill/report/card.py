@@ -9,7 +9,7 @@ from typing import Any
 
 from amkd_fast.distill import networks
 from amkd_fast.distill.metrics import EVERY, OF_DROPPED_LABELS, OF_THE_TEACHER
-from amkd_fast.distill.settings import RunSettings
+from amkd_fast.distill.settings import RunSettings, default_of
 
 NAME = "card.md"
 MOST_CLASSES = 20  # that are listed
@@ -125,7 +125,7 @@ def _made_with(result: dict[str, Any], settings: RunSettings) -> list[str]:
         rows.append(["teacher", f"{_cell(teacher)}, {_cell(source)}{trained}"])
     for field in fields(settings):
         value = getattr(settings, field.name)
-        if value != field.default and field.name not in _TOLD:
+        if value != default_of(field) and field.name not in _TOLD:
             rows.append([_cell(field.name), _cell(value)])
     rows.append(["amkd_fast", f"{made['amkd_fast']}, commit {made['commit'] or 'unknown'}, torch {made['torch']}"])
     rows.append(["date", made["date"]])
