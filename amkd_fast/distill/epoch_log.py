@@ -60,6 +60,7 @@ class EpochLog(Callback):
         self.sums: dict[str, torch.Tensor] = {}
         self.counts: torch.Tensor | None = None
         self.steps = self.images = 0
+        self.tested = False
         self.start = self.end = time.perf_counter()
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
@@ -74,9 +75,12 @@ class EpochLog(Callback):
             torch.cuda.synchronize(module.device)
         self.end = time.perf_counter()  # before the validation starts
 
+    def on_validation_end(self, trainer, module) -> None:
+        self.tested = True
+
     def on_train_epoch_end(self, trainer, module) -> None:
         row = {"epoch": trainer.current_epoch, "lr": self.lr}
-        found = trainer.callback_metrics
+        found = trainer.callback_metrics if self.tested else {}  # else they are an earlier epoch's
         row.update({name: float(found[name]) for name in ACCURACIES if name in found})
         row.update({name: float(total) / self.steps for name, total in self.sums.items()})
         self._check(row, module)

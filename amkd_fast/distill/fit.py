@@ -67,7 +67,7 @@ class Run(NamedTuple):
 
 def best_epoch(rows: list[dict[str, float]]) -> dict[str, float]:
     """The first row with the highest accuracy on the validation images or, without these, on the test images."""
-    return max(rows, key=lambda row: row.get(CHOOSES, row["accuracy"]))
+    return max((row for row in rows if "accuracy" in row), key=lambda row: row.get(CHOOSES, row["accuracy"]))
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -92,8 +92,24 @@ class OwnSignals(pl.Callback):
             signal.signal(signal.SIGTERM, self.handler)
 
 
+class TestEvery(pl.Callback):
+    """Tests the network in every so many epochs; in the first one, whose best.ckpt a resumed run needs, and the last.
+
+    Args:
+        epochs: Between two tests.
+    """
+
+    def __init__(self, epochs: int) -> None:
+        self.epochs = epochs
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        number = trainer.current_epoch + 1
+        due = number in (1, trainer.max_epochs) or number % self.epochs == 0
+        trainer.check_val_every_n_epoch = 1 if due else number + 1  # which number is no multiple of
+
+
 class MaxSteps(pl.Callback):
-    """Ends a training after so many steps: it is tested, logged and kept as at the end of an epoch."""
+    """Ends a training after so many steps: it is tested, logged and kept as at the end of the last epoch."""
 
     def __init__(self, steps: int) -> None:
         self.steps = steps
@@ -107,6 +123,7 @@ class MaxSteps(pl.Callback):
     def _look(self, trainer: pl.Trainer) -> None:
         if trainer.global_step >= self.steps:
             trainer.should_stop = True
+            trainer.check_val_every_n_epoch = 1
 
 
 def fit(
@@ -164,6 +181,7 @@ def fit(
     path = folder / "log.csv" if folder is not None and world.first and CSV in loggers else None
     log = EpochLog(path, name, seed, tell if world.first else None)
     callbacks: list[pl.Callback] = [OwnSignals(), log]  # before the checkpoints, which are of good epochs alone
+    callbacks.append(TestEvery(settings.test_every))
     if settings.max_steps is not None:
         callbacks.append(MaxSteps(settings.max_steps))
     monitor = "accuracy" if data.validation is None else CHOOSES

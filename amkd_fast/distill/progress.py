@@ -93,7 +93,8 @@ def line(epoch: Epoch, left: float | None) -> str:
     name = "teacher" if epoch.method == "teacher" else f"seed {epoch.seed} {epoch.method}"
     count = f"{int(epoch.row['epoch']) + 1:>{len(str(epoch.epochs))}}/{epoch.epochs}"
     losses = [f"{part} {epoch.row[part]:.3g}" for part in loss_parts(epoch.row)]
-    words = [f"{name:25} epoch {count}", f"accuracy {epoch.row['accuracy']:.1f} %", *losses]
+    tested = [f"accuracy {epoch.row['accuracy']:.1f} %"] if "accuracy" in epoch.row else []
+    words = [f"{name:25} epoch {count}", *tested, *losses]
     words.append(f"{epoch.images_per_second:.0f} images/s")
     return "  ".join(words + ([] if left is None else [f"{duration(left)} left"]))
 
@@ -127,7 +128,7 @@ def send(epoch: Epoch, to: Connection) -> None:
     A pipe takes PIPE_BUF bytes at once (512 on every system): what several processes write is not mixed up without a
     lock, which one that is killed would take with it. Losses that do not fit are left out.
     """
-    names = ["epoch", "accuracy", *loss_parts(epoch.row)]
+    names = [*(name for name in ("epoch", "accuracy") if name in epoch.row), *loss_parts(epoch.row)]
     speed, seconds = _short(epoch.images_per_second), _short(epoch.seconds)
     while True:
         row = {name: _short(epoch.row[name]) for name in names}

@@ -228,6 +228,9 @@ class Settings:
     batch_size: int = option(64, "of all ranks together", least=2)
     accumulate: int = option(1, "batches whose gradients are summed up for one step", least=1)
     max_steps: int | None = option(None, "stop a training after so many steps, to try something out", least=1)
+    test_every: int = option(
+        1, "epochs between two looks at the test images, and at those that choose best.ckpt; the last has one", least=1
+    )
     optimizer: Optimizer = option("sgd", "sgd, or adamw, which wants a smaller --lr, as 1e-3")
     lr: float = option(0.1, "learning rate, the highest of the schedule", above=0.0, most=1e38)
     momentum: float = option(0.9, "of SGD", least=0.0)

@@ -8,6 +8,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--data", required=True, help="folder of CIFAR-10 with train/<class>/ and test/<class>/")
     parser.add_argument("--output", type=Path, default=Path("runs/evidence"), help="folder for checkpoints and reports")
     parser.add_argument("--teacher", type=Path, help="checkpoint of the teacher; default: trained in --output")
-    parser.add_argument("--jobs", default="1", help="runs at a time")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--list", action="store_true", help="say what is missing, and how long that takes")
     options = parser.parse_args(arguments)
     trained = options.output / "teacher" / "last.ckpt"
@@ -47,8 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.teacher is None and not trained.exists():
         _distill("train", found.teacher, trained.parent)
     if "search" in wanted:
-        for point in found.search:
-            _try(point, options.output / "search")
+        _search(found.search, options.output / "search", options.jobs)
     for part in found.parts:
         if part.name in wanted:
             _compare(part, options.output / part.name, options.jobs)
@@ -60,7 +61,7 @@ def _finished(part: protocol.Part) -> list[dict[str, Any]]:
     return [run for run in runs if run["method"] in part.settings.names() and run["seed"] < part.settings.seeds]
 
 
-def _compare(part: protocol.Part, output: Path, jobs: str) -> None:
+def _compare(part: protocol.Part, output: Path, jobs: int) -> None:
     """Run what is missing of a part, each run's line written when it has finished; then its shortened result."""
     path, done = LINES / f"{part.name}.jsonl", threading.Event()
     resumed = store.restore(output, path, part.settings)
@@ -72,7 +73,7 @@ def _compare(part: protocol.Part, output: Path, jobs: str) -> None:
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     try:
-        _distill("compare", part.settings, output, "--jobs", jobs, resume=resumed)
+        _distill("compare", part.settings, output, "--jobs", str(jobs), resume=resumed)
     finally:
         done.set()
         watcher.join()
@@ -86,19 +87,26 @@ def _compare(part: protocol.Part, output: Path, jobs: str) -> None:
     write_atomic(machine.RESULTS / EVIDENCE.format(part.name), json.dumps(store.rounded(shortened(result))) + "\n")
 
 
-def _try(point: protocol.Point, folder: Path) -> None:
-    """Train a point of the search, unless its line is there, and write how it does on the validation images."""
+def _search(points: Sequence[protocol.Point], folder: Path, jobs: int) -> None:
+    """Train the points whose lines are missing, and write how each does on the validation images."""
     path = LINES / "search.jsonl"
-    key = {"group": point.group, "tried": point.tried, "seed": point.settings.seed}
-    if any({name: line[name] for name in key} == key for line in store.lines(path)):
-        return
-    begun = time.perf_counter()
-    output = folder / point.group
-    _distill("train", point.settings, output, overwrite=True)
-    rows = json.loads((output / MARKER).read_text())["epochs"]
-    line = {"validation": rows[-1]["validation"], "minutes": (time.perf_counter() - begun) / 60}
-    store.add(path, {**key, "method": point.settings.method, **line})
-    print(point.group, point.tried, f"{line['validation']:.1f} %", flush=True)
+    known = [{name: line[name] for name in ("group", "tried", "seed")} for line in store.lines(path)]
+    missing = [point for point in points if point.key not in known]
+    lock = threading.Lock()
+
+    def run(point: protocol.Point) -> None:
+        begun = time.perf_counter()
+        output = folder / str(points.index(point))
+        words = ["--threads", "1"] if jobs > 1 else []
+        _distill("train", point.settings, output, "--quiet", *words, overwrite=True)
+        rows = json.loads((output / MARKER).read_text())["epochs"]
+        found = {"validation": rows[-1]["validation"], "minutes": (time.perf_counter() - begun) / 60}
+        with lock:
+            store.add(path, {**point.key, "method": point.settings.method, **found})
+            print(*point.key.values(), f"{found['validation']:.1f} %", flush=True)
+
+    with ThreadPoolExecutor(jobs) as pool:
+        list(pool.map(run, missing))
 
 
 def _distill(command: str, settings: Settings, output: Path, *words: str, **flags: bool) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,13 +40,18 @@ class Point:
 
     Attributes:
         group: Which question it belongs to.
-        tried: The settings that differ within the group.
+        tried: In what it differs from the group's settings.
         settings: Of ``amkd-distill train``.
     """
 
     group: str
     tried: dict[str, Any]
     settings: TrainSettings
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """What tells it from the others."""
+        return {"group": self.group, "tried": self.tried, "seed": self.settings.seed}
 
 
 @dataclass(frozen=True)
@@ -83,13 +86,9 @@ def read(data: str, teacher: str, path: Path = FILE) -> Protocol:
         for name, about in found["parts"].items()
     )
     search = tuple(
-        Point(group, tried, settings(TrainSettings, {**taught, **about["settings"], **tried}, group))
+        Point(group, tried, settings(TrainSettings, {**taught, **about["settings"], **tried, "seed": seed}, group))
         for group, about in found["search"].items()
-        for tried in _grid(about["grid"])
+        for seed in range(about["seeds"])
+        for tried in about["tries"]
     )
     return Protocol(settings(TrainSettings, found["teacher"], "teacher"), parts, search)
-
-
-def _grid(values: dict[str, list[Any]]) -> Iterator[dict[str, Any]]:
-    for chosen in itertools.product(*values.values()):
-        yield dict(zip(values, chosen, strict=True))

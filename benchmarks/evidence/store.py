@@ -12,7 +12,7 @@ from amkd_fast.distill.files import write_atomic
 from amkd_fast.distill.result_folder import partial_of
 from amkd_fast.distill.settings import CompareSettings
 
-DIGITS = 7  # of a number
+DIGITS = 5  # of a number
 
 
 def lines(path: Path) -> list[dict[str, Any]]:

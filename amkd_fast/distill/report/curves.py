@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -92,10 +91,13 @@ def smoothed(values: np.ma.MaskedArray, window: int) -> np.ma.MaskedArray:
 
 
 def _values(logs: list[Sequence[dict[str, Any]]], name: str) -> np.ma.MaskedArray:
-    """[seeds, epochs], masked where a seed has no finite value."""
+    """[seeds, epochs], masked where a seed has no finite value; on a line between two epochs that have one."""
     length = max(map(len, logs), default=0)
     values = np.full((len(logs), length), np.nan)
     for line, log in zip(values, logs, strict=True):
-        found = [row.get(name) for row in log]
-        line[: len(found)] = [math.nan if value is None else value for value in found]
+        known = [(place, row[name]) for place, row in enumerate(log) if row.get(name) is not None]
+        if known:
+            places, found = zip(*known, strict=True)
+            inside = np.arange(places[0], places[-1] + 1)
+            line[inside] = np.interp(inside, places, found)
     return np.ma.masked_invalid(values)

@@ -69,7 +69,7 @@ class LivePage:
                     "name": "teacher" if method == "teacher" else f"{method}, seed {seed}",
                     "epoch": int(epochs[-1]["epoch"]) + 1,
                     "epochs": forecast.expected[method, seed].epochs,
-                    "accuracy": epochs[-1]["accuracy"],
+                    "accuracy": next(row["accuracy"] for row in reversed(epochs) if "accuracy" in row),
                 }
                 for (method, seed), epochs in rows.items()
             ],
