@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
+import torch
 
 pytest.importorskip("lightning", reason="the extra `train` is not installed")
 
+from amkd_fast.distill import data as datasets
+from amkd_fast.distill import networks, normalisation
+from amkd_fast.distill.checkpoint import save_network
 from amkd_fast.distill.cli import main as distill
 from amkd_fast.distill.errors import UserError
+from amkd_fast.distill.networks import Spec
+from amkd_fast.distill.networks.normalised import Normalised
 from amkd_fast.distill.options import to_yaml
 from amkd_fast.distill.result_folder import partial_of
-from amkd_fast.distill.settings import CompareSettings
-from benchmarks.evidence import protocol, store
+from amkd_fast.distill.settings import CompareSettings, Settings, TrainSettings
+from benchmarks.evidence import margins, protocol, search, store
+from benchmarks.report import evidence, words
+from benchmarks.report.load import Results
 
 SETTINGS = CompareSettings(
     methods="student,kd", seeds=2, epochs=1, teacher_epochs=1, student_images=50, quality_images=20, keep_students=False
@@ -42,7 +51,7 @@ def test_a_setting_that_breaks_its_rule_is_told(tmp_path):
 
 
 def test_lines_become_a_comparison_again(tmp_path):
-    path, output = tmp_path / "part.jsonl", tmp_path / "out"
+    path, output = tmp_path / "new" / "part.jsonl", tmp_path / "out"
     assert not store.restore(output, path, SETTINGS)
     run = {"rows": [{"epoch": 0, "accuracy": 12.345678912}], "qualities": {"ece": 1.0}, "diverged": None}
     store.add(path, {"method": "kd", "seed": 1, **run})
@@ -71,3 +80,57 @@ def test_a_restored_comparison_runs_only_what_is_missing(tmp_path, capsys):
     said = capsys.readouterr().out.splitlines()
     assert {tuple(line.split()[1:3]) for line in said if line.startswith("seed")} == {("1", "kd")}
     assert len(json.loads((output / "results.json").read_text())["runs"]) == 4
+
+
+def test_the_search_trains_what_has_no_line_and_writes_what_the_validation_images_say(tmp_path, capsys):
+    teacher = tmp_path / "teacher.ckpt"
+    small = {"teacher_network": "small-2-1", "student_network": "small-2-1"}
+    spec, values = Spec("small-2-1", 1, 10), {"classes": list(map(str, range(10))), "method": "teacher", "seed": 0}
+    data = datasets.load(Settings(), torch.device("cpu"))
+    network = Normalised(networks.build(spec, 0), *normalisation.of_student(Settings(), data))
+    save_network(teacher, network, spec, {**values, "settings": Settings(**small).as_dict()})
+    group = TrainSettings(
+        method="kd", teacher=str(teacher), val_fraction=0.2, student_images=40, epochs=2, test_every=2, **small
+    )
+    points = [protocol.Point("lr", {"lr": lr}, replace(group, lr=lr), group) for lr in (0.1, 0.2, 1e30)]
+    path = tmp_path / "search.jsonl"
+    store.add(path, {**points[1].key, "method": "kd", "validation": 50.0, "minutes": 1.0})
+    search.run(points, path, jobs=1)
+    found = {line["tried"]["lr"]: line for line in store.lines(path)}
+    assert sorted(found) == [0.1, 0.2, 1e30]
+    assert found[0.2]["validation"] == 50.0
+    assert 0.0 < found[0.1]["validation"] < 100.0
+    assert found[1e30]["validation"] is None  # it diverged
+    search.run(points, path, jobs=1)
+    assert len(store.lines(path)) == 3
+
+
+def test_margins_are_of_the_classes_that_are_not_the_samples_own():
+    clean = torch.tensor([[0.0, 0.0], [4.0, 0.0], [0.0, 3.0]])  # sides 4, 3 and 5
+    moved = torch.tensor([[2.0, 0.0], [0.0, 2.0]])
+    found = margins.margins(clean, torch.arange(3), moved, base=torch.tensor([0, 0]), target=torch.tensor([1, 1]))
+    assert found["margin"] == pytest.approx(((13**0.5 - 2.0) + (1.0 - 2.0)) / 2.0 / 4.0)
+    assert found["nearer"] == 0.5
+
+
+def test_tables_of_the_evidence():
+    lines = [
+        {"group": "amkd", "tried": tried, "seed": seed, "method": "amkd", "validation": value + seed, "minutes": 2.0}
+        for seed in range(3)
+        for tried, value in (({}, 50.0), ({"margin": 5.0}, 51.0 + seed * seed))
+    ]
+    lines.append({**lines[0], "tried": {"space": "features"}, "validation": None})
+    kept = [
+        {"method": method, "seed": seed, "margin": (0.1 + more) * seed, "nearer": 0.5}
+        for method, more in (("bss-near_boundary", 0.0), ("amkd", 0.02))
+        for seed in range(3)
+    ]
+    results = Results(lines={"search": lines, "margins-few-1000": kept})
+    table = evidence.tables()["search-amkd"](results)
+    assert "| as they are | 3 | 51.0 ± 2.5 |  |" in table
+    assert "| `margin` 5.0 | 3 | 53.7 ± 7.6 | +2.7 (-2.5 to +7.8), p 0.157 |" in table
+    assert "7 runs of 2.0 minutes" in table
+    assert "| `space` features | 1 | diverged |  |" in table
+    table = evidence.tables()["few-1000-margins"](results)
+    assert "| AMKD | 0.120 ± 0.298 | +0.020, p 0.225 | 50.0 |" in table
+    assert evidence.tables()["full-methods"](results) == evidence.tables()["full-gains"](results) == words.NOT_YET

@@ -68,7 +68,9 @@ EVERY = {**METRICS, **OF_DROPPED_LABELS}
 OF_THE_TEACHER = ("accuracy", "ece", "nll", "pgd_accuracy")
 
 
-def measure(network: nn.Module, teacher: nn.Module | None, data: Data, settings: Settings) -> dict[str, float | None]:
+def measure(
+    network: nn.Module, teacher: nn.Module | None, data: Data, settings: Settings, expected: Tensor | None = None
+) -> dict[str, float | None]:
     """The :data:`METRICS` of a network on the test set, and :data:`OF_DROPPED_LABELS` where labels were dropped.
 
     Accuracy, agreement and ECE are in per cent and over all test images, as NLL and KL (natural logarithms). The
@@ -80,6 +82,7 @@ def measure(network: nn.Module, teacher: nn.Module | None, data: Data, settings:
         teacher: What it is compared with, for the same images; None measures :data:`OF_THE_TEACHER` alone.
         data: Its test set.
         settings: ``pgd_eps`` (pixel units; None: 0.1 for digits, else 8/255), ``quality_images`` (0: all).
+        expected: The teacher's logits on the test set; None asks it.
 
     Returns:
         By name the value, None where it is not finite or nothing could be measured.
@@ -93,7 +96,7 @@ def measure(network: nn.Module, teacher: nn.Module | None, data: Data, settings:
         found["nll"] = float(F.cross_entropy(logits, labels))
         found["pgd_accuracy"] = pgd_accuracy(network, part, settings)
         if teacher is not None:
-            expected = predict(teacher, data.test).double().cpu()
+            expected = (predict(teacher, data.test) if expected is None else expected).double().cpu()
             found["agreement"] = 100.0 * int((logits.argmax(1) == expected.argmax(1)).sum()) / len(labels)
             found["fidelity_kl"] = divergence(expected, logits)
             found.update(_similarity(network, teacher, part))

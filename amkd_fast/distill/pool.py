@@ -219,7 +219,7 @@ def _one(
         diverged = {"epoch": error.epoch, "what": error.what}
         return Run(None, error.rows, None, diverged), time.perf_counter() - start
     assert run.network is not None, "fit returns it"
-    found = metrics.measure(run.network, teacher.network, data, settings)
+    found = metrics.measure(run.network, teacher.network, data, settings, teacher.tested)
     classes = metrics.class_accuracies(run.network, data)
     if students is not None:
         kept_students.keep(students, *task, run, data, settings)

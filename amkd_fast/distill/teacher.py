@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor, nn
 
@@ -19,6 +21,12 @@ class Teacher:
         if precision == "64":
             self.network.double()
         self.known = None if data.augmented else predict(network, data.student)
+        self._test = data.test
+
+    @functools.cached_property
+    def tested(self) -> Tensor:
+        """Its logits on the test images, which every student is compared with."""
+        return predict(self.network, self._test)
 
     def inform(self, batch: Batch) -> Batch:
         """The batch with the teacher's logits, if they are known."""

@@ -7,19 +7,18 @@ import json
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from amkd_fast.distill.files import write_atomic
 from amkd_fast.distill.options import to_yaml
 from amkd_fast.distill.result_folder import MARKER
 from amkd_fast.distill.settings import Settings
 from benchmarks import machine
-from benchmarks.evidence import protocol, store
-from benchmarks.report.load import EVIDENCE, shortened
+from benchmarks.evidence import margins, protocol, search, store
+from benchmarks.report.load import EVIDENCE, MARGINS, shortened
 
 LINES = machine.RESULTS / "cifar10"  # <part>.jsonl of finished runs, search.jsonl
 LOOK = 20.0  # seconds between two looks for runs that have finished
@@ -32,15 +31,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=Path("runs/evidence"), help="folder for checkpoints and reports")
     parser.add_argument("--teacher", type=Path, help="checkpoint of the teacher; default: trained in --output")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    parser.add_argument("--seeds", type=int, help="fewer than the protocol's, to be gone on with later")
     parser.add_argument("--list", action="store_true", help="say what is missing, and how long that takes")
     options = parser.parse_args(arguments)
     trained = options.output / "teacher" / "last.ckpt"
-    found = protocol.read(options.data, str(options.teacher or trained))
+    found = protocol.read(options.data, str(options.teacher or trained), cache=str(options.output / "pixels"))
     names = ["teacher", "search", *(part.name for part in found.parts)]
     if unknown := set(options.parts) - set(names):
         parser.error(f"{', '.join(sorted(unknown))}: there are {', '.join(names)}")
     wanted = options.parts or names
-    for part in found.parts:
+    parts = [part if options.seeds is None else part.of_seeds(options.seeds) for part in found.parts]
+    for part in parts:
         done = len(_finished(part))
         total = len(part.settings.names()) * part.settings.seeds
         print(f"{part.name}: {done} of {total} runs are there; all take about {part.hours:.1f} h", flush=True)
@@ -49,8 +50,8 @@ def main(arguments: list[str] | None = None) -> int:
     if options.teacher is None and not trained.exists():
         _distill("train", found.teacher, trained.parent)
     if "search" in wanted:
-        _search(found.search, options.output / "search", options.jobs)
-    for part in found.parts:
+        search.run(found.search, LINES / "search.jsonl", options.jobs)
+    for part in parts:
         if part.name in wanted:
             _compare(part, options.output / part.name, options.jobs)
     return 0
@@ -73,7 +74,8 @@ def _compare(part: protocol.Part, output: Path, jobs: int) -> None:
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     try:
-        _distill("compare", part.settings, output, "--jobs", str(jobs), resume=resumed)
+        words = ["--jobs", str(jobs), "--threads", str(max(1, torch.get_num_threads() // jobs))]
+        _distill("compare", part.settings, output, *words, resume=resumed)
     finally:
         done.set()
         watcher.join()
@@ -85,28 +87,10 @@ def _compare(part: protocol.Part, output: Path, jobs: int) -> None:
             about = {"rows": run["epochs"], **{name: run.get(name) for name in ("qualities", "diverged", "classes")}}
             store.add(path, {"method": run["method"], "seed": run["seed"], **about})
     write_atomic(machine.RESULTS / EVIDENCE.format(part.name), json.dumps(store.rounded(shortened(result))) + "\n")
-
-
-def _search(points: Sequence[protocol.Point], folder: Path, jobs: int) -> None:
-    """Train the points whose lines are missing, and write how each does on the validation images."""
-    path = LINES / "search.jsonl"
-    known = [{name: line[name] for name in ("group", "tried", "seed")} for line in store.lines(path)]
-    missing = [point for point in points if point.key not in known]
-    lock = threading.Lock()
-
-    def run(point: protocol.Point) -> None:
-        begun = time.perf_counter()
-        output = folder / str(points.index(point))
-        words = ["--threads", "1"] if jobs > 1 else []
-        _distill("train", point.settings, output, "--quiet", *words, overwrite=True)
-        rows = json.loads((output / MARKER).read_text())["epochs"]
-        found = {"validation": rows[-1]["validation"], "minutes": (time.perf_counter() - begun) / 60}
-        with lock:
-            store.add(path, {**point.key, "method": point.settings.method, **found})
-            print(*point.key.values(), f"{found['validation']:.1f} %", flush=True)
-
-    with ThreadPoolExecutor(jobs) as pool:
-        list(pool.map(run, missing))
+    path = LINES / f"{MARGINS}-{part.name}.jsonl"
+    known = {(line["method"], line["seed"]) for line in store.lines(path)}
+    for line in margins.measure(output, part.settings, known):
+        store.add(path, line)
 
 
 def _distill(command: str, settings: Settings, output: Path, *words: str, **flags: bool) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import itertools
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 
@@ -30,8 +31,12 @@ class Part:
 
     @property
     def hours(self) -> float:
-        """An estimate of all its runs."""
+        """An estimate of all its runs, one at a time."""
         return self.settings.seeds * sum(self.minutes[method] for method in self.settings.names()) / 60
+
+    def of_seeds(self, seeds: int) -> Part:
+        """The same part with the first so many of its seeds."""
+        return replace(self, settings=replace(self.settings, seeds=min(seeds, self.settings.seeds)))
 
 
 @dataclass(frozen=True)
@@ -40,13 +45,16 @@ class Point:
 
     Attributes:
         group: Which question it belongs to.
-        tried: In what it differs from the group's settings.
+        tried: In what it differs from the group's settings; not in the data.
         settings: Of ``amkd-distill train``.
+        group_settings: Those of the group.
     """
 
     group: str
     tried: dict[str, Any]
     settings: TrainSettings
+    group_settings: TrainSettings
+    KEY: ClassVar[tuple[str, ...]] = ("group", "tried", "seed")
 
     @property
     def key(self) -> dict[str, Any]:
@@ -63,19 +71,20 @@ class Protocol:
     search: tuple[Point, ...]
 
 
-def read(data: str, teacher: str, path: Path = FILE) -> Protocol:
+def read(data: str, teacher: str, path: Path = FILE, cache: str | None = None) -> Protocol:
     """The protocol of a file.
 
     Args:
         data: Folder of the images.
         teacher: Checkpoint of the teacher, which may not be there yet.
         path: Of the file.
+        cache: Folder for decoded pictures.
 
     Raises:
         UserError: A setting does not exist, or a value breaks its rule.
     """
     found = yaml.safe_load(path.read_text())
-    shared = {**found["shared"], "data": data}
+    shared = {**found["shared"], "data": data, "cache": cache}
 
     def settings(kind: Any, own: dict[str, Any], where: str) -> Any:
         return schemas.settings(kind, {**shared, **own}, f"{path.name}: {where}")
@@ -85,10 +94,10 @@ def read(data: str, teacher: str, path: Path = FILE) -> Protocol:
         Part(name, settings(CompareSettings, {**taught, **about["settings"]}, name), about["minutes"])
         for name, about in found["parts"].items()
     )
-    search = tuple(
-        Point(group, tried, settings(TrainSettings, {**taught, **about["settings"], **tried, "seed": seed}, group))
-        for group, about in found["search"].items()
-        for seed in range(about["seeds"])
-        for tried in about["tries"]
-    )
-    return Protocol(settings(TrainSettings, found["teacher"], "teacher"), parts, search)
+    search = []
+    for group, about in found["search"].items():
+        common = {**taught, **about["settings"]}
+        for seed, tried in itertools.product(range(about["seeds"]), about["tries"]):
+            own = settings(TrainSettings, {**common, **tried, "seed": seed}, group)
+            search.append(Point(group, tried, own, settings(TrainSettings, common, group)))
+    return Protocol(settings(TrainSettings, found["teacher"], "teacher"), parts, tuple(search))

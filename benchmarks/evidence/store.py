@@ -22,6 +22,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 def add(path: Path, found: dict[str, Any]) -> None:
     """Another line, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     before = path.read_text() if path.exists() else ""
     write_atomic(path, before + json.dumps(rounded(found)) + "\n")
 

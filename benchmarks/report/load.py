@@ -16,6 +16,7 @@ from benchmarks.timing import Patience
 DEVICES = ("cpu", "cuda")
 QUICKLY = "made with --quick"
 EVIDENCE = "cifar10-{}.json"  # of a part
+MARGINS = "margins"  # what lines of it, of a part, begin with
 _ROW = {"contestants", "left_out", "ratios", "limit", "extras"}
 
 
@@ -28,6 +29,7 @@ class Results:
     digits: dict[str, Any] | None = None  # of `amkd-distill compare`
     dropped: dict[str, Any] | None = None  # the same with labels that the student never sees
     evidence: dict[str, dict[str, Any]] = field(default_factory=dict)  # of benchmarks.evidence, by part
+    lines: dict[str, list[dict[str, Any]]] = field(default_factory=dict)  # of benchmarks.evidence, by their file
     presets: dict[str, Any] | None = None  # of benchmarks.presets
     machines: dict[str, dict[str, Any]] = field(default_factory=dict)  # where, when and of what, by the file's name
     doubts: dict[str, str] = field(default_factory=dict)  # why a file makes drafts only, by its name
@@ -56,6 +58,8 @@ def load(folder: Path) -> Results:
     for path in sorted(folder.glob(EVIDENCE.format("*"))):
         if found := _take(path, "compare", results):
             results.evidence[path.stem.removeprefix(EVIDENCE.partition("{")[0])] = found
+    for path in sorted((folder / "cifar10").glob("*.jsonl")):
+        results.lines[path.stem] = [json.loads(line) for line in path.read_text().splitlines()]
     results.presets = _take(folder / "presets-digits.json", "presets", results)
     return results
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-PAGES = ("docs/benchmarks/accuracy.md", "docs/benchmarks/summary.md")
+PAGES = ("docs/benchmarks/accuracy.md", "docs/benchmarks/cifar10.md", "docs/benchmarks/summary.md")
 _MARKER = re.compile(r"^<!-- (?:benchmarks: (?P<name>\S+)|(?P<end>/benchmarks)) -->$", re.MULTILINE)
 
 

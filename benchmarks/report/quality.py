@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from benchmarks.report import words
-from benchmarks.report.load import EVIDENCE, Results
+from benchmarks.report.load import Results
 
 METHODS = {
     "student": "student alone",
@@ -37,20 +36,10 @@ _TEST = "p: paired t-test, Holm-corrected over all pairs."
 
 def methods(results: Results) -> str:
     """Accuracy and more of every method on the digits."""
-    return _methods(results, results.digits, "digits.json")
+    return methods_of(results, results.digits, "digits.json")
 
 
-def evidence(part: str) -> Callable[[Results], str]:
-    """The same on CIFAR-10, of a part of its protocol."""
-
-    def table(results: Results) -> str:
-        file = EVIDENCE.format(part)
-        return _methods(results, results.evidence.get(part), file)
-
-    return table
-
-
-def _methods(results: Results, found: dict[str, Any] | None, file: str) -> str:
+def methods_of(results: Results, found: dict[str, Any] | None, file: str) -> str:
     """Accuracy and more of every method over the seeds of ``amkd-distill compare``."""
     if found is None:
         return words.NOT_YET
@@ -59,8 +48,8 @@ def _methods(results: Results, found: dict[str, Any] | None, file: str) -> str:
     lines = [("teacher", *first)]
     for name, about in found["methods"].items():
         qualities, crossed = about["qualities"], about["crossed_share"]
-        line = [METHODS.get(name, f"`{name}`"), _mean(about["last"]), _mean(about["best"]), _gain(over_kd.get(name))]
-        line += [_mean(qualities["pgd_accuracy"]), f"{qualities['ece']['mean']:.1f}"]
+        line = [METHODS.get(name, f"`{name}`"), mean(about["last"]), mean(about["best"]), gain(over_kd.get(name))]
+        line += [mean(qualities["pgd_accuracy"]), f"{qualities['ece']['mean']:.1f}"]
         line += [f"{qualities['agreement']['mean']:.1f}", "" if crossed is None else words.share(crossed)]
         lines.append((*line, f"{about['ms_per_step']:.0f}"))
     header = ("method", "last epoch", "best epoch*", "more than KD", "PGD", "ECE", "agreement", "crossed", "ms a step")
@@ -82,7 +71,7 @@ def dropped(results: Results) -> str:
     lines = [("teacher", f"{teacher['unseen_accuracy']:.1f}", "", f"{teacher['accuracy']:.1f}")]
     for name, about in found["methods"].items():
         unseen = about["qualities"]["unseen_accuracy"]
-        lines.append((METHODS.get(name, f"`{name}`"), _mean(unseen), _gain(over_kd.get(name)), _mean(about["last"])))
+        lines.append((METHODS.get(name, f"`{name}`"), mean(unseen), gain(over_kd.get(name)), mean(about["last"])))
     labels = f"method, labels {' and '.join(found['data']['dropped'])} dropped"
     note = (
         f"Per cent of the test images after the last epoch, mean of {found['settings']['seeds']} seeds ± half the 95 % "
@@ -97,12 +86,14 @@ def _over_kd(found: dict[str, Any], quality: str) -> dict[str, dict[str, Any]]:
     return {test["method"]: test for test in found["tests"] if (test["quality"], test["baseline"]) == (quality, "kd")}
 
 
-def _mean(numbers: dict[str, Any]) -> str:
+def mean(numbers: dict[str, Any]) -> str:
+    """Mean over the seeds ± half its interval."""
     half = "" if numbers["low"] is None else f" ± {(numbers['high'] - numbers['low']) / 2:.1f}"
     return f"{numbers['mean']:.1f}{half}"
 
 
-def _gain(test: dict[str, Any] | None) -> str:
+def gain(test: dict[str, Any] | None) -> str:
+    """A paired difference, its interval and p."""
     if test is None:
         return ""
     if test["low"] is None or test["p_holm"] is None:

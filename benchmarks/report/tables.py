@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from benchmarks.report import quality, words
+from benchmarks.report import evidence, quality, words
 from benchmarks.report.judge import Row
 from benchmarks.report.load import DEVICES, Results
 
@@ -54,4 +54,5 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "methods": quality.methods,
     "dropped": quality.dropped,
     "presets": quality.presets,
+    **evidence.tables(),
 }

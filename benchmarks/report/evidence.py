@@ -1,0 +1,119 @@
+"""Tables of what the methods achieve on CIFAR-10: benchmarks.evidence has run them."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+import yaml
+
+from amkd_fast.distill.report.statistics import describe, paired
+from benchmarks.evidence.protocol import FILE
+from benchmarks.report import quality, words
+from benchmarks.report.load import EVIDENCE, MARGINS, Results
+
+Table = Callable[[Results], str]
+_WORDS = {"margin": ("mean margin", 1.0, 3), "nearer": ("margin above 0, %", 100.0, 1)}
+
+
+def tables() -> dict[str, Table]:
+    """All of them, by name: those of the parts and of the search's groups of the protocol."""
+    found = yaml.safe_load(FILE.read_text())
+    kinds = {"methods": methods, "gains": gains, "margins": margins}
+    of_parts = {f"{part}-{kind}": table(part) for part in found["parts"] for kind, table in kinds.items()}
+    return {**of_parts, **{f"search-{group}": search(group) for group in found["search"]}}
+
+
+def methods(part: str) -> Table:
+    """Accuracy and more of every method of a part."""
+    return lambda results: quality.methods_of(results, results.evidence.get(part), EVIDENCE.format(part))
+
+
+def gains(part: str) -> Table:
+    """What a method's time buys over KD."""
+
+    def table(results: Results) -> str:
+        found = results.evidence.get(part)
+        if found is None:
+            return words.NOT_YET
+        over = {test["method"]: test["mean"] for test in found["tests"] if test["quality"] == "accuracy"}
+        times = {name: about["ms_per_step"] for name, about in found["methods"].items()}
+        lines = []
+        for name, more in over.items():
+            longer = times[name] / times["kd"]
+            each = f"{more / (longer - 1.0):+.1f}" if longer > 1.05 else ""
+            lines.append((quality.METHODS[name], f"{times[name]:.0f}", f"{longer:.2f}", f"{more:+.2f}", each))
+        header = ("method", "ms a step", "times KD's", "points over KD", "for each further time of KD's")
+        settings = found["settings"]
+        steps = settings["epochs"] * -(-found["images"]["student"] // settings["batch_size"])
+        hours = settings["seeds"] * sum(times.values()) * steps / 3.6e6
+        note = f"Points: mean over the seeds, after the last epoch. All runs' steps took {hours:.1f} hours of one core."
+        return f"{words.table(header, lines)}\n\n{note}"
+
+    return table
+
+
+def search(group: str) -> Table:
+    """What was tried in a group of the search, on the validation images, against the first line of the group."""
+
+    def table(results: Results) -> str:
+        lines = [line for line in results.lines.get("search", []) if line["group"] == group]
+        if not lines:
+            return words.NOT_YET
+        by_try: dict[str, dict[int, float | None]] = {}
+        for line in lines:
+            by_try.setdefault(_told(line), {})[line["seed"]] = line["validation"]
+        first = next(iter(by_try))
+        rows = []
+        for tried, values in by_try.items():
+            about = describe(list(values.values()))
+            test = paired(values, by_try[first])
+            apart = "" if tried == first or test["mean"] is None else quality.gain({**test, "p_holm": test["p"]})
+            reached = "diverged" if about["mean"] is None else quality.mean(about)
+            rows.append((tried, str(len(values)), reached, apart))
+        minutes = statistics.fmean(line["minutes"] for line in lines)
+        note = (
+            "Per cent of the validation images after the last epoch, mean over the seeds ± half the 95 % interval; p: "
+            f"paired t-test, not corrected. {len(lines)} runs of {minutes:.1f} minutes each on one core."
+        )
+        return f"{words.table(('tried', 'seeds', 'validation', 'more than the first'), rows)}\n\n{note}"
+
+    return table
+
+
+def margins(part: str) -> Table:
+    """How far the students of a part keep the teacher's boundary samples from classes that are not theirs."""
+
+    def table(results: Results) -> str:
+        lines = results.lines.get(f"{MARGINS}-{part}", [])
+        if not lines:
+            return words.NOT_YET
+        by_method: dict[str, dict[int, dict[str, float]]] = {}
+        for line in lines:
+            by_method.setdefault(line["method"], {})[line["seed"]] = line
+        rows = []
+        for method in [name for name in quality.METHODS if name in by_method]:
+            cells: list[str] = []
+            for name, (_, scale, digits) in _WORDS.items():
+                values, others = (
+                    {seed: scale * line[name] for seed, line in by_method.get(one, {}).items()}
+                    for one in (method, "bss-near_boundary")
+                )
+                about = describe(list(values.values()))
+                half = "" if about["low"] is None else f" ± {(about['high'] - about['low']) / 2:.{digits}f}"
+                cells.append(f"{about['mean']:.{digits}f}{half}")
+                if name == "margin":
+                    test = paired(values, others)
+                    told = test["p"] is not None and method != "bss-near_boundary"
+                    cells.append(f"{test['mean']:+.{digits}f}, p {test['p']:.3f}" if told else "")
+            rows.append((quality.METHODS[method], *cells))
+        header = ("method", _WORDS["margin"][0], "more than BSS, `near_boundary`", _WORDS["nearer"][0])
+        return words.table(header, rows)
+
+    return table
+
+
+def _told(line: dict[str, Any]) -> str:
+    words_of = ", ".join(f"`{name}` {value}" for name, value in line["tried"].items())
+    return words_of or "as they are"
