@@ -11,6 +11,7 @@ pytest.importorskip("lightning", reason="the extra `train` is not installed")
 
 from amkd_fast.distill.cli import main
 from amkd_fast.distill.report.curves import curves
+from amkd_fast.distill.report.page import LONG
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SMALL = [
@@ -40,6 +41,24 @@ def test_a_comparison_that_tests_seldom_is_drawn(tmp_path, capsys):
         [0, 2, 4]
     ] * 4
     assert 'id="epochs"' in (tmp_path / "whole" / "report.html").read_text()
+
+
+def test_the_page_of_a_running_comparison_has_epochs_without_a_test_in_its_last_third(tmp_path):
+    epochs = str(LONG + 6)
+    words = [
+        "compare",
+        "--methods",
+        "kd",
+        "--seeds",
+        "1",
+        *SMALL,
+        "--epochs",
+        epochs,
+        "--test-every",
+        epochs,
+        "--quiet",
+    ]
+    assert main([*words, "--output", str(tmp_path / "out"), "--jobs", "2"]) == 0  # which writes the page every epoch
 
 
 def test_a_curve_goes_straight_over_epochs_without_a_test():

@@ -162,10 +162,13 @@ def _charts(result: dict[str, Any], measured: dict[str, Metric]) -> dict[str, An
         differences.append(strips(heading, rows, [tones[test["method"]] for test in tests], 0.0))
     epochs = max((len(curve.mean) for curve in found), default=0)
     late = 2 * epochs // 3 + 1
-    lasting = [curve for curve in found if len(curve.mean) > late]  # a run that has just begun is not among them
+    # A run that has just begun, or has not been tested there, is not among them.
+    lasting = [curve for curve in found if curve.mean[late - 1 :].count() > 1]
     return {
         "accuracy": chart("test accuracy, %", found, tones, mark=result["teacher_accuracy"]) if found else None,
-        "late": chart("the last third of the epochs", lasting, tones, since=late) if epochs >= LONG else None,
+        "late": chart("the last third of the epochs", lasting, tones, since=late)
+        if epochs >= LONG and lasting
+        else None,
         "losses": [chart(title(part), curves(logs, part, window), tones, part in LOGARITHMIC) for part in losses(logs)],
         "qualities": [
             strips(
