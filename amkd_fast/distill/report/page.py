@@ -163,12 +163,10 @@ def _charts(result: dict[str, Any], measured: dict[str, Metric]) -> dict[str, An
     epochs = max((len(curve.mean) for curve in found), default=0)
     late = 2 * epochs // 3 + 1
     # A run that has just begun, or has not been tested there, is not among them.
-    lasting = [curve for curve in found if curve.mean[late - 1 :].count() > 1]
+    lasting = [curve for curve in found if epochs >= LONG and curve.mean[late - 1 :].count() > 1]
     return {
         "accuracy": chart("test accuracy, %", found, tones, mark=result["teacher_accuracy"]) if found else None,
-        "late": chart("the last third of the epochs", lasting, tones, since=late)
-        if epochs >= LONG and lasting
-        else None,
+        "late": chart("the last third of the epochs", lasting, tones, since=late) if lasting else None,
         "losses": [chart(title(part), curves(logs, part, window), tones, part in LOGARITHMIC) for part in losses(logs)],
         "qualities": [
             strips(
