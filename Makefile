@@ -101,11 +101,12 @@ bench: build/.built
 	$(PY) -m benchmarks.scaling
 	$(PY) -m benchmarks.report
 
-# What the methods reach on CIFAR-10 (DATA: a folder with train/<class>/ and test/<class>/): 30 hours on two cores; it goes on
+# What the methods reach on CIFAR-10 (DATA: a folder with train/<class>/ and test/<class>/): ten hours on two cores; it goes on
 # where the committed lines of benchmarks/results/cifar10 end.
 DATA ?= cifar10
+JOBS ?= 2
 evidence: build/.built
-	$(PY) -m benchmarks.evidence --data $(DATA)
+	$(PY) -m benchmarks.evidence --data $(DATA) --jobs $(JOBS)
 
 gpu:
 	$(PYTHON) tests/gpu/run.py

@@ -45,7 +45,7 @@ def test_the_protocol_is_of_settings_that_there_are():
 
 def test_a_setting_that_breaks_its_rule_is_told(tmp_path):
     path = tmp_path / "protocol.yaml"
-    path.write_text(protocol.FILE.read_text().replace("epochs: 20", "epochs: 0"))
+    path.write_text(protocol.FILE.read_text().replace("epochs: 20\n  schedule", "epochs: 0\n  schedule"))
     with pytest.raises(UserError, match="teacher: epochs=0: must be at least 1"):
         protocol.read("pictures", "teacher.ckpt", path)
 

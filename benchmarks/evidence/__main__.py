@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
     for part in parts:
         done = len(_finished(part))
         total = len(part.settings.names()) * part.settings.seeds
-        print(f"{part.name}: {done} of {total} runs are there; all take about {part.hours:.1f} h", flush=True)
+        print(f"{part.name}: {done} of {total} runs are there; all take {part.hours:.1f} hours of a core", flush=True)
     if options.list:
         return 0
     if options.teacher is None and not trained.exists():
