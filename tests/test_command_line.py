@@ -237,7 +237,7 @@ FOLDERS = [
     ("train --output bare --resume", "run.json is missing or damaged"),
     ("train --output bestless --resume", "best.ckpt is missing"),
     ("compare --output damaged --resume --jobs 1", "student-0.json is missing or damaged"),
-    ("compare --output rowless --resume --jobs 1", "student-0.json: rows have no accuracy"),
+    ("compare --output rowless --resume --jobs 1", "student-0.json: the last row has no accuracy"),
     ("compare --output wordy --resume --jobs 1", "student-0.json: rows.0.accuracy='x': must be a number"),
     ("train --output half --overwrite --data nowhere", "nowhere: no such folder"),
     ("train --output half --overwrite --student-network os:getcwd", "raised TypeError"),
