@@ -53,7 +53,8 @@ def main(arguments: list[str] | None = None) -> int:
         search.run(found.search, LINES / "search.jsonl", options.jobs)
     for part in parts:
         if part.name in wanted:
-            _compare(part, options.output / part.name, options.jobs)
+            # A folder for each number of seeds: a comparison that is complete takes no more of them.
+            _compare(part, options.output / f"{part.name}-{part.settings.seeds}", options.jobs)
     return 0
 
 
