@@ -39,6 +39,9 @@ def test_the_protocol_is_of_settings_that_there_are():
     assert all(point.settings.val_fraction for point in found.search)
     tried = [(point.group, point.settings.seed, *sorted(point.tried.items())) for point in found.search]
     assert len(set(tried)) == len(tried) > 0
+    seeds = {point.settings.seed for point in found.search if point.tried == {"space": "features"}}
+    assert seeds == {0, 1, 2}
+    assert {point.settings.seed for point in found.search if point.tried == {"margin": 5.0}} == {0}  # not repeated
     for point in found.search:
         assert all(getattr(point.settings, name) == value for name, value in point.tried.items())
 
@@ -117,7 +120,7 @@ def test_tables_of_the_evidence():
     lines = [
         {"group": "amkd", "tried": tried, "seed": seed, "method": "amkd", "validation": value + seed, "minutes": 2.0}
         for seed in range(3)
-        for tried, value in (({}, 50.0), ({"margin": 5.0}, 51.0 + seed * seed))
+        for tried, value in (({"margin": 5.0}, 51.0 + seed * seed), ({"triplet_weight": 0.3}, 50.0))
     ]
     lines.append({**lines[0], "tried": {"space": "features"}, "validation": None})
     kept = [
@@ -127,7 +130,7 @@ def test_tables_of_the_evidence():
     ]
     results = Results(lines={"search": lines, "margins-few-1000": kept})
     table = evidence.tables()["search-amkd"](results)
-    assert "| as they are | 3 | 51.0 ± 2.5 |  |" in table
+    assert "| `triplet_weight` 0.3 | 3 | 51.0 ± 2.5 |  |" in table  # first in the protocol
     assert "| `margin` 5.0 | 3 | 53.7 ± 7.6 | +2.7 (-2.5 to +7.8), p 0.157 |" in table
     assert "7 runs of 2.0 minutes" in table
     assert "| `space` features | 1 | diverged |  |" in table

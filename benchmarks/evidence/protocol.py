@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -97,7 +96,8 @@ def read(data: str, teacher: str, path: Path = FILE, cache: str | None = None) -
     search = []
     for group, about in found["search"].items():
         common = {**taught, **about["settings"]}
-        for seed, tried in itertools.product(range(about["seeds"]), about["tries"]):
-            own = settings(TrainSettings, {**common, **tried, "seed": seed}, group)
-            search.append(Point(group, tried, own, settings(TrainSettings, common, group)))
+        for seed in range(about["seeds"]):
+            for tried in about["tries"] if seed == 0 else about.get("repeated", about["tries"]):
+                own = settings(TrainSettings, {**common, **tried, "seed": seed}, group)
+                search.append(Point(group, tried, own, settings(TrainSettings, common, group)))
     return Protocol(settings(TrainSettings, found["teacher"], "teacher"), parts, tuple(search))

@@ -22,12 +22,20 @@ def tables() -> dict[str, Table]:
     found = yaml.safe_load(FILE.read_text())
     kinds = {"methods": methods, "gains": gains, "margins": margins}
     of_parts = {f"{part}-{kind}": table(part) for part in found["parts"] for kind, table in kinds.items()}
-    return {**of_parts, **{f"search-{group}": search(group) for group in found["search"]}}
+    for part in [part for part, about in found["parts"].items() if "drop_labels" in about["settings"]]:
+        of_parts[f"{part}-unseen"] = unseen(part)
+    of_groups = {f"search-{group}": search(group, about["tries"]) for group, about in found["search"].items()}
+    return {**of_parts, **of_groups}
 
 
 def methods(part: str) -> Table:
     """Accuracy and more of every method of a part."""
     return lambda results: quality.methods_of(results, results.evidence.get(part), EVIDENCE.format(part))
+
+
+def unseen(part: str) -> Table:
+    """Accuracy on the labels that the students of a part never saw."""
+    return lambda results: quality.dropped_of(results, results.evidence.get(part), EVIDENCE.format(part))
 
 
 def gains(part: str) -> Table:
@@ -54,16 +62,17 @@ def gains(part: str) -> Table:
     return table
 
 
-def search(group: str) -> Table:
+def search(group: str, tries: list[dict[str, Any]]) -> Table:
     """What was tried in a group of the search, on the validation images, against the first line of the group."""
+    order = {_told(tried): place for place, tried in enumerate(tries)}
 
     def table(results: Results) -> str:
         lines = [line for line in results.lines.get("search", []) if line["group"] == group]
         if not lines:
             return words.NOT_YET
         by_try: dict[str, dict[int, float | None]] = {}
-        for line in lines:
-            by_try.setdefault(_told(line), {})[line["seed"]] = line["validation"]
+        for line in sorted(lines, key=lambda line: order.get(_told(line["tried"]), len(order))):
+            by_try.setdefault(_told(line["tried"]), {})[line["seed"]] = line["validation"]
         first = next(iter(by_try))
         rows = []
         for tried, values in by_try.items():
@@ -114,6 +123,5 @@ def margins(part: str) -> Table:
     return table
 
 
-def _told(line: dict[str, Any]) -> str:
-    words_of = ", ".join(f"`{name}` {value}" for name, value in line["tried"].items())
-    return words_of or "as they are"
+def _told(tried: dict[str, Any]) -> str:
+    return ", ".join(f"`{name}` {value}" for name, value in tried.items()) or "as they are"

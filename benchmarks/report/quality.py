@@ -63,8 +63,12 @@ def methods_of(results: Results, found: dict[str, Any] | None, file: str) -> str
 
 
 def dropped(results: Results) -> str:
-    """Accuracy on labels that the student never saw, and on all, of every method over the seeds."""
-    found = results.dropped
+    """Accuracy on labels that the student never saw, and on all, of every method on the digits."""
+    return dropped_of(results, results.dropped, "digits-dropped.json")
+
+
+def dropped_of(results: Results, found: dict[str, Any] | None, file: str) -> str:
+    """Accuracy on labels that the student never saw, and on all, over the seeds of ``amkd-distill compare``."""
     if found is None:
         return words.NOT_YET
     over_kd, teacher = _over_kd(found, "unseen_accuracy"), found["qualities"]["teacher"]
@@ -76,7 +80,7 @@ def dropped(results: Results) -> str:
     note = (
         f"Per cent of the test images after the last epoch, mean of {found['settings']['seeds']} seeds ± half the 95 % "
         f"interval; the students have {found['images']['student']} training images. {_TEST} "
-        f"{words.made(results, 'digits-dropped.json')}"
+        f"{words.made(results, file)}"
     )
     return f"{words.table((labels, 'on these', 'more than KD', 'on all labels'), lines)}\n\n{note}"
 
