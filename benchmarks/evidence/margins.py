@@ -49,8 +49,9 @@ def measure(output: Path, settings: CompareSettings, known: set[tuple[str, int]]
     samples = attacked(data, settings)
     for (method, seed), path in paths.items():
         student, _, _ = load_network(path, settings.network("student"))
-        clean = torch.cat([student.embed(images) for images, _ in InOrder(data.test, BATCH)])
-        moved = torch.cat([student.embed(images) for images in samples.images.split(BATCH)])
+        with torch.no_grad():
+            clean = torch.cat([student.embed(images) for images, _ in InOrder(data.test, BATCH)])
+            moved = torch.cat([student.embed(images) for images in samples.images.split(BATCH)])
         yield {"method": method, "seed": seed, **margins(clean, data.test.labels, moved, samples.base, samples.target)}
 
 
