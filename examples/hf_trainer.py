@@ -67,7 +67,7 @@ def main() -> float:
         arguments = TrainingArguments(folder, per_device_train_batch_size=BATCH, **plain, **quiet)
         teacher = Classifier(64)
         Trainer(teacher, arguments, train_dataset=train).train()
-        method = AMKD(limit=16, boundary_weight=1.0, triplet_weight=0.3, attack={"lower": -1.0, "upper": 1.0})
+        method = AMKD(limit=16, boundary_weight=1.0, attack={"lower": -1.0, "upper": 1.0})
         trainer = Distiller(Classifier(32), arguments, train_dataset=train[:400], teacher=teacher, method=method)
         trainer.train()
         logits, labels, _ = trainer.predict(test)

@@ -59,7 +59,7 @@ def main() -> float:
         optimizer.step()
 
     # The bounds are those of the inputs, as the networks see them.
-    method = AMKD(limit=16, boundary_weight=1.0, triplet_weight=0.3, attack={"lower": -1.0, "upper": 1.0})
+    method = AMKD(limit=16, boundary_weight=1.0, attack={"lower": -1.0, "upper": 1.0})
     module = Distilled(network(32), teacher, method)
     flags = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
     more = {"max_epochs": EPOCHS, "check_val_every_n_epoch": EPOCHS, **dict.fromkeys(flags, False)}

@@ -42,7 +42,7 @@ def main() -> float:
     teacher.eval().requires_grad_(False)
 
     # From here on: what an existing trainer changes. The bounds are those of the inputs, as the networks see them.
-    method = AMKD(limit=16, triplet_weight=0.3, attack={"lower": -1.0, "upper": 1.0})
+    method = AMKD(limit=16, attack={"lower": -1.0, "upper": 1.0})
 
     student = network(32)
     optimizer = torch.optim.Adam(student.parameters(), lr=1e-2)

@@ -48,7 +48,7 @@ METHODS = {
     "bss": lambda: BSS(preset="near_boundary", **OPTIONS),
     "bss-concatenated": lambda: BSS(bn="concatenated", **OPTIONS),
     "amkd": lambda: AMKD(margin=3.0, memory=memory(), **OPTIONS),
-    "amkd-features": lambda: AMKD(margin=3.0, space="features", **OPTIONS),
+    "amkd-features": lambda: AMKD(margin=3.0, variant="student_space", space="features", **OPTIONS),
     "dkd": DKD,
     "rkd": RKD,
     "tald": lambda: TALD(eps=0.1, steps=2),

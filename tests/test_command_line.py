@@ -172,7 +172,7 @@ NUMBERS = [
     ("--classes 0-99999999999", "there is no class"),
     ("--drop-labels 0-8", "leaves fewer than two labels"),
     ("--precision fp16", "--precision fp16: needs a GPU"),
-    ("--compile --space features", "--compile: hides the features"),
+    ("--compile --space features --variant student_space", "--compile: hides the features"),
     ("--whole-step", "--whole-step: records a CUDA graph"),
     ("--negatives target --amkd-preset official", "force"),
     ("--device tpu", "invalid choice: 'tpu'"),

@@ -173,7 +173,7 @@ def test_past_rows_are_negatives_and_nothing_else(batch, past, variant, negative
 def test_uniform_draws_from_past_rows_too(batch, past):
     student, teacher, labels, rows, _ = batch
     one = Adversarial(*(None if x is None else x[:1] for x in rows))
-    options = {"selector": "uniform", "negatives": "not_base", "margin": 9.0}
+    options = {"variant": "student_space", "selector": "uniform", "negatives": "not_base", "margin": 9.0}
     allowed = [row for row, label in zip(*past, strict=True) if label != one.base[0]]
     near = (one.student[0] - student[one.source[0]]).norm()
     costs = torch.stack([near - (one.student[0] - row).norm() + 9.0 for row in allowed]).detach()
@@ -299,7 +299,7 @@ def test_bad_arguments_are_named(arguments, words):
 def test_features_must_be_given_for_their_space(batch):
     student, teacher, labels, rows, _ = batch
     with pytest.raises(ValueError, match="student_features"):
-        AMKDLoss(space="features")(student, teacher, labels, rows)
+        AMKDLoss(variant="student_space", space="features")(student, teacher, labels, rows)
 
 
 def test_examples_in_the_docstrings():

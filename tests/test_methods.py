@@ -58,13 +58,14 @@ from amkd_fast.methods import (
 B, K, LIMIT = 24, 5, 8
 NOW = StepContext(epoch=0, epochs=60, draw=3)
 BOUNDS = {"lower": -2.0, "upper": 2.0}
+FEATURES = {"variant": "student_space", "space": "features"}
 ATTACKING = {
     "official": lambda **more: BSS(preset="official", limit=LIMIT, **more),
     "paper": lambda **more: BSS(preset="paper", attack=BOUNDS, limit=LIMIT, **more),
     "zoo": lambda **more: BSS(preset="zoo", attack=BOUNDS, limit=LIMIT, **more),
     "near_boundary": lambda **more: BSS(attack=BOUNDS, limit=LIMIT, **more),
     "amkd": lambda **more: AMKD(attack=BOUNDS, limit=LIMIT, margin=3.0, **more),
-    "amkd-features": lambda **more: AMKD(attack=BOUNDS, limit=LIMIT, margin=3.0, space="features", **more),
+    "amkd-features": lambda **more: AMKD(attack=BOUNDS, limit=LIMIT, margin=3.0, **FEATURES, **more),
 }
 STAGES = {"student_stages": ["conv"], "teacher_stages": ["norm"]}
 PLAIN = {"student": lambda **more: StudentAlone(**more), "kd": lambda **more: KD(**more)}

@@ -116,7 +116,7 @@ def test_a_file_that_is_not_there(capsys):
     ("words", "expected"),
     [
         (["--precision", "fp16"], "--precision fp16: needs a GPU"),
-        (["--compile", "--space", "features"], "--compile: hides the features"),
+        (["--compile", "--space", "features", "--variant", "student_space"], "--compile: hides the features"),
         (["--compile", "--method", "rkd"], "--compile: hides the layers that rkd listens to"),
         (["--compile", "--method", "crd"], "--compile: hides the layers that crd listens to"),
         (["--jda-probability", "1.5"], "--jda-probability 1.5: must be at most 1"),

@@ -89,12 +89,15 @@ def test_struck_down_and_resumed_a_comparison_is_the_same_and_leaves_no_process(
     assert len(soak.run(tmp_path, 2, int.from_bytes(os.urandom(2), "little"), ("compare",))) == 2
 
 
+FEATURES = ("--method", "amkd", "--variant", "student_space", "--space", "features")
+
+
 @pytest.mark.parametrize(
     "words",
     [
         ("--precision", "bf16", "--method", "amkd"),
         ("--accumulate", "2", "--method", "bss-near_boundary"),
-        ("--method", "amkd", "--space", "features", "--memory", "16", "--student-network", "wrn-10-1"),
+        (*FEATURES, "--memory", "16", "--student-network", "wrn-10-1"),
         ("--method", "amkd", "--student-network", "resnet8", "--classes", "0-4", "--student-shots", "9"),
     ],
     ids=lambda words: "-".join(words).strip("-"),

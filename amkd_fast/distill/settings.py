@@ -277,9 +277,9 @@ class Settings:
     bn: BNPolicy = option("separate", "BatchNorm of attacked batches")
 
     amkd_preset: PresetName = option("near_boundary", "attack of amkd", group="amkd")
-    triplet_weight: float = option(0.3, "γ, of the triplets", above=0.0)
+    triplet_weight: float = option(0.1, "γ, of the triplets", above=0.0)
     margin: float = option(1.0, "of the triplets", least=0.0)
-    variant: Variant = option("student_space", "which rows are anchors, positives and negatives")
+    variant: Variant = option("teacher_anchor", "which rows are anchors, positives and negatives")
     negatives: Negatives = option("other", "classes that negatives are taken from")
     selector: Selector = option("hardest", "which of the possible negatives")
     space: Space = option("logits", "where distances are taken")

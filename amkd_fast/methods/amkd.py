@@ -31,17 +31,17 @@ class AMKD(BSS):
     Example:
         >>> import torch
         >>> from amkd_fast.methods import AMKD
-        >>> method = AMKD(variant="teacher_anchor", triplet_weight=0.1, margin=5.0, limit=32)
+        >>> method = AMKD(variant="student_space", space="features", limit=32)
         >>> method.criterion.variant
-        'teacher_anchor'
+        'student_space'
     """
 
     def __init__(
         self,
         *,
-        triplet_weight: float = 0.3,
+        triplet_weight: float = 0.1,
         margin: float = 1.0,
-        variant: Variant = "student_space",
+        variant: Variant = "teacher_anchor",
         negatives: Negatives = "other",
         selector: Selector = "hardest",
         space: Space = "logits",

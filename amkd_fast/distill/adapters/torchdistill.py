@@ -75,7 +75,7 @@ class TorchdistillLoss(nn.Module):
             key: AMKDFastLoss
             kwargs:
               method: amkd
-              triplet_weight: 0.3
+              triplet_weight: 0.1
               attack:                              # CIFAR-10's pixel range, normalised, by channel
                 lower: [-1.99, -1.98, -1.71]
                 upper: [2.06, 2.13, 2.12]
