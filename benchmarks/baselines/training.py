@@ -17,7 +17,7 @@ from benchmarks.baselines.attack_loops import bss_loop
 from benchmarks.outside import network_passes
 
 BARE = "bare passes"
-TEMPERATURE, ALPHA, BETA, GAMMA, MARGIN = 3.0, 4.0, 2.0, 0.3, 1.0
+TEMPERATURE, ALPHA, BETA, GAMMA, MARGIN = 3.0, 4.0, 2.0, 0.1, 1.0
 
 
 def soft_kl(student: Tensor, teacher: Tensor) -> Tensor:
@@ -40,9 +40,9 @@ def eager_loss(name: str, batch: Batch, teacher: nn.Module, student: nn.Module, 
     attacked = student(images)
     extra = soft_kl(attacked, aimed)
     if name.startswith("AMKD"):
-        positive = (attacked - logits[source]).norm(dim=1)
+        positive = (aimed - attacked).norm(dim=1)
         other = (batch.labels != base[:, None]) & (batch.labels != target[:, None])
-        negative = torch.cdist(attacked, logits).masked_fill(~other, torch.inf).amin(1)
+        negative = torch.cdist(aimed, logits).masked_fill(~other, torch.inf).amin(1)
         extra = extra + GAMMA * F.relu(positive - negative + MARGIN).mean()
     return total + BETA * extra
 
