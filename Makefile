@@ -101,8 +101,8 @@ bench: build/.built
 	$(PY) -m benchmarks.scaling
 	$(PY) -m benchmarks.report
 
-# What the methods reach on CIFAR-10 (DATA: a folder with train/<class>/ and test/<class>/): ten hours on two cores; it goes on
-# where the committed lines of benchmarks/results/cifar10 end.
+# What the methods reach on CIFAR-10 (DATA: a folder with train/<class>/ and test/<class>/): twelve hours on two cores; it
+# goes on where the committed runs of benchmarks/results/cifar10 end. Without that folder it begins anew.
 DATA ?= cifar10
 JOBS ?= 2
 evidence: build/.built

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import os
 from functools import cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -65,7 +66,10 @@ def load(path: str) -> Setting:
     images, labels = network.normalise(data.test.images[order]), data.test.labels[order]
     lower, upper, _ = pixel_bounds(*network.normalisation)
     network = network.network
-    found = {"images": f"{about['settings']['data']}, test images", "accuracy": accuracy(network, images, labels)}
+    found = {
+        "images": f"{Path(about['settings']['data']).name}, test images",
+        "accuracy": accuracy(network, images, labels),
+    }
     return Setting(network.eval().requires_grad_(False), images, labels, lower, upper, found, real=True)
 
 

@@ -12,7 +12,7 @@ pytest.importorskip("lightning", reason="the extra `train` is not installed")
 
 from amkd_fast.distill import data as datasets
 from amkd_fast.distill import networks, normalisation
-from amkd_fast.distill.checkpoint import save_network
+from amkd_fast.distill.checkpoint import load_network, save_network
 from amkd_fast.distill.cli import main as distill
 from amkd_fast.distill.errors import UserError
 from amkd_fast.distill.networks import Spec
@@ -35,7 +35,7 @@ def test_the_protocol_is_of_settings_that_there_are():
     assert {part.settings.teacher for part in found.parts} == {"teacher.ckpt"}
     for part in found.parts:
         assert set(part.minutes) == set(part.settings.names())
-        assert part.hours == pytest.approx(part.settings.seeds * sum(part.minutes.values()) / 60)
+        assert len(part.runs()) == len(set(part.runs())) == part.settings.seeds * len(part.minutes)
     assert all(point.settings.val_fraction for point in found.search)
     tried = [(point.group, point.settings.seed, *sorted(point.tried.items())) for point in found.search]
     assert len(set(tried)) == len(tried) > 0
@@ -48,7 +48,7 @@ def test_the_protocol_is_of_settings_that_there_are():
 
 def test_a_setting_that_breaks_its_rule_is_told(tmp_path):
     path = tmp_path / "protocol.yaml"
-    path.write_text(protocol.FILE.read_text().replace("epochs: 20\n  schedule", "epochs: 0\n  schedule"))
+    path.write_text(protocol.FILE.read_text().replace("epochs: 20\n    schedule", "epochs: 0\n    schedule"))
     with pytest.raises(UserError, match="teacher: epochs=0: must be at least 1"):
         protocol.read("pictures", "teacher.ckpt", path)
 
@@ -95,7 +95,7 @@ def test_the_search_trains_what_has_no_line_and_writes_what_the_validation_image
     group = TrainSettings(
         method="kd", teacher=str(teacher), val_fraction=0.2, student_images=40, epochs=2, test_every=2, **small
     )
-    points = [protocol.Point("lr", {"lr": lr}, replace(group, lr=lr), group) for lr in (0.1, 0.2, 1e30)]
+    points = [protocol.Point("lr", {"lr": lr}, replace(group, lr=lr), group, minutes=1.0) for lr in (0.1, 0.2, 1e30)]
     path = tmp_path / "search.jsonl"
     store.add(path, {**points[1].key, "method": "kd", "validation": 50.0, "minutes": 1.0})
     search.run(points, path, jobs=1)
@@ -106,6 +106,19 @@ def test_the_search_trains_what_has_no_line_and_writes_what_the_validation_image
     assert found[1e30]["validation"] is None  # it diverged
     search.run(points, path, jobs=1)
     assert len(store.lines(path)) == 3
+
+
+def test_a_teacher_is_kept_without_its_training_and_its_place(tmp_path):
+    trained, kept = tmp_path / "last.ckpt", tmp_path / "new" / "teacher.ckpt"
+    spec, settings = Spec("small-2-1", 1, 10), Settings(data=str(tmp_path), cache=str(tmp_path)).as_dict()
+    network = Normalised(networks.build(spec, 0), mean=[0.0], std=1.0)
+    save_network(trained, network, spec, {"classes": [], "method": "student", "seed": 0, "settings": settings})
+    store.keep_network(trained, kept)
+    found, spec_found, about = load_network(kept)
+    assert spec_found == spec
+    assert str(tmp_path) not in str(about)
+    for name, value in network.state_dict().items():
+        assert torch.equal(found.state_dict()[name], value)
 
 
 def test_margins_are_of_the_classes_that_are_not_the_samples_own():

@@ -7,8 +7,8 @@ import json
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -21,6 +21,8 @@ from benchmarks.evidence import margins, protocol, search, store
 from benchmarks.report.load import EVIDENCE, MARGINS, shortened
 
 LINES = machine.RESULTS / "cifar10"  # <part>.jsonl of finished runs, search.jsonl
+TEACHER = LINES / "teacher.ckpt"  # of all of them
+PLACES = ("data", "cache", "teacher")  # on this machine, and of no use on another
 LOOK = 20.0  # seconds between two looks for runs that have finished
 
 
@@ -29,26 +31,28 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("parts", nargs="*", metavar="PART", help="teacher, search or a comparison; default: all")
     parser.add_argument("--data", required=True, help="folder of CIFAR-10 with train/<class>/ and test/<class>/")
     parser.add_argument("--output", type=Path, default=Path("runs/evidence"), help="folder for checkpoints and reports")
-    parser.add_argument("--teacher", type=Path, help="checkpoint of the teacher; default: trained in --output")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--seeds", type=int, help="fewer than the protocol's, to be gone on with later")
     parser.add_argument("--list", action="store_true", help="say what is missing, and how long that takes")
     options = parser.parse_args(arguments)
-    trained = options.output / "teacher" / "last.ckpt"
-    found = protocol.read(options.data, str(options.teacher or trained), cache=str(options.output / "pixels"))
+    found = protocol.read(options.data, str(TEACHER), cache=str(options.output / "pixels"))
     names = ["teacher", "search", *(part.name for part in found.parts)]
     if unknown := set(options.parts) - set(names):
         parser.error(f"{', '.join(sorted(unknown))}: there are {', '.join(names)}")
     wanted = options.parts or names
     parts = [part if options.seeds is None else part.of_seeds(options.seeds) for part in found.parts]
+    _tell("teacher", 1, [found.teacher_minutes] * (not TEACHER.exists()))
+    untried = search.missing(found.search, LINES / "search.jsonl")
+    _tell("search", len(found.search), [point.minutes for point in untried])
     for part in parts:
-        done = len(_finished(part))
-        total = len(part.settings.names()) * part.settings.seeds
-        print(f"{part.name}: {done} of {total} runs are there; all take {part.hours:.1f} hours of a core", flush=True)
+        _tell(part.name, len(part.runs()), [part.minutes[method] for method, _ in _missing(part)])
     if options.list:
         return 0
-    if options.teacher is None and not trained.exists():
-        _distill("train", found.teacher, trained.parent)
+    if not TEACHER.exists():
+        if LINES.exists():
+            parser.error(f"{LINES} has students, but not {TEACHER.name}: bring it back, or remove them to begin anew")
+        _distill("train", found.teacher, options.output / "teacher")
+        store.keep_network(options.output / "teacher" / "last.ckpt", TEACHER)
     if "search" in wanted:
         search.run(found.search, LINES / "search.jsonl", options.jobs)
     for part in parts:
@@ -58,9 +62,15 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _finished(part: protocol.Part) -> list[dict[str, Any]]:
-    runs = store.lines(LINES / f"{part.name}.jsonl")
-    return [run for run in runs if run["method"] in part.settings.names() and run["seed"] < part.settings.seeds]
+def _tell(name: str, total: int, missing: Sequence[float]) -> None:
+    """How many of the runs are there, and how long those that are not will take."""
+    left = f"; the others take {sum(missing) / 60:.1f} hours of a core" if missing else ""
+    print(f"{name}: {total - len(missing)} of {total} runs are there{left}", flush=True)
+
+
+def _missing(part: protocol.Part) -> list[tuple[str, int]]:
+    known = {(run["method"], run["seed"]) for run in store.lines(LINES / f"{part.name}.jsonl")}
+    return [run for run in part.runs() if run not in known]
 
 
 def _compare(part: protocol.Part, output: Path, jobs: int) -> None:
@@ -87,9 +97,10 @@ def _compare(part: protocol.Part, output: Path, jobs: int) -> None:
         if (run["method"], run["seed"]) not in known:
             about = {"rows": run["epochs"], **{name: run.get(name) for name in ("qualities", "diverged", "classes")}}
             store.add(path, {"method": run["method"], "seed": run["seed"], **about})
+    result["settings"] = {name: value for name, value in result["settings"].items() if name not in PLACES}
     write_atomic(machine.RESULTS / EVIDENCE.format(part.name), json.dumps(store.rounded(shortened(result))) + "\n")
-    if part.settings.drop_labels:
-        return  # margins between classes that the student does not know
+    if "margins" not in part.tables:
+        return
     path = LINES / f"{MARGINS}-{part.name}.jsonl"
     known = {(line["method"], line["seed"]) for line in store.lines(path)}
     for line in margins.measure(output, part.settings, known):

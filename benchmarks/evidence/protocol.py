@@ -22,16 +22,17 @@ class Part:
         name: Of its files.
         settings: Of ``amkd-distill compare``.
         minutes: That a run has taken, by method, on the machine that the protocol names.
+        tables: What is told of it: ``methods``, ``unseen``, ``gains``, ``margins``.
     """
 
     name: str
     settings: CompareSettings
     minutes: dict[str, float]
+    tables: list[str]
 
-    @property
-    def hours(self) -> float:
-        """An estimate of all its runs, one at a time."""
-        return self.settings.seeds * sum(self.minutes[method] for method in self.settings.names()) / 60
+    def runs(self) -> list[tuple[str, int]]:
+        """Method and seed of each."""
+        return [(method, seed) for seed in range(self.settings.seeds) for method in self.settings.names()]
 
     def of_seeds(self, seeds: int) -> Part:
         """The same part with the first so many of its seeds."""
@@ -47,12 +48,14 @@ class Point:
         tried: In what it differs from the group's settings; not in the data.
         settings: Of ``amkd-distill train``.
         group_settings: Those of the group.
+        minutes: That it has taken on that machine.
     """
 
     group: str
     tried: dict[str, Any]
     settings: TrainSettings
     group_settings: TrainSettings
+    minutes: float
     KEY: ClassVar[tuple[str, ...]] = ("group", "tried", "seed")
 
     @property
@@ -66,6 +69,7 @@ class Protocol:
     """All of it; the teacher is trained first, then every part's students learn from it."""
 
     teacher: TrainSettings
+    teacher_minutes: float
     parts: tuple[Part, ...]
     search: tuple[Point, ...]
 
@@ -90,7 +94,7 @@ def read(data: str, teacher: str, path: Path = FILE, cache: str | None = None) -
 
     taught = {**found["students"], "teacher": teacher}
     parts = tuple(
-        Part(name, settings(CompareSettings, {**taught, **about["settings"]}, name), about["minutes"])
+        Part(name, settings(CompareSettings, {**taught, **about["settings"]}, name), about["minutes"], about["tables"])
         for name, about in found["parts"].items()
     )
     search = []
@@ -99,5 +103,7 @@ def read(data: str, teacher: str, path: Path = FILE, cache: str | None = None) -
         for seed in range(about["seeds"]):
             for tried in about["tries"] if seed == 0 else about.get("repeated", about["tries"]):
                 own = settings(TrainSettings, {**common, **tried, "seed": seed}, group)
-                search.append(Point(group, tried, own, settings(TrainSettings, common, group)))
-    return Protocol(settings(TrainSettings, found["teacher"], "teacher"), parts, tuple(search))
+                search.append(Point(group, tried, own, settings(TrainSettings, common, group), about["minutes"]))
+    teaching = found["teacher"]
+    own = settings(TrainSettings, teaching["settings"], "teacher")
+    return Protocol(own, teaching["minutes"], parts, tuple(search))

@@ -28,15 +28,19 @@ def run(points: Sequence[Point], path: Path, jobs: int) -> None:
 
     A line has ``validation``, the accuracy after the last epoch in per cent, or None where the training diverged.
     """
-    known = [{name: line[name] for name in Point.KEY} for line in store.lines(path)]
-    missing = [point for point in points if point.key not in known]
     threads = max(1, torch.get_num_threads() // jobs)
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
-        futures = {pool.submit(_train, point, threads): point for point in missing}
+        futures = {pool.submit(_train, point, threads): point for point in missing(points, path)}
         for future in as_completed(futures):
             point, found = futures[future], future.result()
             store.add(path, {**point.key, "method": point.settings.method, **found})
             print(*point.key.values(), found, flush=True)
+
+
+def missing(points: Sequence[Point], path: Path) -> list[Point]:
+    """Those that have no line."""
+    known = [{name: line[name] for name in Point.KEY} for line in store.lines(path)]
+    return [point for point in points if point.key not in known]
 
 
 def _train(point: Point, threads: int) -> dict[str, Any]:

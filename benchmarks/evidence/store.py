@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from amkd_fast.distill import resume
+from amkd_fast.distill.checkpoint import load_network, save_network
 from amkd_fast.distill.files import write_atomic
 from amkd_fast.distill.result_folder import partial_of
 from amkd_fast.distill.settings import CompareSettings
@@ -54,6 +55,14 @@ def restore(output: Path, path: Path, settings: CompareSettings) -> bool:
     for name, content in resume.start("compare", settings).items():
         write_atomic(work / name, content)
     return True
+
+
+def keep_network(checkpoint: Path, path: Path) -> None:
+    """Write the network of a training's checkpoint alone; of the place of its data the name."""
+    network, spec, about = load_network(checkpoint)
+    settings = {**about["settings"], "data": Path(about["settings"]["data"]).name, "cache": None}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_network(path, network, spec, {**about, "settings": settings})
 
 
 def rounded(found: Any) -> Any:

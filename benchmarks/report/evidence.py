@@ -20,11 +20,10 @@ _WORDS = {"margin": ("mean margin", 1.0, 3), "nearer": ("margin above 0, %", 100
 def tables() -> dict[str, Table]:
     """All of them, by name: those of the parts and of the search's groups of the protocol."""
     found = yaml.safe_load(FILE.read_text())
-    of_parts: dict[str, Table] = {}
-    for part, about in found["parts"].items():
-        dropped = "drop_labels" in about["settings"]
-        kinds = {"unseen": unseen} if dropped else {"methods": methods, "gains": gains, "margins": margins}
-        of_parts.update({f"{part}-{kind}": table(part) for kind, table in kinds.items()})
+    kinds = {"methods": methods, "unseen": unseen, "gains": gains, "margins": margins}
+    of_parts = {
+        f"{part}-{kind}": kinds[kind](part) for part, about in found["parts"].items() for kind in about["tables"]
+    }
     of_groups = {f"search-{group}": search(group, about["tries"]) for group, about in found["search"].items()}
     return {**of_parts, **of_groups}
 
