@@ -20,6 +20,7 @@ from amkd_fast.distill.networks.normalised import Normalised
 from amkd_fast.distill.options import to_yaml
 from amkd_fast.distill.result_folder import partial_of
 from amkd_fast.distill.settings import CompareSettings, Settings, TrainSettings
+from benchmarks.evidence import __main__ as evidence_runs
 from benchmarks.evidence import margins, protocol, search, store
 from benchmarks.report import evidence, words
 from benchmarks.report.load import Results
@@ -119,6 +120,22 @@ def test_a_teacher_is_kept_without_its_training_and_its_place(tmp_path):
     assert str(tmp_path) not in str(about)
     for name, value in network.state_dict().items():
         assert torch.equal(found.state_dict()[name], value)
+
+
+def test_what_is_missing_is_told_and_students_without_their_teacher_are_refused(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(evidence_runs, "LINES", tmp_path)
+    monkeypatch.setattr(evidence_runs, "TEACHER", tmp_path / "teacher.ckpt")
+    store.add(tmp_path / "few-1000.jsonl", {"method": "kd", "seed": 0})
+    store.add(tmp_path / "few-1000.jsonl", {"method": "kd", "seed": 4})  # of a seed that is not asked for
+    assert evidence_runs.main(["--data", "pictures", "--seeds", "1", "--list"]) == 0
+    (part,) = [part for part in protocol.read("pictures", "").parts if part.name == "few-1000"]
+    hours = (sum(part.minutes.values()) - part.minutes["kd"]) / 60
+    said = capsys.readouterr().out.splitlines()
+    assert f"few-1000: 1 of 7 runs are there; the others take {hours:.1f} hours of a core" in said
+    assert said[0].startswith("teacher: 0 of 1 runs are there")
+    with pytest.raises(SystemExit):
+        evidence_runs.main(["--data", "pictures", "few-1000"])
+    assert "has students, but not teacher.ckpt" in capsys.readouterr().err
 
 
 def test_margins_are_of_the_classes_that_are_not_the_samples_own():
