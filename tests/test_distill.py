@@ -170,6 +170,7 @@ def test_every_method_trains_and_is_measured_on_dropped_labels(teacher_file, tmp
         unseen, count = run["qualities"]["unseen_accuracy"], int(((test.labels == 3) | (test.labels == 7)).sum())
         assert 0.0 <= unseen <= 100.0
         assert unseen * count / 100.0 == pytest.approx(round(unseen * count / 100.0))
+        assert unseen <= run["qualities"]["unseen_choice_accuracy"] <= 100.0
     teacher = result["qualities"]["teacher"]["unseen_accuracy"]
     assert teacher > 50.0  # it saw them
     (alone,) = result["methods"]["student"]["qualities"]["unseen_accuracy"]["values"]

@@ -29,7 +29,7 @@ from amkd_fast.distill import metrics, networks, report
 from amkd_fast.distill.attack_examples import attack_examples
 from amkd_fast.distill.data import subsets
 from amkd_fast.distill.fit import Run
-from amkd_fast.distill.metrics import METRICS, Metric
+from amkd_fast.distill.metrics import METRICS, OF_DROPPED_LABELS, Metric
 from amkd_fast.distill.networks import Spec
 from amkd_fast.distill.report import (
     charts,
@@ -323,6 +323,26 @@ def test_qualities_of_a_network_and_itself():
     assert (itself["magsim"], itself["angsim"]) == pytest.approx((1.0, 1.0))
 
 
+def test_accuracy_on_dropped_labels_by_direct_computation():
+    data, network = few(digits()), tiny(1)
+    with torch.no_grad():
+        network.head.bias[[3, 7]] -= 100.0  # as training on labels does to those that it never names
+        logits = network(data.test.images)
+    of_these = [row for row, label in enumerate(data.test.labels.tolist()) if label in (3, 7)]
+    right = sum((3 if logits[row, 3] > logits[row, 7] else 7) == data.test.labels[row] for row in of_these)
+    found = metrics.measure(network, None, replace(data, dropped=(3, 7)), SMALL)
+    assert list(found) == [*metrics.OF_THE_TEACHER, *OF_DROPPED_LABELS]
+    assert found["unseen_accuracy"] == 0.0
+    assert found["unseen_choice_accuracy"] == pytest.approx(100.0 * int(right) / len(of_these))
+    assert 50.0 < found["unseen_choice_accuracy"] < 100.0
+    one = metrics.measure(network, None, replace(data, dropped=(3,)), SMALL)  # with nothing to choose from
+    assert list(one) == [*metrics.OF_THE_TEACHER, "unseen_accuracy"]
+    with torch.no_grad():
+        network.head.bias.fill_(math.nan)
+    broken = metrics.measure(network, None, replace(data, dropped=(3, 7)), SMALL)
+    assert (broken["unseen_accuracy"], broken["unseen_choice_accuracy"]) == (0.0, 0.0)
+
+
 def test_qualities_that_cannot_be_measured_are_none():
     data = few(digits(), 20)
     student, teacher = tiny(1), tiny(2)
@@ -474,7 +494,7 @@ def overlaps(figure):
 def test_labels_of_the_plots_do_not_overlap(names, dropped):
     runs = made_up(names)
     for found in runs.values() if dropped else ():
-        found.qualities["unseen_accuracy"] = 40.0 + 0.01 * found.rows[0]["accuracy"]
+        found.qualities.update(dict.fromkeys(OF_DROPPED_LABELS, 40.0 + 0.01 * found.rows[0]["accuracy"]))
     for (method, _), found in runs.items():
         for row in found.rows if method in NEIGHBOURING else ():
             row[NEIGHBOURING[method]] = 0.5 * row["ce"]

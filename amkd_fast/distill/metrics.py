@@ -63,7 +63,10 @@ OF_DROPPED_LABELS = {
     "unseen_accuracy": Metric(
         "unseen", "%", "higher", 2, "share of the test images of labels that the student never saw, classified rightly"
     ),
-}  # where there are any
+    "unseen_choice_accuracy": Metric(
+        "among unseen", "%", "higher", 2, "share of the same images, were these labels alone to choose from"
+    ),
+}  # where there are any; the second where there are several
 EVERY = {**METRICS, **OF_DROPPED_LABELS}
 OF_THE_TEACHER = ("accuracy", "ece", "nll", "pgd_accuracy")
 
@@ -104,8 +107,33 @@ def measure(
     if data.dropped:
         unseen = isin(labels, labels.new_tensor(data.dropped))
         found["unseen_accuracy"] = 100.0 * int(right[unseen].sum()) / int(unseen.sum())
-        names += OF_DROPPED_LABELS
+        names.append("unseen_accuracy")
+        if len(data.dropped) > 1:
+            found["unseen_choice_accuracy"] = choice_accuracy(logits[unseen], labels[unseen], data.dropped)
+            names.append("unseen_choice_accuracy")
     return {name: _finite(found.get(name)) for name in names}
+
+
+def choice_accuracy(logits: Tensor, labels: Tensor, choices: tuple[int, ...]) -> float:
+    """Per cent classified rightly where some labels alone are to choose from.
+
+    Training labels that never name a class push it below the others in every image. What a student has learnt from its
+    teacher about such classes shows in their order among themselves (Hinton et al. 2015 raise their biases instead).
+
+    Args:
+        logits: [N, K].
+        labels: int64 [N], of ``choices`` each.
+        choices: The labels to choose from.
+
+    Example:
+        >>> import torch
+        >>> from amkd_fast.distill.metrics import choice_accuracy
+        >>> choice_accuracy(torch.tensor([[9.0, 1.0, 2.0], [9.0, 3.0, 2.0]]), torch.tensor([2, 2]), (1, 2))
+        50.0
+    """
+    chosen = labels.new_tensor(choices)[logits[:, list(choices)].argmax(1)]
+    right = (chosen == labels) & ~logits.isnan().any(1)
+    return 100.0 * int(right.sum()) / len(labels)
 
 
 def class_accuracies(network: nn.Module, data: Data) -> list[float]:

@@ -71,18 +71,26 @@ def dropped_of(results: Results, found: dict[str, Any] | None, file: str) -> str
     """Accuracy on labels that the student never saw, and on all, over the seeds of ``amkd-distill compare``."""
     if found is None:
         return words.NOT_YET
-    over_kd, teacher = _over_kd(found, "unseen_accuracy"), found["qualities"]["teacher"]
-    lines = [("teacher", f"{teacher['unseen_accuracy']:.1f}", "", f"{teacher['accuracy']:.1f}")]
+    told = ("unseen_accuracy", "unseen_choice_accuracy")
+    over_kd, teacher = [_over_kd(found, name) for name in told], found["qualities"]["teacher"]
+    lines = [("teacher", f"{teacher[told[0]]:.1f}", "", f"{teacher[told[1]]:.1f}", "", f"{teacher['accuracy']:.1f}")]
     for name, about in found["methods"].items():
-        unseen = about["qualities"]["unseen_accuracy"]
-        lines.append((METHODS.get(name, f"`{name}`"), mean(unseen), gain(over_kd.get(name)), mean(about["last"])))
-    labels = f"method, labels {' and '.join(found['data']['dropped'])} dropped"
+        cells = [
+            cell
+            for quality, over in zip(told, over_kd, strict=True)
+            for cell in (mean(about["qualities"][quality]), gain(over.get(name)))
+        ]
+        lines.append((METHODS.get(name, f"`{name}`"), *cells, mean(about["last"])))
+    header = (
+        f"method, labels {' and '.join(found['data']['dropped'])} dropped",
+        *("on these", "more than KD", "choosing among these", "more than KD", "on all labels"),
+    )
     note = (
         f"Per cent of the test images after the last epoch, mean of {found['settings']['seeds']} seeds ± half the 95 % "
-        f"interval; the students have {found['images']['student']} training images. {_TEST} "
-        f"{words.made(results, file)}"
+        f"interval; the students have {found['images']['student']} training images. Choosing among these labels alone, "
+        f"chance has {100 / len(found['data']['dropped']):.0f}. {_TEST} {words.made(results, file)}"
     )
-    return f"{words.table((labels, 'on these', 'more than KD', 'on all labels'), lines)}\n\n{note}"
+    return f"{words.table(header, lines)}\n\n{note}"
 
 
 def _over_kd(found: dict[str, Any], quality: str) -> dict[str, dict[str, Any]]:
