@@ -18,8 +18,10 @@ from amkd_fast.distill.errors import UserError
 from amkd_fast.distill.networks import Spec
 from amkd_fast.distill.networks.normalised import Normalised
 from amkd_fast.distill.options import to_yaml
+from amkd_fast.distill.report import provenance
 from amkd_fast.distill.result_folder import partial_of
 from amkd_fast.distill.settings import CompareSettings, Settings, TrainSettings
+from benchmarks import machine
 from benchmarks.evidence import __main__ as evidence_runs
 from benchmarks.evidence import margins, protocol, search, store
 from benchmarks.report import evidence, words
@@ -84,6 +86,22 @@ def test_a_restored_comparison_runs_only_what_is_missing(tmp_path, capsys):
     said = capsys.readouterr().out.splitlines()
     assert {tuple(line.split()[1:3]) for line in said if line.startswith("seed")} == {("1", "kd")}
     assert len(json.loads((output / "results.json").read_text())["runs"]) == 4
+
+
+def test_a_part_goes_on_beside_lines_that_are_not_committed(tmp_path, monkeypatch):
+    """Lines of the part before make the checkout differ, but not the code that a result is of."""
+    monkeypatch.setattr(evidence_runs, "LINES", tmp_path)
+    monkeypatch.setattr(machine, "RESULTS", tmp_path)
+    monkeypatch.setattr(provenance, "commit", lambda folder, but=(): "0" * 40 + "-dirty" * (but != machine.WRITTEN))
+    monkeypatch.setattr(evidence_runs.subprocess, "run", lambda call, check: distill(call[3:]))
+    row = {"epoch": 0, "lr": 0.1, "accuracy": 77.0, "total": 1.0, "ce": 1.0, "ms_per_step": 1.0}
+    for run in [("student", 0), ("kd", 0), ("student", 1)]:
+        about = {"rows": [row], "qualities": None, "diverged": {"epoch": 2, "what": "the loss"}}
+        store.add(tmp_path / "part.jsonl", {"method": run[0], "seed": run[1], **about})
+    part = protocol.Part("part", SETTINGS, {"student": 1.0, "kd": 1.0}, ["methods"])
+    evidence_runs._compare(part, tmp_path / "out" / "part", jobs=1)
+    assert json.loads((tmp_path / "cifar10-part.json").read_text())["environment"]["commit"] == "0" * 40
+    assert [(line["method"], line["seed"]) for line in store.lines(tmp_path / "part.jsonl")][-1] == ("kd", 1)
 
 
 def test_the_search_trains_what_has_no_line_and_writes_what_the_validation_images_say(tmp_path, capsys):

@@ -14,6 +14,7 @@ import torch
 
 from amkd_fast.distill.files import write_atomic
 from amkd_fast.distill.options import to_yaml
+from amkd_fast.distill.report import provenance
 from amkd_fast.distill.result_folder import MARKER
 from amkd_fast.distill.settings import Settings
 from benchmarks import machine
@@ -76,6 +77,7 @@ def _missing(part: protocol.Part) -> list[tuple[str, int]]:
 def _compare(part: protocol.Part, output: Path, jobs: int) -> None:
     """Run what is missing of a part, each run's line written when it has finished; then its shortened result."""
     path, done = LINES / f"{part.name}.jsonl", threading.Event()
+    commit = provenance.commit(machine.ROOT, machine.WRITTEN)  # the lines of the part before are not committed yet
     resumed = store.restore(output, path, part.settings)
 
     def watch() -> None:
@@ -97,6 +99,7 @@ def _compare(part: protocol.Part, output: Path, jobs: int) -> None:
         if (run["method"], run["seed"]) not in known:
             about = {"rows": run["epochs"], **{name: run.get(name) for name in ("qualities", "diverged", "classes")}}
             store.add(path, {"method": run["method"], "seed": run["seed"], **about})
+    result["environment"]["commit"] = commit
     result["settings"] = {name: value for name, value in result["settings"].items() if name not in PLACES}
     write_atomic(machine.RESULTS / EVIDENCE.format(part.name), json.dumps(store.rounded(shortened(result))) + "\n")
     if "margins" not in part.tables:
