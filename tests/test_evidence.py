@@ -32,6 +32,14 @@ SETTINGS = CompareSettings(
 )
 
 
+def all_but_the_last_run(path):
+    """Lines of runs by :data:`SETTINGS` that diverged; ``kd`` with seed 1 is missing."""
+    row = {"epoch": 0, "lr": 0.1, "accuracy": 77.0, "total": 1.0, "ce": 1.0, "ms_per_step": 1.0}
+    for method, seed in (("student", 0), ("kd", 0), ("student", 1)):
+        run = {"rows": [row], "qualities": None, "diverged": {"epoch": 2, "what": "the loss"}}
+        store.add(path, {"method": method, "seed": seed, **run})
+
+
 def test_the_protocol_is_of_settings_that_there_are():
     found = protocol.read("pictures", "teacher.ckpt")
     assert found.teacher.data == "pictures"
@@ -75,10 +83,7 @@ def test_lines_become_a_comparison_again(tmp_path):
 
 def test_a_restored_comparison_runs_only_what_is_missing(tmp_path, capsys):
     path, output = tmp_path / "part.jsonl", tmp_path / "out"
-    row = {"epoch": 0, "lr": 0.1, "accuracy": 77.0, "total": 1.0, "ce": 1.0, "ms_per_step": 1.0}
-    for method, seed in (("student", 0), ("kd", 0), ("student", 1)):
-        run = {"rows": [row], "qualities": None, "diverged": {"epoch": 2, "what": "the loss"}}
-        store.add(path, {"method": method, "seed": seed, **run})
+    all_but_the_last_run(path)
     config = tmp_path / "config.yaml"
     config.write_text(to_yaml(SETTINGS))
     assert store.restore(output, path, SETTINGS)
@@ -94,10 +99,7 @@ def test_a_part_goes_on_beside_lines_that_are_not_committed(tmp_path, monkeypatc
     monkeypatch.setattr(machine, "RESULTS", tmp_path)
     monkeypatch.setattr(provenance, "commit", lambda folder, but=(): "0" * 40 + "-dirty" * (but != machine.WRITTEN))
     monkeypatch.setattr(evidence_runs.subprocess, "run", lambda call, check: distill(call[3:]))
-    row = {"epoch": 0, "lr": 0.1, "accuracy": 77.0, "total": 1.0, "ce": 1.0, "ms_per_step": 1.0}
-    for run in [("student", 0), ("kd", 0), ("student", 1)]:
-        about = {"rows": [row], "qualities": None, "diverged": {"epoch": 2, "what": "the loss"}}
-        store.add(tmp_path / "part.jsonl", {"method": run[0], "seed": run[1], **about})
+    all_but_the_last_run(tmp_path / "part.jsonl")
     part = protocol.Part("part", SETTINGS, {"student": 1.0, "kd": 1.0}, ["methods"])
     evidence_runs._compare(part, tmp_path / "out" / "part", jobs=1)
     assert json.loads((tmp_path / "cifar10-part.json").read_text())["environment"]["commit"] == "0" * 40
