@@ -174,8 +174,8 @@ def test_tables_of_the_evidence():
     ]
     lines.append({**lines[0], "tried": {"space": "features"}, "validation": None})
     kept = [
-        {"method": method, "seed": seed, "margin": (0.1 + more) * seed, "nearer": 0.5}
-        for method, more in (("bss-near_boundary", 0.0), ("amkd", 0.02))
+        {"method": method, "seed": seed, "margin": always + (0.1 + more) * seed, "nearer": 0.5}
+        for method, always, more in (("bss-near_boundary", 0.0, 0.0), ("amkd", 0.0, 0.02), ("dkd", 0.5, 0.001))
         for seed in range(3)
     ]
     results = Results(lines={"search": lines, "margins-few-1000": kept})
@@ -186,4 +186,5 @@ def test_tables_of_the_evidence():
     assert "| `space` features | 1 | diverged |  |" in table
     table = evidence.tables()["few-1000-margins"](results)
     assert "| AMKD | 0.120 ± 0.298 | +0.020, p 0.225 | 50.0 |" in table
+    assert "| DKD | 0.601 ± 0.251 | +0.501, p < 0.001 | 50.0 |" in table
     assert evidence.tables()["full-methods"](results) == evidence.tables()["full-gains"](results) == words.NOT_YET

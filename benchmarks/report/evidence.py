@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from amkd_fast.distill.report.statistics import describe, paired
+from amkd_fast.distill.report.tables import chance
 from benchmarks.evidence.protocol import FILE
 from benchmarks.report import quality, words
 from benchmarks.report.load import EVIDENCE, MARGINS, Results
@@ -115,7 +116,7 @@ def margins(part: str) -> Table:
                 if name == "margin":
                     test = paired(values, others)
                     told = test["p"] is not None and method != "bss-near_boundary"
-                    cells.append(f"{test['mean']:+.{digits}f}, p {test['p']:.3f}" if told else "")
+                    cells.append(f"{test['mean']:+.{digits}f}, p {chance(test['p'])}" if told else "")
             rows.append((quality.METHODS[method], *cells))
         header = ("method", _WORDS["margin"][0], "more than BSS, `near_boundary`", _WORDS["nearer"][0])
         return words.table(header, rows)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from amkd_fast.distill.report.tables import chance
 from benchmarks.report import words
 from benchmarks.report.load import Results
 
@@ -110,7 +111,7 @@ def gain(test: dict[str, Any] | None) -> str:
         return ""
     if test["low"] is None or test["p_holm"] is None:
         return f"{test['mean']:+.1f}"
-    return f"{test['mean']:+.1f} ({test['low']:+.1f} to {test['high']:+.1f}), p {test['p_holm']:.3f}"
+    return f"{test['mean']:+.1f} ({test['low']:+.1f} to {test['high']:+.1f}), p {chance(test['p_holm'])}"
 
 
 def presets(results: Results) -> str:
