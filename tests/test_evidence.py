@@ -187,4 +187,17 @@ def test_tables_of_the_evidence():
     table = evidence.tables()["few-1000-margins"](results)
     assert "| AMKD | 0.120 ± 0.298 | +0.020, p 0.225 | 50.0 |" in table
     assert "| DKD | 0.601 ± 0.251 | +0.501, p < 0.001 | 50.0 |" in table
+    runs = [
+        {
+            "method": method,
+            "seed": seed,
+            "qualities": None if (method, seed) == ("bss-official", 2) else {"accuracy": value},
+        }
+        for method, value in (("bss-official", 50.0), ("bss-near_boundary", 51.0), ("amkd", 52.0))
+        for seed, value in enumerate((value, value + (method == "amkd"), value))
+    ]
+    table = evidence.tables()["cifar10-pairs"](Results(lines={"full": runs, "resnet14-1000": runs[3:]}))
+    assert "| `full` | 3 | +1.0 | +1.3 (-0.1 to +2.8), p 0.057 |" in table  # of one the training diverged
+    assert "| `resnet14-1000` | 3 |  | +1.3 (-0.1 to +2.8), p 0.057 |" in table
+    assert evidence.tables()["cifar10-pairs"](results) == words.NOT_YET
     assert evidence.tables()["full-methods"](results) == evidence.tables()["full-gains"](results) == words.NOT_YET

@@ -15,6 +15,7 @@ from benchmarks.report import quality, words
 from benchmarks.report.load import EVIDENCE, MARGINS, Results
 
 Table = Callable[[Results], str]
+PAIRS = (("bss-near_boundary", "bss-official"), ("amkd", "bss-near_boundary"))  # of methods that differ in one thing
 _WORDS = {"margin": ("mean margin", 1.0, 3), "nearer": ("margin above 0, %", 100.0, 1)}
 
 
@@ -26,7 +27,8 @@ def tables() -> dict[str, Table]:
         f"{part}-{kind}": kinds[kind](part) for part, about in found["parts"].items() for kind in about["tables"]
     }
     of_groups = {f"search-{group}": search(group, about["tries"]) for group, about in found["search"].items()}
-    return {**of_parts, **of_groups}
+    compared = [part for part, about in found["parts"].items() if "methods" in about["tables"]]
+    return {**of_parts, **of_groups, "cifar10-pairs": pairs(compared)}
 
 
 def methods(part: str) -> Table:
@@ -59,6 +61,27 @@ def gains(part: str) -> Table:
         hours = settings["seeds"] * sum(times.values()) * steps / 3.6e6
         note = f"Points: mean over the seeds, after the last epoch. All runs' steps took {hours:.1f} hours of one core."
         return f"{words.table(header, lines)}\n\n{note}"
+
+    return table
+
+
+def pairs(parts: list[str]) -> Table:
+    """One method over another, seed by seed, in every part that has both: what their difference is worth."""
+
+    def table(results: Results) -> str:
+        rows = []
+        for part in (part for part in parts if part in results.lines):
+            reached: dict[str, dict[int, float | None]] = {}
+            for line in results.lines[part]:
+                reached.setdefault(line["method"], {})[line["seed"]] = (line["qualities"] or {}).get("accuracy")
+            tests = [paired(reached.get(method, {}), reached.get(other, {})) for method, other in PAIRS]
+            told = [quality.gain({**test, "p_holm": test["p"]}) if test["n"] else "" for test in tests]
+            rows.append((f"`{part}`", str(max(test["n"] for test in tests)), *told))
+        if not rows:
+            return words.NOT_YET
+        header = (f"{quality.METHODS[method]}, more than {quality.METHODS[other]}" for method, other in PAIRS)
+        note = "Points on the test images after the last epoch; p: paired t-test over the seeds, not corrected."
+        return f"{words.table(('part', 'seeds', *header), rows)}\n\n{note}"
 
     return table
 
