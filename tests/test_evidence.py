@@ -25,7 +25,7 @@ from benchmarks import machine
 from benchmarks.evidence import __main__ as evidence_runs
 from benchmarks.evidence import margins, protocol, search, store
 from benchmarks.report import evidence, words
-from benchmarks.report.load import Results
+from benchmarks.report.load import Results, load
 
 SETTINGS = CompareSettings(
     methods="student,kd", seeds=2, epochs=1, teacher_epochs=1, student_images=50, quality_images=20, keep_students=False
@@ -187,17 +187,29 @@ def test_tables_of_the_evidence():
     table = evidence.tables()["few-1000-margins"](results)
     assert "| AMKD | 0.120 ± 0.298 | +0.020, p 0.225 | 50.0 |" in table
     assert "| DKD | 0.601 ± 0.251 | +0.501, p < 0.001 | 50.0 |" in table
+    reached = {"bss-official": (50.0, 50.0, 50.0), "bss-near_boundary": (51.0, 51.0, 51.0), "amkd": (52.0, 53.0, 52.0)}
     runs = [
-        {
-            "method": method,
-            "seed": seed,
-            "qualities": None if (method, seed) == ("bss-official", 2) else {"accuracy": value},
-        }
-        for method, value in (("bss-official", 50.0), ("bss-near_boundary", 51.0), ("amkd", 52.0))
-        for seed, value in enumerate((value, value + (method == "amkd"), value))
+        {"method": method, "seed": seed, "qualities": {"accuracy": value}}
+        for method, values in reached.items()
+        for seed, value in enumerate(values)
     ]
+    runs[2]["qualities"] = None  # it diverged
     table = evidence.tables()["cifar10-pairs"](Results(lines={"full": runs, "resnet14-1000": runs[3:]}))
-    assert "| `full` | 3 | +1.0 | +1.3 (-0.1 to +2.8), p 0.057 |" in table  # of one the training diverged
+    assert "| `full` | 3 | +1.0 | +1.3 (-0.1 to +2.8), p 0.057 |" in table
     assert "| `resnet14-1000` | 3 |  | +1.3 (-0.1 to +2.8), p 0.057 |" in table
     assert evidence.tables()["cifar10-pairs"](results) == words.NOT_YET
     assert evidence.tables()["full-methods"](results) == evidence.tables()["full-gains"](results) == words.NOT_YET
+
+
+def test_tables_of_the_evidence_tell_what_time_was_taken_and_what_it_buys():
+    results = load(machine.RESULTS)
+    found = results.evidence["resnet14-1000"]
+    assert (found["settings"]["seeds"], found["settings"]["epochs"], len(found["methods"])) == (3, 60, 5)
+    for about in found["methods"].values():
+        about["ms_per_step"] = 100.0  # sixteen steps an epoch: 1,000 images in batches of 64
+    table = evidence.tables()["resnet14-1000-methods"](results)
+    assert table.endswith(" All runs' steps took 0.4 hours of one core.")
+    found["methods"]["kd"]["ms_per_step"] = 40.0
+    (test,) = [test for test in found["tests"] if (test["quality"], test["method"]) == ("accuracy", "amkd")]
+    test["mean"] = 0.75
+    assert "| AMKD | 100 | 2.50 | +0.75 | +0.5 |" in evidence.gains("resnet14-1000")(results)

@@ -33,12 +33,12 @@ def tables() -> dict[str, Table]:
 
 def methods(part: str) -> Table:
     """Accuracy and more of every method of a part."""
-    return lambda results: quality.methods_of(results, results.evidence.get(part), EVIDENCE.format(part))
+    return _with_hours(part, quality.methods_of)
 
 
 def unseen(part: str) -> Table:
     """Accuracy on the labels that the students of a part never saw."""
-    return lambda results: quality.dropped_of(results, results.evidence.get(part), EVIDENCE.format(part))
+    return _with_hours(part, quality.dropped_of)
 
 
 def gains(part: str) -> Table:
@@ -56,11 +56,7 @@ def gains(part: str) -> Table:
             each = f"{more / (longer - 1.0):+.1f}" if longer > 1.05 else ""
             lines.append((quality.METHODS[name], f"{times[name]:.0f}", f"{longer:.2f}", f"{more:+.2f}", each))
         header = ("method", "ms a step", "times KD's", "points over KD", "for each further time of KD's")
-        settings = found["settings"]
-        steps = settings["epochs"] * -(-found["images"]["student"] // settings["batch_size"])
-        hours = settings["seeds"] * sum(times.values()) * steps / 3.6e6
-        note = f"Points: mean over the seeds, after the last epoch. All runs' steps took {hours:.1f} hours of one core."
-        return f"{words.table(header, lines)}\n\n{note}"
+        return f"{words.table(header, lines)}\n\nPoints: mean over the seeds, after the last epoch."
 
     return table
 
@@ -75,8 +71,7 @@ def pairs(parts: list[str]) -> Table:
             for line in results.lines[part]:
                 reached.setdefault(line["method"], {})[line["seed"]] = (line["qualities"] or {}).get("accuracy")
             tests = [paired(reached.get(method, {}), reached.get(other, {})) for method, other in PAIRS]
-            told = [quality.gain({**test, "p_holm": test["p"]}) if test["n"] else "" for test in tests]
-            rows.append((f"`{part}`", str(max(test["n"] for test in tests)), *told))
+            rows.append((f"`{part}`", str(max(test["n"] for test in tests)), *map(_uncorrected, tests)))
         if not rows:
             return words.NOT_YET
         header = (f"{quality.METHODS[method]}, more than {quality.METHODS[other]}" for method, other in PAIRS)
@@ -101,8 +96,7 @@ def search(group: str, tries: list[dict[str, Any]]) -> Table:
         rows = []
         for tried, values in by_try.items():
             about = describe(list(values.values()))
-            test = paired(values, by_try[first])
-            apart = "" if tried == first or test["mean"] is None else quality.gain({**test, "p_holm": test["p"]})
+            apart = "" if tried == first else _uncorrected(paired(values, by_try[first]))
             reached = "diverged" if about["mean"] is None else quality.mean(about)
             rows.append((tried, str(len(values)), reached, apart))
         minutes = statistics.fmean(line["minutes"] for line in lines)
@@ -134,8 +128,7 @@ def margins(part: str) -> Table:
                     for one in (method, "bss-near_boundary")
                 )
                 about = describe(list(values.values()))
-                half = "" if about["low"] is None else f" ± {(about['high'] - about['low']) / 2:.{digits}f}"
-                cells.append(f"{about['mean']:.{digits}f}{half}")
+                cells.append(quality.mean(about, digits))
                 if name == "margin":
                     test = paired(values, others)
                     told = test["p"] is not None and method != "bss-near_boundary"
@@ -145,6 +138,27 @@ def margins(part: str) -> Table:
         return words.table(header, rows)
 
     return table
+
+
+def _with_hours(part: str, table_of: Callable[[Results, dict[str, Any] | None, str], str]) -> Table:
+    """A table of the part's result, and how long its training steps took."""
+
+    def table(results: Results) -> str:
+        found = results.evidence.get(part)
+        written = table_of(results, found, EVIDENCE.format(part))
+        if found is None:
+            return written
+        settings = found["settings"]
+        steps = settings["epochs"] * -(-found["images"]["student"] // settings["batch_size"])
+        hours = settings["seeds"] * sum(about["ms_per_step"] for about in found["methods"].values()) * steps / 3.6e6
+        return f"{written} All runs' steps took {hours:.1f} hours of one core."
+
+    return table
+
+
+def _uncorrected(test: dict[str, Any]) -> str:
+    """A paired difference, its interval and p as it is; nothing where the two share no seed."""
+    return quality.gain({**test, "p_holm": test["p"]}) if test["n"] else ""
 
 
 def _told(tried: dict[str, Any]) -> str:

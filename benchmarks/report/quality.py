@@ -99,10 +99,10 @@ def _over_kd(found: dict[str, Any], quality: str) -> dict[str, dict[str, Any]]:
     return {test["method"]: test for test in found["tests"] if (test["quality"], test["baseline"]) == (quality, "kd")}
 
 
-def mean(numbers: dict[str, Any]) -> str:
+def mean(numbers: dict[str, Any], digits: int = 1) -> str:
     """Mean over the seeds ± half its interval."""
-    half = "" if numbers["low"] is None else f" ± {(numbers['high'] - numbers['low']) / 2:.1f}"
-    return f"{numbers['mean']:.1f}{half}"
+    half = "" if numbers["low"] is None else f" ± {(numbers['high'] - numbers['low']) / 2:.{digits}f}"
+    return f"{numbers['mean']:.{digits}f}{half}"
 
 
 def gain(test: dict[str, Any] | None) -> str:
