@@ -187,6 +187,7 @@ def test_tables_of_the_evidence():
     table = evidence.tables()["few-1000-margins"](results)
     assert "| AMKD | 0.120 ± 0.298 | +0.020, p 0.225 | 50.0 |" in table
     assert "| DKD | 0.601 ± 0.251 | +0.501, p < 0.001 | 50.0 |" in table
+    assert table.endswith("Mean of 3 seeds ± half the 95 % interval; p: paired t-test, not corrected.")
     reached = {"bss-official": (50.0, 50.0, 50.0), "bss-near_boundary": (51.0, 51.0, 51.0), "amkd": (52.0, 53.0, 52.0)}
     runs = [
         {"method": method, "seed": seed, "qualities": {"accuracy": value}}
